@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 Key = jax.Array
 """A JAX PRNG key (typed, or a legacy uint32 key), used once."""
+
+Bits = Literal["threefry", "fast"]
+"""Generators of masks: ``threefry`` draws JAX's own bits, ``fast`` is a keyed mix hash."""
 
 Rates = Mapping[str, Any]
 """Drop probabilities by site name, e.g. ``{"dropout": 0.5}``; each f32 [] (may be traced)."""

@@ -1,0 +1,51 @@
+# Every target makes .venv when it is missing and installs what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+# Where one PyTorch build is enough, name it: make bench TORCH=torch==2.13.0
+TORCH ?= torch
+
+.PHONY: help train test check lint types bench clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/thinned: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "make: $$($(PYTHON) --version) is too old: name a Python of at least 3.11, as in make PYTHON=python3.11 train"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.test: $(BIN)/thinned
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+$(VENV)/.bench: $(BIN)/thinned
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . psutil $(TORCH)
+	@touch $@
+
+train: $(BIN)/thinned ## Train the tutorial's classifier on real MNIST (10 epochs)
+	$(BIN)/thinned train
+
+test: $(VENV)/.test ## Run the tests
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+check: lint types ## Formatting, lint, types, import contract, quick --help
+
+lint: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/check_help.py
+
+types: $(VENV)/.test
+	$(BIN)/pyright
+
+bench: $(VENV)/.bench ## Our epoch against plain Flax, PyTorch and the roofline, side by side
+	$(BIN)/python benchmarks/epoch.py
+	$(BIN)/python benchmarks/dropout_speed.py
+
+clean: ## Remove .venv and caches (never runs/)
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache

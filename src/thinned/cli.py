@@ -1,0 +1,239 @@
+"""The command line: options into a config, errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional, arg, subcommand
+
+from thinned.config import Config, Option, load, recipe
+from thinned.errors import RequestError, ThinnedError
+
+# JAX is imported only once a command runs: `thinned --help` must answer at once.
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a classifier, or go on with a run that was stopped."""
+
+    config: Annotated[Config, arg(name="")] = field(default_factory=Config)
+    config_file: Annotated[
+        Path | None,
+        Option("YAML or JSON file of defaults, e.g. another run's config.json; flags override it."),
+        arg(name="config", aliases=["-c"]),
+    ] = None
+    name: Annotated[
+        str | None, Option("Name of the run; a run of that name is continued. [default: made up]")
+    ] = None
+    runs: Annotated[Path, Option("Folder of all runs.")] = Path("runs")
+    resume: Annotated[Path | None, Option("Run folder to go on with; only --epochs may grow.")] = (
+        None
+    )
+    quiet: Annotated[bool, Option("Print nothing but errors.")] = False
+    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+
+    def __call__(self) -> None:
+        """Train, then say where the result is and what can be done with it."""
+        from thinned import run as runs
+
+        if self.resume is not None:
+            run = runs.resume(self.resume, self.config, quiet=self.quiet)
+        else:
+            run = runs.train(self.config, name=self.name, runs=self.runs, quiet=self.quiet)
+        if not self.quiet:
+            print(_closing(run), flush=True)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Loss and accuracy of a run on all test images, per class too."""
+
+    run: Annotated[Positional[Path], Option("Run folder.")]
+    data_path: Annotated[
+        Path | None,
+        Option("Folder with four IDX files whose test images to use; the run's own when absent."),
+        arg(name="data.path"),
+    ] = None
+    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+
+    def __call__(self) -> None:
+        """Evaluate and print a line for each class."""
+        from thinned.run import Run
+
+        run = Run.open(self.run)
+        found = run.evaluate(self.data_path)
+        totals = found.totals
+        print(
+            f"loss {totals.mean_loss:.4f} nats, accuracy {totals.accuracy:.2%} "
+            f"({totals.correct:,} of {totals.count:,} images)"
+        )
+        for label, accuracy in enumerate(found.class_accuracy):
+            print(f"class {label}: {accuracy:.2%} of {found.confusion[label].sum():,}")
+
+
+@dataclass(frozen=True)
+class VerifyResume:
+    """Prove that a killed and resumed run ends bit-identical to one that was never stopped."""
+
+    config: Annotated[Config, arg(name="")] = field(default_factory=Config)
+    config_file: Annotated[
+        Path | None,
+        Option("YAML or JSON file of defaults; flags override it."),
+        arg(name="config", aliases=["-c"]),
+    ] = None
+    kills: Annotated[int, Option("How often to kill the run.", "kills", low=1)] = 3
+    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+
+    def __call__(self) -> None:
+        """Train twice, kill one of the two, compare, print a verdict for every array."""
+        from thinned.verify import verify_resume
+
+        if self.kills < 1:
+            raise RequestError(f"--kills is {self.kills}: must be at least 1")
+        if not verify_resume(self.config, self.kills):
+            raise ThinnedError("the resumed run differs from the uninterrupted one")
+
+
+COMMANDS: dict[str, type[Any]] = {
+    "train": Train,
+    "evaluate": Evaluate,
+    "verify-resume": VerifyResume,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: words after ``thinned``; those of the process by default.
+
+    Returns:
+        The exit code: 0, 1 for a failure, 2 for a wrong request, 130 or 143 after a signal.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        command = parse(arguments)
+        command()
+    except ThinnedError as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        print(f"thinned: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("thinned: stopped before there was anything to save", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone: there is nobody left to tell.
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        reason = " ".join(str(error).split())[:300]
+        print(
+            f"thinned: unexpected {type(error).__name__}: {reason}; "
+            "run again with --debug for the traceback",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def parse(arguments: list[str]) -> Any:
+    """The command that `arguments` ask for, options filled from recipe, file, then flags.
+
+    Raises:
+        RequestError: options that do not exist, or whose values cannot be.
+        SystemExit: after ``--help`` was printed.
+    """
+    base = _base_config(arguments)
+    commands = tuple(
+        Annotated[
+            command,
+            subcommand(name, default=command(config=base))
+            if "config" in command.__dataclass_fields__
+            else subcommand(name),
+        ]
+        for name, command in COMMANDS.items()
+    )
+    words = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(words):
+            return tyro.cli(
+                tyro.conf.OmitSubcommandPrefixes[_union(commands)],
+                prog="thinned",
+                description="Image classifiers in which dropout is right, cheap and measured.",
+                args=arguments,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as leaving:
+        if not leaving.code:
+            raise
+        raise RequestError(_one_line(words.getvalue())) from leaving
+
+
+def _union(types: tuple[Any, ...]) -> Any:
+    union: Any = types[0]
+    for each in types[1:]:
+        union = union | each
+    return union
+
+
+def _base_config(arguments: list[str]) -> Config:
+    """The defaults below the flags: a run's own config, a file, or a recipe."""
+    resumed = _value(arguments, "--resume")
+    if resumed is not None:
+        folder = Path(resumed)
+        if not (folder / "config.json").is_file():
+            raise RequestError(f"{folder} is no run folder: it has no config.json")
+        return load(folder / "config.json")
+    file = _value(arguments, "-c") or _value(arguments, "--config")
+    if file is not None:
+        return load(Path(file))
+    named = _value(arguments, "--recipe")
+    return recipe(named) if named is not None else Config()
+
+
+def _value(arguments: list[str], name: str) -> str | None:
+    for index, word in enumerate(arguments):
+        if word.startswith(f"{name}="):
+            return word[len(name) + 1 :]
+        if word == name and index + 1 < len(arguments):
+            return arguments[index + 1]
+    return None
+
+
+def _one_line(box: str) -> str:
+    """The framed message of the argument parser as one line."""
+    paragraphs = [
+        " ".join(re.sub(r"[│╭╮╰╯─]+", " ", part).split())
+        for part in re.split(r"│ ─+ │", box.split("╮", 1)[-1])
+    ]
+    close = re.search(r"Perhaps you meant:\s+(--\S+)", " ".join(paragraphs[1:]))
+    hint = f"; did you mean {close[1]}?" if close else "; see --help"
+    return paragraphs[0].rstrip(".") + hint
+
+
+def _closing(run: Any) -> str:
+    last = {record["split"]: record for record in run.metrics}
+    test = last["test"]
+    return "\n".join(
+        (
+            f"test accuracy {test['accuracy']:.2%}, loss {test['loss']:.4f} nats, "
+            f"on all {test['count']:,} images",
+            f"run       {run.folder}",
+            f"evaluate  thinned evaluate {run.folder}",
+            f"go on     thinned train --resume {run.folder} --epochs {run.config.epochs * 2}",
+            f"predict   python -c \"import thinned; run = thinned.Run.open('{run.folder}'); "
+            'print(run.predict(images))"',
+        )
+    )

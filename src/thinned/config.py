@@ -1,0 +1,301 @@
+"""Everything needed to repeat a run, as plain data: options, their ranges, recipes, files.
+
+Every field of `Config` is a flag of the command line and a key of ``config.json``; its `Option`
+holds the help text, the unit and the range, so that documentation and validation cannot differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from typing_extensions import Doc
+
+from thinned.errors import RequestError
+
+
+class Option(Doc):
+    """Help text, unit and range of one option.
+
+    Args:
+        text: what the option does, in one sentence.
+        unit: the unit of the value, in words.
+        low: the least value allowed, or None.
+        high: the greatest value allowed, or None.
+        above: whether `low` itself is excluded.
+        changeable: whether a resumed run may change it (it cannot alter what already happened).
+    """
+
+    def __init__(
+        self,
+        text: str,
+        unit: str = "",
+        low: float | None = None,
+        high: float | None = None,
+        above: bool = False,
+        changeable: bool = False,
+    ) -> None:
+        self.low, self.high, self.above = low, high, above
+        self.changeable = changeable
+        notes = "; ".join(part for part in (unit, self.range) if part)
+        super().__init__(f"{text} [{notes}]" if notes else text)
+
+    @property
+    def range(self) -> str:
+        """The range in words, or an empty string."""
+        if self.low is None:
+            return ""
+        if self.high is not None:
+            return f"{self.low:g} to {self.high:g}"
+        return f"above {self.low:g}" if self.above else f"at least {self.low:g}"
+
+    def admits(self, value: float) -> bool:
+        """Whether `value` is a number inside the range."""
+        if math.isnan(value) or math.isinf(value):
+            return False
+        low_ok = self.low is None or (value > self.low if self.above else value >= self.low)
+        return low_ok and (self.high is None or value <= self.high)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images to learn from."""
+
+    path: Annotated[
+        Path | None,
+        Option("Folder with four IDX files (gzipped or not); MNIST from the package when absent."),
+    ] = None
+    validation: Annotated[
+        int, Option("Training images held out by the seed, for selecting.", "images", low=0)
+    ] = 0
+    limit: Annotated[
+        int | None,
+        Option("Use only this many training images, chosen by the seed.", "images", low=1),
+    ] = None
+
+
+@dataclass(frozen=True)
+class DropoutConfig:
+    """What is dropped, and how often."""
+
+    rate: Annotated[
+        float, Option("Probability of dropping, at every site.", "probability", low=0, high=1)
+    ] = 0.5
+    bits: Annotated[
+        Literal["fast", "threefry"],
+        Option("Generator of the masks: threefry draws the very masks of JAX and Flax."),
+    ] = "fast"
+
+
+@dataclass(frozen=True)
+class RandomnessConfig:
+    """How keys follow from the seed. The defaults are right; the others show what goes wrong."""
+
+    derivation: Annotated[
+        Literal["named", "tutorial"],
+        Option("How the seed becomes keys: by the stream's name, or as the tutorial splits them."),
+    ] = "named"
+    dropout: Annotated[
+        Literal["step", "frozen"],
+        Option("A fresh mask at every step, or one mask for ever."),
+    ] = "step"
+    shuffle: Annotated[
+        Literal["epoch", "frozen"],
+        Option("A fresh order in every epoch, or one order for ever."),
+    ] = "epoch"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything needed to repeat a run."""
+
+    recipe: Annotated[
+        str, Option("Named set of defaults: tutorial, or tutorial-as-printed (see docs).")
+    ] = "tutorial"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: Annotated[Literal["cnn"], Option("Network: the tutorial's CNN.")] = "cnn"
+    dropout: DropoutConfig = field(default_factory=DropoutConfig)
+    learning_rate: Annotated[float, Option("Step size of Adam.", "per step", low=0, above=True)] = (
+        0.001
+    )
+    batch_size: Annotated[int, Option("Images per training step.", "images", low=1)] = 32
+    epochs: Annotated[
+        int, Option("Passes over the training images.", "epochs", low=1, changeable=True)
+    ] = 10
+    seed: Annotated[int, Option("Root of all randomness.", "integer", low=0, high=2**32 - 1)] = 0
+    randomness: RandomnessConfig = field(default_factory=RandomnessConfig)
+    checkpoint_every_s: Annotated[
+        float,
+        Option(
+            "Longest time between checkpoints; one is also saved after every epoch.",
+            "seconds",
+            low=0,
+            above=True,
+            changeable=True,
+        ),
+    ] = 60.0
+
+
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "tutorial": {},
+    # The printed program, literally: what goes wrong in it is data here, no branch in the loop.
+    "tutorial-as-printed": {
+        "learning_rate": 0.1,
+        "dropout": {"bits": "threefry"},
+        "randomness": {"derivation": "tutorial", "dropout": "frozen", "shuffle": "frozen"},
+    },
+}
+
+
+def recipe(name: str) -> Config:
+    """The defaults that a recipe names.
+
+    Raises:
+        RequestError: no recipe has that name.
+    """
+    if name not in RECIPES:
+        raise RequestError(f"unknown recipe {name!r}{_nearest(name, RECIPES)}")
+    return with_values(Config(recipe=name), RECIPES[name], f"recipe {name}")
+
+
+def with_values(config: Any, values: Mapping[str, Any], where: str) -> Any:
+    """A copy of a config dataclass with nested `values` laid over it.
+
+    Args:
+        config: an instance of `Config` or of one of its sections.
+        values: nested mapping, as read from YAML or JSON.
+        where: what to name in an error, e.g. the file.
+
+    Raises:
+        RequestError: unknown keys, or values of another type.
+    """
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    changes: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise RequestError(f"{where}: unknown option {name!r}{_nearest(str(name), hints)}")
+        current = getattr(config, name)
+        if dataclasses.is_dataclass(current):
+            if not isinstance(value, Mapping):
+                raise RequestError(f"{where}: {name} must be a section of options, not {value!r}")
+            changes[name] = with_values(current, value, f"{where}: {name}")
+        else:
+            changes[name] = _coerce(hints[name], value, f"{where}: {name}")
+    return dataclasses.replace(config, **changes)
+
+
+def load(path: Path) -> Config:
+    """A config from a YAML or JSON file; a run's own ``config.json`` is one.
+
+    Raises:
+        RequestError: the file cannot be read, is no mapping, or names unknown options.
+    """
+    values = _read_mapping(path)
+    return with_values(recipe(str(values.get("recipe", "tutorial"))), values, str(path))
+
+
+def to_json(config: Config) -> str:
+    """The config as JSON text, every option written out."""
+    return json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
+
+
+def validate(config: Any) -> None:
+    """Check every number against its range.
+
+    Raises:
+        RequestError: the first option out of range, named as its flag.
+    """
+    if isinstance(config, Config) and config.recipe not in RECIPES:
+        recipe(config.recipe)
+    for name, option, value in options(config):
+        numeric = isinstance(value, int | float)
+        if numeric and option.range and not option.admits(value):
+            raise RequestError(f"{flag(name)} is {value}: must be {_sentence(option)}")
+
+
+def options(config: Any, prefix: str = "") -> Iterator[tuple[str, Option, Any]]:
+    """Every leaf of a config as (dotted name, `Option`, value), in the order of definition."""
+    for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            yield from options(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", typing.get_args(hint)[1], value
+
+
+def differences(past: Config, wanted: Config) -> list[str]:
+    """The flags that would change what a run has already done, as ``--flag: was X, asked Y``."""
+    return [
+        f"{flag(name)}: was {before}, asked for {after}"
+        for (name, option, before), (_, _, after) in zip(
+            options(past), options(wanted), strict=True
+        )
+        if before != after and not option.changeable
+    ]
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a dotted name: ``data.batch_size`` -> ``--data.batch-size``."""
+    return "--" + name.replace("_", "-")
+
+
+def _sentence(option: Option) -> str:
+    return f"a number from {option.range}" if option.high is not None else option.range
+
+
+def _nearest(word: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def _read_mapping(path: Path) -> Mapping[str, Any]:
+    import yaml  # JSON is a subset of YAML, so one reader serves both.
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"cannot read config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path} is neither YAML nor JSON: {_first_line(error)}") from error
+    if not isinstance(values, Mapping):
+        raise RequestError(f"{path} holds no options: expected lines like 'epochs: 3'")
+    return values
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _coerce(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the annotated type, or a `RequestError` that says what was expected."""
+    kind = typing.get_args(hint)[0]
+    allowed = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        if value not in allowed:
+            raise RequestError(f"{where} is {value!r}: choose from {', '.join(allowed)}")
+        return value
+    if isinstance(kind, types.UnionType):
+        if value is None:
+            return None
+        kind = allowed[0]
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    # YAML 1.1 reads 1e-3 as a string: take what a person would mean by it.
+    if kind is float and isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise RequestError(f"{where} is {value!r}: expected {kind.__name__}")
+    return value

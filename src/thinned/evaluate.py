@@ -1,0 +1,82 @@
+"""Evaluation on every example, whatever the batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from thinned.losses import cross_entropy
+from thinned.metrics import BatchSums, Totals, batch_sums, confusion
+from thinned.predict import BATCH_SIZE, logits_of, padded_batches
+from thinned.step import Batch
+from thinned.types import Variables
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a classifier does on a set of labelled images.
+
+    Attributes:
+        totals: loss, correct answers and count, summed over all examples.
+        confusion: int64 [true class, predicted class], counts.
+    """
+
+    totals: Totals
+    confusion: np.ndarray
+
+    @property
+    def class_accuracy(self) -> np.ndarray:
+        """f64 [class]: fraction of each class's examples classified correctly; NaN without any."""
+        examples = self.confusion.sum(1)
+        right = np.diagonal(self.confusion).astype(float)
+        return np.divide(right, examples, out=np.full(len(right), np.nan), where=examples > 0)
+
+
+@partial(jax.jit, static_argnames="apply_fn")
+def eval_step(
+    apply_fn: Callable[..., Any],
+    variables: Variables,
+    data: Batch,
+    rows: jax.Array,
+    mask: jax.Array,
+) -> tuple[BatchSums, jax.Array]:
+    """Sums and confusion counts of one batch, dropout off.
+
+    Args:
+        apply_fn: the ``apply`` of a module called as ``module(images, train=bool)``.
+        variables: its variables.
+        data: the whole set, on the device.
+        rows: i32 [batch], the examples of this batch.
+        mask: bool [batch], False for padding.
+    """
+    labels = data.labels[rows]
+    logits = logits_of(apply_fn, variables, data.images[rows])
+    sums = batch_sums(cross_entropy(logits, labels), logits, labels, mask)
+    return sums, confusion(logits, labels, mask)
+
+
+def evaluate(
+    apply_fn: Callable[..., Any],
+    variables: Variables,
+    data: Batch,
+    batch_size: int = BATCH_SIZE,
+) -> Evaluation:
+    """Evaluate on all of `data`: no example is dropped, counted twice or averaged per batch.
+
+    Args:
+        apply_fn: the ``apply`` of a module called as ``module(images, train=bool)``.
+        variables: its variables.
+        data: images u8 [example, height, width, channel] and labels i32 [example].
+        batch_size: examples in one compiled call.
+    """
+    totals, counts = Totals(), 0
+    for rows, mask in padded_batches(len(data.labels), min(batch_size, len(data.labels))):
+        sums, cells = eval_step(apply_fn, variables, data, jnp.asarray(rows), jnp.asarray(mask))
+        totals, counts = totals.add(sums), counts + np.asarray(cells, np.int64)
+    return Evaluation(totals, np.asarray(counts))

@@ -1,0 +1,233 @@
+"""The training loop: the only place that iterates over steps and epochs."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import time
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from thinned.checkpoint import Checkpoints
+from thinned.errors import ThinnedError
+from thinned.evaluate import evaluate
+from thinned.logs import MetricsLog, Silent
+from thinned.metrics import BatchSums, Totals
+from thinned.plan import CHUNK_STEPS, Plan
+from thinned.state import TrainState
+from thinned.step import Batch, train_steps
+
+
+class Diverged(ThinnedError):
+    """The loss or a parameter is no longer a finite number."""
+
+
+class Stopped(ThinnedError):
+    """A signal asked the run to stop, and it is saved.
+
+    Attributes:
+        exit_code: 128 plus the signal's number: 130 for Ctrl-C, 143 for SIGTERM.
+    """
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is; saved in every checkpoint, as JSON.
+
+    Attributes:
+        step: steps done.
+        totals: sums over the epoch in progress.
+    """
+
+    step: int = 0
+    totals: Totals = dataclasses.field(default_factory=Totals)
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> Progress:
+        """The inverse of `dataclasses.asdict`."""
+        return cls(saved["step"], Totals(**saved["totals"]))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run works with; see `thinned.run.prepare`.
+
+    Attributes:
+        plan: the course.
+        train: the training images and labels, on the device.
+        held_out: what to evaluate on after each epoch: name of the split -> its data.
+        checkpoints: where states are saved.
+        log: where metrics are recorded.
+        view: what the person sees.
+    """
+
+    plan: Plan
+    train: Batch
+    held_out: dict[str, Batch]
+    checkpoints: Checkpoints
+    log: MetricsLog
+    view: Silent
+
+
+class StopSignal:
+    """Remembers the first Ctrl-C or SIGTERM; the second acts as if nobody listened."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._notice)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        for each in self._before:
+            signal.signal(each, signal.SIG_DFL)
+
+
+class Pace:
+    """How many steps to ask for at once: about a quarter of a second's worth."""
+
+    def __init__(self, seconds: float = 0.25) -> None:
+        self.count = 1
+        self._seconds = seconds
+        self._timed = False
+
+    def took(self, count: int, seconds: float) -> None:
+        """So many steps took so long; the first call held a compilation and says nothing."""
+        if self._timed:
+            wanted = self._seconds * count / max(seconds, 1e-6)
+            self.count = int(np.clip(wanted, 1, min(CHUNK_STEPS, 4 * self.count)))
+        self._timed = True
+
+
+def train(parts: Parts, state: TrainState, progress: Progress, stop: StopSignal) -> TrainState:
+    """Train from `progress` to the end of the plan.
+
+    Args:
+        parts: what the run works with.
+        state: the state at ``progress.step``; donated.
+        progress: where to go on.
+        stop: asked after every chunk of steps.
+
+    Returns:
+        The final state, which is also saved.
+
+    Raises:
+        Diverged: a loss or parameter became NaN or infinite; the last good checkpoint stays.
+        Stopped: a signal came; the state is saved.
+        ThinnedError: saving failed.
+    """
+    plan, pace, saved_at = parts.plan, Pace(), time.monotonic()
+    while progress.step < plan.total_steps:
+        state, progress = _advance(parts, state, progress, pace)
+        epoch_ended = progress.step % plan.steps_per_epoch == 0
+        if epoch_ended:
+            progress = _end_epoch(parts, state, progress)
+        due = time.monotonic() - saved_at >= plan.config.checkpoint_every_s
+        if epoch_ended or due or stop.number:
+            save(parts.checkpoints, state, progress)
+            saved_at = time.monotonic()
+        if stop.number and progress.step < plan.total_steps:
+            name = signal.Signals(stop.number).name
+            raise Stopped(f"stopped by {name} at step {progress.step}, saved", stop.number)
+    return state
+
+
+def save(checkpoints: Checkpoints, state: TrainState, progress: Progress) -> None:
+    """Save a checkpoint, unless the state has gone bad.
+
+    Raises:
+        Diverged: a parameter is NaN or infinite.
+        ThinnedError: saving failed.
+    """
+    arrays = arrays_of(state)
+    finite = jax.tree.map(lambda leaf: bool(np.all(np.isfinite(leaf))), arrays["params"])
+    if not all(jax.tree.leaves(finite)):
+        raise Diverged(_divergence("a parameter", progress.step, checkpoints))
+    checkpoints.save(progress.step, arrays, dataclasses.asdict(progress))
+
+
+def arrays_of(state: TrainState) -> dict[str, Any]:
+    """The part of a state that a checkpoint holds, as a plain nested mapping of arrays."""
+    return {
+        "step": state.step,
+        "params": state.params,
+        "opt_state": state.opt_state,
+        "model_state": state.model_state,
+    }
+
+
+def _advance(
+    parts: Parts, state: TrainState, progress: Progress, pace: Pace
+) -> tuple[TrainState, Progress]:
+    started = time.monotonic()
+    chunk, count = parts.plan.chunk(progress.step, pace.count)
+    state, sums = train_steps(state, parts.train, chunk, jnp.int32(count))
+    sums = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], sums)
+    pace.took(count, time.monotonic() - started)
+    _refuse_nonfinite(sums, progress.step, parts.checkpoints)
+    parts.view.advance(int(np.sum(sums.count)))
+    return state, Progress(progress.step + count, progress.totals.add(sums))
+
+
+def _end_epoch(parts: Parts, state: TrainState, progress: Progress) -> Progress:
+    """Evaluate, record, tell; the sums of the next epoch start from nothing."""
+    epoch = parts.plan.epoch_of(progress.step - 1)
+    results = {"train": progress.totals}
+    for split, data in parts.held_out.items():
+        results[split] = evaluate(state.apply_fn, state.variables, data).totals
+    stamp = {"epoch": epoch, "step": progress.step, "time_s": round(time.time(), 3)}
+    parts.log.append(
+        {"split": split, **record(totals), **stamp} for split, totals in results.items()
+    )
+    told = ", ".join(
+        f"{split} loss {totals.mean_loss:.4f} accuracy {totals.accuracy:.2%}"
+        for split, totals in results.items()
+    )
+    parts.view.epoch(f"epoch {epoch}/{parts.plan.config.epochs}: {told}")
+    return Progress(progress.step)
+
+
+def record(totals: Totals) -> dict[str, Any]:
+    """Totals as the fields of a record of ``metrics.jsonl``."""
+    return {
+        "loss": totals.mean_loss,
+        "accuracy": totals.accuracy,
+        "correct": totals.correct,
+        "count": totals.count,
+    }
+
+
+def _refuse_nonfinite(sums: BatchSums, step: int, checkpoints: Checkpoints) -> None:
+    bad = np.flatnonzero(~np.isfinite(sums.loss))
+    if len(bad):
+        raise Diverged(_divergence("the training loss", step + int(bad[0]), checkpoints))
+
+
+def _divergence(what: str, step: int, checkpoints: Checkpoints) -> str:
+    steps = checkpoints.steps()
+    kept = (
+        f"the last good checkpoint is step {steps[-1]}" if steps else "no checkpoint was saved yet"
+    )
+    return f"{what} is not finite at step {step}; {kept}; try a smaller --learning-rate"

@@ -1,0 +1,96 @@
+"""What happens at each step of a run: a pure function of the config and the step's number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from thinned.config import Config
+from thinned.dropout.layers import rates_collection
+from thinned.rng import key_for, permutation, stream_root
+from thinned.step import Chunk
+from thinned.types import Key
+
+CHUNK_STEPS = 128
+"""Steps in a compiled chunk at most; the loop asks for fewer, so that it can stop promptly."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The course of a run.
+
+    Attributes:
+        config: the run's config.
+        train_size: number of training images.
+        sites: names of the model's dropout sites.
+    """
+
+    config: Config
+    train_size: int
+    sites: tuple[str, ...]
+
+    @cached_property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch; which images are left over changes with every order."""
+        return self.train_size // self.config.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        """Steps in the whole run."""
+        return self.steps_per_epoch * self.config.epochs
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch, from 1, that a step (from 0) belongs to."""
+        return step // self.steps_per_epoch + 1
+
+    def chunk(self, step: int, count: int) -> tuple[Chunk, int]:
+        """Everything that up to `count` steps from `step` on use, never past the epoch's end.
+
+        Returns:
+            A `Chunk` padded to `CHUNK_STEPS`, and how many of its steps are real.
+        """
+        first = step % self.steps_per_epoch
+        count = min(count, CHUNK_STEPS, self.steps_per_epoch - first)
+        rows = self._order(self.epoch_of(step))[first : first + count]
+        order = np.zeros((CHUNK_STEPS, self.config.batch_size), np.int32)
+        order[:count] = rows
+        steps = step + np.arange(CHUNK_STEPS, dtype=np.uint32)
+        rates = {site: jnp.full(CHUNK_STEPS, self.config.dropout.rate) for site in self.sites}
+        return Chunk(jnp.asarray(order), self._keys(steps), rates_collection(rates)), count
+
+    def _keys(self, steps: np.ndarray) -> Key:
+        seed, randomness = self.config.seed, self.config.randomness
+        if randomness.dropout == "frozen":
+            root = stream_root(seed, "dropout", randomness.derivation)
+            return jax.random.wrap_key_data(
+                jnp.broadcast_to(jax.random.key_data(root), (len(steps), 2)),
+                impl="threefry2x32",
+            )
+        return _step_keys(seed, jnp.asarray(steps), randomness.derivation)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Rows of the training set for each step of an epoch, i32 [step, batch]."""
+        seed, randomness = self.config.seed, self.config.randomness
+        if randomness.shuffle == "frozen":
+            key = stream_root(seed, "shuffle", randomness.derivation)
+        else:
+            key = key_for(seed, "shuffle", epoch, randomness.derivation)
+        words = tuple(int(word) for word in jax.random.key_data(key))
+        return _batches(words, self.train_size, self.config.batch_size)
+
+
+_step_keys = jax.jit(
+    lambda seed, steps, derivation: key_for(seed, "dropout", steps, derivation),
+    static_argnames=("seed", "derivation"),
+)
+
+
+@lru_cache(maxsize=2)
+def _batches(words: tuple[int, ...], size: int, batch: int) -> np.ndarray:
+    key = jax.random.wrap_key_data(jnp.asarray(words, jnp.uint32), impl="threefry2x32")
+    steps = size // batch
+    return permutation(key, size)[: steps * batch].reshape(steps, batch)

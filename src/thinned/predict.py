@@ -1,0 +1,58 @@
+"""Logits of any number of images, in batches of one size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from thinned.step import as_float
+from thinned.types import Variables
+
+BATCH_SIZE = 500
+"""Images in one evaluation batch, unless told otherwise."""
+
+
+@partial(jax.jit, static_argnames="apply_fn")
+def logits_of(apply_fn: Callable[..., Any], variables: Variables, images: jax.Array) -> jax.Array:
+    """Logits f32 [batch, class] with dropout off: the deterministic pass (weight scaling)."""
+    return apply_fn(variables, as_float(images), train=False)
+
+
+def padded_batches(size: int, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows i32 [batch] and mask bool [batch] that cover ``range(size)`` exactly once.
+
+    The last batch is filled up with row 0, masked out, so that one compiled shape serves all.
+    """
+    for start in range(0, size, batch):
+        rows = np.arange(start, start + batch, dtype=np.int32)
+        mask = rows < size
+        yield np.where(mask, rows, 0), mask
+
+
+def predict(
+    apply_fn: Callable[..., Any],
+    variables: Variables,
+    images: np.ndarray,
+    batch_size: int = BATCH_SIZE,
+) -> np.ndarray:
+    """Class probabilities with dropout off.
+
+    Args:
+        apply_fn: the ``apply`` of a module called as ``module(images, train=bool)``.
+        variables: its variables.
+        images: u8 [image, height, width, channel], or f32 in [0, 1].
+        batch_size: images in one compiled call.
+
+    Returns:
+        f32 [image, class], each row summing to 1.
+    """
+    batches = [
+        np.asarray(jax.nn.softmax(logits_of(apply_fn, variables, jnp.asarray(images[rows]))))[mask]
+        for rows, mask in padded_batches(len(images), min(batch_size, max(len(images), 1)))
+    ]
+    return np.concatenate(batches)

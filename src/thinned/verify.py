@@ -1,0 +1,107 @@
+"""Proof that resuming is exact: train, kill, resume, compare bit by bit."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from thinned.config import Config, to_json, validate
+from thinned.errors import ThinnedError
+from thinned.loop import arrays_of
+from thinned.run import Run, initial_state, load_data
+
+
+def verify_resume(config: Config, kills: int) -> bool:
+    """Train in two processes, kill one `kills` times with SIGKILL, and compare the results.
+
+    Args:
+        config: what to train.
+        kills: how often to kill; the moments are drawn at random over the time a run takes.
+
+    Returns:
+        Whether parameters, optimizer state and metrics are equal in every bit. A line for each
+        array is printed.
+    """
+    validate(config)
+    with tempfile.TemporaryDirectory(prefix="thinned-verify-") as base:
+        folder = Path(base)
+        (folder / "config.json").write_text(to_json(config), encoding="utf-8")
+        print("training without interruption", flush=True)
+        started = time.monotonic()
+        _finish(_start(folder, "whole"))
+        duration = time.monotonic() - started
+        _train_with_kills(folder, kills, duration)
+        return _equal(Run.open(folder / "whole"), Run.open(folder / "killed"))
+
+
+def _start(folder: Path, name: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "thinned", "train", "--quiet"]
+    command += ["-c", str(folder / "config.json"), "--runs", str(folder), "--name", name]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def _finish(process: subprocess.Popen[str]) -> None:
+    _, errors = process.communicate()
+    if process.returncode:
+        raise ThinnedError(f"training failed: {errors.strip().splitlines()[-1:]}")
+
+
+def _train_with_kills(folder: Path, kills: int, duration: float) -> None:
+    done = 0
+    while done < kills:
+        process = _start(folder, "killed")
+        try:
+            process.communicate(timeout=duration * random.uniform(0.2, 0.8))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            done += 1
+            print(f"killed {done} of {kills}: {_where(folder / 'killed')}", flush=True)
+        else:
+            break
+    _finish(_start(folder, "killed"))
+
+
+def _where(folder: Path) -> str:
+    if not (folder / "config.json").exists():
+        return "before the run folder was made"
+    steps = Run.open(folder).checkpoints.steps()
+    return f"last checkpoint at step {steps[-1]}" if steps else "before the first checkpoint"
+
+
+def _equal(whole: Run, killed: Run) -> bool:
+    template = arrays_of(initial_state(whole.config, load_data(whole.config)))
+    one, two = (_leaves(run, template) for run in (whole, killed))
+    same = True
+    for name, value in one.items():
+        # Bytes, not values: NaN is equal to NaN here, and 0.0 is not equal to -0.0.
+        verdict = value.tobytes() == two[name].tobytes()
+        same &= verdict
+        print(f"{'equal' if verdict else 'DIFFERS'}  {name}  {value.dtype} {value.shape}")
+    metrics = _timeless(whole.metrics) == _timeless(killed.metrics)
+    print(f"{'equal' if metrics else 'DIFFERS'}  metrics.jsonl  {len(whole.metrics)} records")
+    return same and metrics
+
+
+def _leaves(run: Run, template: Any) -> dict[str, np.ndarray]:
+    found = run.checkpoints.restore(template)
+    if found is None:
+        raise ThinnedError(f"{run.folder} has no checkpoint")
+    leaves = jax.tree_util.tree_leaves_with_path(found.arrays)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _timeless(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {name: value for name, value in record.items() if not name.endswith("_s")}
+        for record in records
+    ]
