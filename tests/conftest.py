@@ -1,0 +1,49 @@
+"""Shared fixtures: small data with something to learn, and one compilation cache for all tests."""
+
+import gzip
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+# Before JAX is imported, so that every worker and every subprocess shares what was compiled.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import numpy as np
+import pytest
+
+hypothesis.settings.register_profile("thinned", deadline=None, derandomize=True, max_examples=25)
+hypothesis.settings.load_profile("thinned")
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    """An array of u8 as an IDX file."""
+    header = bytes([0, 0, 8, array.ndim]) + np.asarray(array.shape, ">u4").tobytes()
+    return header + array.astype(np.uint8).tobytes()
+
+
+def write_idx(folder: Path, train: tuple, test: tuple) -> Path:
+    """Four gzipped IDX files: (images u8 [n, h, w], labels [n]) for train and test."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (images, labels) in (("train", train), ("t10k", test)):
+        (folder / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(images)))
+        (folder / f"{name}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx_bytes(labels)))
+    return folder
+
+
+def blobs(count: int, seed: int, size: int = 8, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Images u8 [count, size, size] whose class shows in which rows are bright."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    images = random.integers(0, 120, (count, size, size))
+    for label in range(classes):
+        images[labels == label, label * size // classes : (label + 1) * size // classes] += 120
+    return images.astype(np.uint8), labels.astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of IDX files: 200 training and 77 test images, 8 x 8, 3 classes."""
+    return write_idx(tmp_path_factory.mktemp("tiny"), blobs(200, 0), blobs(77, 1))
