@@ -111,6 +111,8 @@ class Checkpoints:
         arrays, progress = restored.arrays, dict(restored.progress)
         if progress.get("digest") != digest(arrays):
             raise ValueError("the arrays differ from the digest saved with them")
+        if _shapes(arrays) != _shapes(template):
+            raise ValueError("the arrays are not those of this model")
         return arrays, progress
 
     def _clear_unfinished(self) -> None:
@@ -126,6 +128,11 @@ def digest(arrays: Any) -> str:
         total.update(f"{jax.tree_util.keystr(path)} {value.dtype} {value.shape}".encode())
         total.update(value.tobytes())
     return total.hexdigest()
+
+
+def _shapes(arrays: Any) -> list[tuple[str, tuple[int, ...], np.dtype[Any]]]:
+    leaves = jax.tree_util.tree_leaves_with_path(arrays)
+    return [(jax.tree_util.keystr(path), leaf.shape, leaf.dtype) for path, leaf in leaves]
 
 
 def _reason(error: BaseException) -> str:
