@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
+import jax.numpy as jnp
 import optax
 
 
-def adam(learning_rate: float) -> optax.GradientTransformation:
-    """Adam (Kingma & Ba, 2015), with Optax's defaults for everything but the step size.
+@cache
+def adam() -> optax.GradientTransformation:
+    """Adam (Kingma & Ba, 2015), with Optax's defaults and step size 0.001.
 
-    Args:
-        learning_rate: step size, above 0. It lives in the optimizer state as an f32 array, so that
-            runs that differ only in it share a compiled program.
+    The step size lives in the optimizer's state, see `with_learning_rate`. One object serves all
+    runs: a compiled step is found again by it.
     """
-    return optax.inject_hyperparams(optax.adam)(learning_rate=learning_rate)
+    return optax.inject_hyperparams(optax.adam)(learning_rate=0.001)
+
+
+def with_learning_rate(opt_state: Any, learning_rate: float) -> Any:
+    """The state of an optimizer of this module, with another step size (above 0)."""
+    numbers = {**opt_state.hyperparams, "learning_rate": jnp.float32(learning_rate)}
+    return opt_state._replace(hyperparams=numbers)

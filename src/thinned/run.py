@@ -9,7 +9,7 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,13 @@ from thinned.logs import MetricsLog, Plain, Silent, view_for, write_whole
 from thinned.loop import Parts, Progress, StopSignal, arrays_of
 from thinned.loop import train as run_loop
 from thinned.models.cnn import CNN
-from thinned.optim import adam
+from thinned.optim import adam, with_learning_rate
 from thinned.plan import Plan
 from thinned.predict import predict
 from thinned.rng import key_for, stream_root
 from thinned.state import TrainState, create_state
 from thinned.step import Batch
-from thinned.types import Dataset, Split
+from thinned.types import Bits, Dataset, Split
 
 
 @dataclass(frozen=True)
@@ -229,8 +229,14 @@ def load_data(config: Config) -> Dataset:
 
 
 def build_model(config: Config, dataset: Dataset) -> nn.Module:
-    """The network that a config names."""
-    return CNN(classes=len(dataset.classes), rate=config.dropout.rate, bits=config.dropout.bits)
+    """The network that a config names; its rates travel beside the batch, not in it."""
+    return _network(len(dataset.classes), config.dropout.bits)
+
+
+@cache
+def _network(classes: int, bits: Bits) -> nn.Module:
+    """One object for equal networks: a compiled step is found again by it."""
+    return CNN(classes=classes, bits=bits)
 
 
 def initial_state(config: Config, dataset: Dataset) -> TrainState:
@@ -241,7 +247,8 @@ def initial_state(config: Config, dataset: Dataset) -> TrainState:
     else:
         key = key_for(config.seed, "params")
     model = build_model(config, dataset)
-    return create_state(model, _example(dataset), key, adam(config.learning_rate))
+    state = create_state(model, _example(dataset), key, adam())
+    return state.replace(opt_state=with_learning_rate(state.opt_state, config.learning_rate))
 
 
 def with_arrays(state: TrainState, restored: Restored) -> TrainState:

@@ -1,0 +1,221 @@
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import printed_tutorial
+import pytest
+from hypothesis import given, strategies as st
+
+from thinned.config import Config, DropoutConfig, recipe
+from thinned.data.source import open_source
+from thinned.dropout.layers import rates_collection
+from thinned.evaluate import evaluate
+from thinned.models.cnn import CNN
+from thinned.optim import adam
+from thinned.plan import CHUNK_STEPS, Plan
+from thinned.rng import key_for
+from thinned.run import initial_state
+from thinned.state import create_state
+from thinned.step import Batch, train_step, train_steps
+from thinned.types import Dataset, Split
+
+MNIST = open_source(None).load()
+SMALL = Dataset("small", MNIST.train.take(np.arange(700)), MNIST.test, MNIST.classes)
+SITES = ("Dropout_0",)
+
+
+def losses_of(config: Config, dataset: Dataset, steps: int, at_once: int) -> np.ndarray:
+    """Ours, in chunks: the training loss at each step."""
+    plan = Plan(config, len(dataset.train), SITES)
+    state = initial_state(config, dataset)
+    data = Batch(jnp.asarray(dataset.train.images), jnp.asarray(dataset.train.labels))
+    losses, done = [], 0
+    while done < steps:
+        chunk, count = plan.chunk(done, min(at_once, steps - done))
+        state, sums = train_steps(state, data, chunk, jnp.int32(count))
+        losses += [float(loss) / config.batch_size for loss in sums.loss[:count]]
+        done += count
+    return np.asarray(losses), state
+
+
+def reference(config: Config, dataset: Dataset, steps: int, keys, orders, params_key) -> np.ndarray:
+    """Plain Flax and Optax, fed the keys and orders: the training loss at each step."""
+    shape, size = dataset.train.images.shape[1:], config.batch_size
+    state = printed_tutorial.create(params_key, config.learning_rate, shape)
+    images = jnp.float32(dataset.train.images) / 255.0
+    labels, losses = jnp.asarray(dataset.train.labels), []
+    per_epoch = len(labels) // size
+    for step in range(steps):
+        rows = orders(step // per_epoch + 1)[: per_epoch * size].reshape(per_epoch, size)
+        perm = rows[step % per_epoch]
+        state, loss, _ = printed_tutorial.train_step(state, images[perm], labels[perm], keys(step))
+        losses.append(float(loss))
+    return np.asarray(losses), state
+
+
+def test_the_first_steps_agree_with_plain_flax_fed_the_same_keys():
+    config = dataclasses.replace(Config(), dropout=DropoutConfig(bits="threefry"))
+    ours, state = losses_of(config, SMALL, 30, at_once=7)
+    theirs, other = reference(
+        config,
+        SMALL,
+        30,
+        keys=lambda step: key_for(0, "dropout", step),
+        orders=lambda epoch: jax.random.permutation(key_for(0, "shuffle", epoch), 700),
+        params_key=key_for(0, "params"),
+    )
+    np.testing.assert_allclose(ours[:20], theirs[:20], rtol=1e-4)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0.02, atol=2e-3),
+                 state.params, other.params)
+
+
+def test_the_printed_recipe_agrees_with_the_printed_program():
+    """The tutorial's own key splitting, frozen mask and frozen order, literally."""
+    root = jax.random.PRNGKey(seed=0)
+    _, params_key, dropout_key = jax.random.split(key=root, num=3)
+    _, input_rng = jax.random.split(key=root)
+    config = recipe("tutorial-as-printed")
+    ours, _ = losses_of(config, SMALL, 30, at_once=30)
+    theirs, _ = reference(
+        config,
+        SMALL,
+        30,
+        keys=lambda step: dropout_key,
+        orders=lambda epoch: jax.random.permutation(input_rng, 700),
+        params_key=params_key,
+    )
+    # At learning rate 0.1 rounding grows quickly: ten steps, then only the same course.
+    np.testing.assert_allclose(ours[:5], theirs[:5], rtol=1e-3)
+    np.testing.assert_allclose(ours[:10], theirs[:10], rtol=0.05)
+
+
+def test_initialisation_is_flaxs_own():
+    theirs = printed_tutorial.create(key_for(3, "params"), 0.001, (28, 28, 1))
+    ours = create_state(CNN(), jnp.ones((1, 28, 28, 1)), key_for(3, "params"), adam())
+    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+    assert sum(leaf.size for leaf in jax.tree.leaves(ours.params)) == 50_186
+
+
+def test_any_chunking_gives_the_same_bits():
+    config = Config(batch_size=16)
+    whole, one = losses_of(config, SMALL, 50, at_once=50)
+    cut, two = losses_of(config, SMALL, 50, at_once=3)
+    assert np.array_equal(whole, cut)
+    jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
+    jax.tree.map(np.testing.assert_array_equal, one.opt_state, two.opt_state)
+
+
+def test_one_program_serves_any_number_of_steps_rate_and_learning_rate():
+    before = train_steps._cache_size()
+    for rate, learning_rate, steps in ((0.0, 0.1, 3), (0.3, 0.01, 5), (1.0, 0.001, 40)):
+        config = Config(
+            batch_size=10, learning_rate=learning_rate, dropout=DropoutConfig(rate=rate)
+        )
+        plan, state = Plan(config, 700, SITES), initial_state(config, SMALL)
+        chunk, count = plan.chunk(0, steps)
+        data = Batch(jnp.asarray(SMALL.train.images), jnp.asarray(SMALL.train.labels))
+        train_steps(state, data, chunk, jnp.int32(count))
+    assert train_steps._cache_size() == before + 1
+
+
+@given(st.sampled_from([(700, 32), (64, 64), (65, 2)]), st.integers(0, 200), st.integers(1, 300))
+def test_a_chunk_is_a_window_on_one_endless_course(sizes, step, count):
+    train_size, batch = sizes
+    plan = Plan(Config(batch_size=batch), train_size, SITES)
+    chunk, got = plan.chunk(step, count)
+    assert 1 <= got <= min(count, CHUNK_STEPS)
+    assert step // plan.steps_per_epoch == (step + got - 1) // plan.steps_per_epoch
+    last, _ = plan.chunk(step + got - 1, 1)
+    assert np.array_equal(chunk.order[got - 1], last.order[0])
+    assert jax.random.key_data(chunk.keys[got - 1]).tolist() == (
+        jax.random.key_data(last.keys[0]).tolist()
+    )
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_an_epoch_visits_every_image_at_most_once_in_an_order_of_its_own(epoch):
+    plan = Plan(Config(batch_size=7), 700, SITES)
+    seen = np.concatenate([plan.chunk(100 * (epoch - 1) + s, 1)[0].order[0] for s in range(100)])
+    assert len(np.unique(seen)) == 700
+    first = plan.chunk(0, 1)[0].order[0].tolist()
+    assert (seen[:7].tolist() == first) == (epoch == 1)
+
+
+def test_masks_are_fresh_at_each_step_and_keep_the_right_fraction():
+    """Keep fractions of 40 steps within 4 sigma, and no two steps alike."""
+    model, images = CNN(rate=0.3), jnp.ones((4, 28, 28, 1))
+    variables = model.init(jax.random.key(0), images)
+    masks = [
+        np.asarray(dropped(model, variables, images, key_for(0, "dropout", step)))
+        for step in range(40)
+    ]
+    assert len({mask.tobytes() for mask in masks}) == 40
+    kept = np.mean(masks)
+    sigma = np.sqrt(0.3 * 0.7 / np.size(masks))
+    assert abs(kept - 0.7) < 4 * sigma
+
+
+def dropped(model, variables, images, key):
+    """Which inputs of the dense layer survive: all of them are made nonzero by the bias."""
+    params = jax.tree.map(jnp.copy, variables["params"])
+    params["Conv_1"]["bias"] = params["Conv_1"]["bias"] + 100.0
+    _, seen = model.apply(
+        {"params": params},
+        images,
+        train=True,
+        rngs={"dropout": key},
+        capture_intermediates=lambda module, _: module.name == "Dropout_0",
+    )
+    return seen["intermediates"]["Dropout_0"]["__call__"][0] != 0
+
+
+def test_the_pure_step_trains_a_readers_own_module():
+    from flax import linen as nn
+
+    class Own(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train):
+            x = nn.BatchNorm(use_running_average=not train)(x.reshape(len(x), -1))
+            return nn.Dense(10)(nn.Dropout(0.2, deterministic=not train)(x))
+
+    batch = Batch(jnp.asarray(SMALL.train.images[:64]), jnp.asarray(SMALL.train.labels[:64]))
+    state = create_state(Own(), jnp.ones((1, 28, 28, 1)), key_for(0, "params"), adam())
+    step = jax.jit(train_step)
+    losses = []
+    for index in range(20):
+        state, sums = step(state, batch, {}, key_for(0, "dropout", index))
+        losses.append(float(sums.loss) / 64)
+    assert losses[-1] < 0.7 * losses[0]
+    means = state.model_state["batch_stats"]["BatchNorm_0"]["mean"]
+    assert float(jnp.abs(means).max()) > 0
+
+
+def test_a_rate_beside_the_batch_overrides_the_modules_own():
+    state = create_state(CNN(rate=0.5), jnp.ones((1, 28, 28, 1)), key_for(0, "params"), adam())
+    batch = Batch(jnp.asarray(SMALL.train.images[:64]), jnp.asarray(SMALL.train.labels[:64]))
+    key = key_for(0, "dropout", 0)
+    _, off = jax.jit(train_step)(state, batch, rates_collection({"Dropout_0": jnp.float32(0)}), key)
+    _, own = jax.jit(train_step)(state, batch, {}, key)
+    plain = evaluate(state.apply_fn, state.variables, batch)
+    assert float(off.loss) == pytest.approx(plain.totals.loss, rel=1e-5)
+    assert float(own.loss) != pytest.approx(plain.totals.loss, rel=1e-3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 76, 77, 1000])
+def test_evaluation_counts_every_example_once_whatever_the_batch(batch_size):
+    state = create_state(CNN(), jnp.ones((1, 28, 28, 1)), key_for(0, "params"), adam())
+    split = Split(MNIST.test.images[:77], MNIST.test.labels[:77])
+    data = Batch(jnp.asarray(split.images), jnp.asarray(split.labels))
+    logits = state.apply_fn(state.variables, jnp.float32(split.images) / 255.0)
+    found = evaluate(state.apply_fn, state.variables, data, batch_size)
+    predicted = np.argmax(logits, -1)
+    assert found.totals.count == found.confusion.sum() == 77
+    assert found.totals.correct == (predicted == split.labels).sum()
+    for label in range(10):
+        mine = split.labels == label
+        expected = (predicted[mine] == label).mean() if mine.any() else np.nan
+        np.testing.assert_allclose(found.class_accuracy[label], expected)
+    expected = float(printed_tutorial.cross_entropy(logits, data.labels)) * 77
+    assert found.totals.loss == pytest.approx(expected, rel=1e-5)
