@@ -6,6 +6,7 @@ import dataclasses
 import signal
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -62,6 +63,7 @@ class Parts:
     """What a run works with; see `thinned.run.prepare`.
 
     Attributes:
+        folder: the run's folder, to tell people about.
         plan: the course.
         train: the training images and labels, on the device.
         held_out: what to evaluate on after each epoch: name of the split -> its data.
@@ -70,6 +72,7 @@ class Parts:
         view: what the person sees.
     """
 
+    folder: Path
     plan: Plan
     train: Batch
     held_out: dict[str, Batch]
@@ -150,7 +153,11 @@ def train(parts: Parts, state: TrainState, progress: Progress, stop: StopSignal)
             saved_at = time.monotonic()
         if stop.number and progress.step < plan.total_steps:
             name = signal.Signals(stop.number).name
-            raise Stopped(f"stopped by {name} at step {progress.step}, saved", stop.number)
+            raise Stopped(
+                f"stopped by {name} at step {progress.step}, saved; go on with "
+                f"thinned train --resume {parts.folder}",
+                stop.number,
+            )
     return state
 
 

@@ -191,6 +191,7 @@ def _train_in(folder: Path, config: Config, dataset: Dataset, quiet: bool) -> Ru
     with view_for(quiet, progress.step * batch, plan.total_steps * batch) as view:
         _announce(view, run, dataset, found, plan)
         parts = Parts(
+            folder=folder,
             plan=plan,
             train=on_device(dataset.train),
             held_out={name: on_device(split) for name, split in held_out.items() if split},

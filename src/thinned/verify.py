@@ -78,18 +78,27 @@ def _where(folder: Path) -> str:
     return f"last checkpoint at step {steps[-1]}" if steps else "before the first checkpoint"
 
 
+def differing(one: Run, two: Run) -> list[str]:
+    """Names of the arrays in which the newest checkpoints of two runs differ in any bit.
+
+    Also ``metrics.jsonl``, when the records differ in anything but times.
+    """
+    return [name for name, equal in _verdicts(one, two).items() if not equal]
+
+
 def _equal(whole: Run, killed: Run) -> bool:
-    template = arrays_of(initial_state(whole.config, load_data(whole.config)))
-    one, two = (_leaves(run, template) for run in (whole, killed))
-    same = True
-    for name, value in one.items():
-        # Bytes, not values: NaN is equal to NaN here, and 0.0 is not equal to -0.0.
-        verdict = value.tobytes() == two[name].tobytes()
-        same &= verdict
-        print(f"{'equal' if verdict else 'DIFFERS'}  {name}  {value.dtype} {value.shape}")
-    metrics = _timeless(whole.metrics) == _timeless(killed.metrics)
-    print(f"{'equal' if metrics else 'DIFFERS'}  metrics.jsonl  {len(whole.metrics)} records")
-    return same and metrics
+    verdicts = _verdicts(whole, killed)
+    for name, equal in verdicts.items():
+        print(f"{'equal' if equal else 'DIFFERS'}  {name}")
+    return all(verdicts.values())
+
+
+def _verdicts(one: Run, two: Run) -> dict[str, bool]:
+    template = arrays_of(initial_state(one.config, load_data(one.config)))
+    first, second = _leaves(one, template), _leaves(two, template)
+    # Bytes, not values: NaN is equal to NaN here, and 0.0 is not equal to -0.0.
+    verdicts = {name: first[name].tobytes() == second[name].tobytes() for name in first}
+    return {**verdicts, "metrics.jsonl": _timeless(one.metrics) == _timeless(two.metrics)}
 
 
 def _leaves(run: Run, template: Any) -> dict[str, np.ndarray]:
