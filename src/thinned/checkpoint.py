@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ class Checkpoints:
         )
         try:
             self._clear_unfinished()
+            self._ensure_room(sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
                 # A checkpoint of this step can only be a damaged one that resuming passed over.
                 writer.save(self.folder.resolve() / str(step), items, force=True)
@@ -77,7 +79,7 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             raise ThinnedError(
                 f"cannot save checkpoint {step} in {self.folder}: {_reason(error)}; "
-                "earlier checkpoints are untouched"
+                "earlier checkpoints are untouched: make room and resume"
             ) from error
 
     def restore(self, template: Any) -> Restored | None:
@@ -115,6 +117,19 @@ class Checkpoints:
             raise ValueError("the arrays are not those of this model")
         return arrays, progress
 
+    def _ensure_room(self, size: int) -> None:
+        """Reserve and release room for `size` bytes, and as much again for Orbax's own files.
+
+        Orbax reports a full disk from its threads, in pages of tracebacks; this asks first.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        probe = self.folder / ".room"
+        try:
+            with probe.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, 2 * size + 65_536)
+        finally:
+            probe.unlink(missing_ok=True)
+
     def _clear_unfinished(self) -> None:
         for entry in self.folder.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(entry, ignore_errors=True)
@@ -136,4 +151,6 @@ def _shapes(arrays: Any) -> list[tuple[str, tuple[int, ...], np.dtype[Any]]]:
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return " ".join(str(error).split())[:160] or type(error).__name__

@@ -214,13 +214,13 @@ def _value(arguments: list[str], name: str) -> str | None:
 
 def _one_line(box: str) -> str:
     """The framed message of the argument parser as one line."""
-    paragraphs = [
-        " ".join(re.sub(r"[│╭╮╰╯─]+", " ", part).split())
-        for part in re.split(r"│ ─+ │", box.split("╮", 1)[-1])
-    ]
-    close = re.search(r"Perhaps you meant:\s+(--\S+)", " ".join(paragraphs[1:]))
+    # The first line is a title; rules part the message from advice on how to get help.
+    lines = [line.strip("│╰╯─ \t") for line in box.splitlines()[1:]]
+    paragraphs = re.split(r"\n-{3,}\n|\n{2,}", "\n" + "\n".join(lines) + "\n")
+    words = [" ".join(paragraph.split()) for paragraph in paragraphs if paragraph.strip("\n -")]
+    close = re.search(r"Perhaps you meant: (--\S+)", " ".join(words[1:]))
     hint = f"; did you mean {close[1]}?" if close else "; see --help"
-    return paragraphs[0].rstrip(".") + hint
+    return words[0].rstrip(".") + hint
 
 
 def _closing(run: Any) -> str:

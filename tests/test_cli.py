@@ -1,0 +1,225 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import blobs, write_idx
+
+from thinned.cli import main
+from thinned.config import Config, flag, options
+
+
+def run(capsys, *words: object) -> tuple[int, str, str]:
+    code = main([str(word) for word in words])
+    out, errors = capsys.readouterr()
+    return code, out, errors
+
+
+def refused(capsys, *words: object, code: int = 2) -> str:
+    """The one line that a wrong request gets."""
+    got, _, errors = run(capsys, *words)
+    assert got == code, errors
+    assert errors.count("\n") == 1
+    assert errors.startswith("thinned: ")
+    assert "Traceback" not in errors
+    return errors
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    words = ["train", "--data.path", str(tiny_data), "--epochs", "2", "--batch-size", "16"]
+    assert main([*words, "--runs", str(folder), "--name", "one", "--quiet"]) == 0
+    return folder / "one"
+
+
+def test_training_tells_one_line_an_epoch_and_what_to_do_next(capsys, tiny_data, tmp_path):
+    code, out, errors = run(
+        capsys, "train", "--data.path", tiny_data, "--epochs", 2, "--runs", tmp_path
+    )
+    assert (code, errors) == (0, "")
+    assert re.findall(r"^epoch (\d)/2: train loss .*, test loss .* accuracy", out, re.M) == ["1", "2"]
+    folder = next(tmp_path.iterdir())
+    assert f"thinned evaluate {folder}" in out
+    assert f"thinned train --resume {folder} --epochs 4" in out
+    assert "on all 77 images" in out
+
+
+def test_quiet_training_says_nothing(capsys, tiny_data, tmp_path):
+    words = ["train", "--data.path", tiny_data, "--epochs", 1, "--runs", tmp_path, "--quiet"]
+    assert run(capsys, *words) == (0, "", "")
+
+
+def test_a_finished_run_says_so_and_grows_when_asked(capsys, trained):
+    code, out, _ = run(capsys, "train", "--resume", trained)
+    assert code == 0
+    assert "is finished: 2 epochs" in out
+    code, out, _ = run(capsys, "train", "--resume", trained, "--epochs", 3)
+    assert "resuming" in out
+    assert "epoch 3/3" in out
+
+
+def test_a_runs_own_config_repeats_it(capsys, trained, tmp_path):
+    code, _, _ = run(
+        capsys, "train", "-c", trained / "config.json", "--runs", tmp_path, "--name", "again"
+    )
+    assert code == 0
+    assert (tmp_path / "again" / "config.json").read_text() == (trained / "config.json").read_text()
+
+
+def test_flags_override_the_file_and_the_file_the_recipe(capsys, tiny_data, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("recipe: tutorial-as-printed\nbatch_size: 8\nepochs: 5\n")
+    words = ["train", "-c", file, "--epochs", 1, "--data.path", tiny_data, "--runs", tmp_path]
+    assert run(capsys, *words, "--name", "r", "--quiet")[0] == 0
+    from thinned import Run
+
+    config = Run.open(tmp_path / "r").config
+    assert (config.epochs, config.batch_size, config.learning_rate) == (1, 8, 0.1)
+    assert config.randomness.dropout == "frozen"
+
+
+def test_evaluation_tells_loss_accuracy_and_every_class(capsys, trained, tiny_data):
+    code, out, _ = run(capsys, "evaluate", trained)
+    assert code == 0
+    assert re.search(r"loss \d\.\d+ nats, accuracy [\d.]+% \(\d+ of 77 images\)", out)
+    assert re.findall(r"^class (\d): ", out, re.M) == ["0", "1", "2"]
+    assert run(capsys, "evaluate", trained, "--data.path", tiny_data)[1] == out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--dropout.rate", "1.5"], "--dropout.rate is 1.5: must be a number from 0 to 1"),
+        (["train", "--dropout.rate", "nan"], "--dropout.rate is nan"),
+        (["train", "--learning-rate", "nan"], "--learning-rate is nan"),
+        (["train", "--learning-rate", "-1"], "--learning-rate is -1"),
+        (["train", "--epochs", "x"], "--epochs"),
+        (["train", "--epochs", "0"], "--epochs is 0"),
+        (["train", "--dropout.rat", "1"], "did you mean --dropout.rate"),
+        (["train", "--foo"], "--foo"),
+        (["train", "--recipe", "tutorail"], "did you mean 'tutorial'"),
+        (["train", "--randomness.dropout", "x"], "step"),
+        (["train", "--data.path", "/nowhere"], "data folder /nowhere does not exist"),
+        (["train", "-c", "/nowhere.yaml"], "cannot read config /nowhere.yaml"),
+        (["train", "--resume", "/nowhere"], "/nowhere is no run folder"),
+        (["train", "--batch-size", "100000"], "larger than the 60000 training images"),
+        (["train", "--data.validation", "60000"], "leaves none"),
+        (["evaluate", "/nowhere"], "/nowhere is no run folder"),
+        (["evaluate"], "Missing"),
+        (["verify-resume", "--kills", "0"], "--kills is 0"),
+        (["trian"], "trian"),
+        ([], "train, evaluate"),
+    ],
+)
+def test_a_wrong_request_gets_one_line_and_code_2(capsys, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_of_another_config_is_refused(capsys, trained):
+    message = refused(capsys, "train", "--resume", trained, "--seed", "1")
+    assert "--seed: was 0, asked for 1" in message
+    words = ["train", "--runs", trained.parent, "--name", trained.name]
+    assert "run of another config" in refused(capsys, *words)
+
+
+def test_evaluating_on_images_of_another_size_is_refused(capsys, trained, tmp_path):
+    write_idx(tmp_path, blobs(20, 0, size=9), blobs(9, 1, size=9))
+    message = refused(capsys, "evaluate", trained, "--data.path", tmp_path)
+    assert "images are (9, 9, 1)" in message
+
+
+def test_a_run_whose_config_is_damaged_is_refused(capsys, tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    assert "neither YAML nor JSON" in refused(capsys, "evaluate", tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_refused(capsys, tiny_data, tmp_path):
+    (tmp_path / "file").write_text("")
+    words = ["train", "--data.path", tiny_data, "--runs", tmp_path / "file"]
+    assert "cannot make run folder" in refused(capsys, *words)
+
+
+def test_divergence_is_a_failure_not_a_wrong_request(capsys, tiny_data, tmp_path):
+    words = ["train", "--data.path", tiny_data, "--runs", tmp_path, "--learning-rate", "1e30"]
+    assert "not finite at step" in refused(capsys, *words, code=1)
+
+
+def test_what_nobody_foresaw_gets_one_line_and_a_traceback_only_on_demand(capsys, monkeypatch):
+    from thinned import run as runs
+
+    def fail(*args, **kwargs):
+        raise ZeroDivisionError("of a\nkind")
+
+    monkeypatch.setattr(runs, "train", fail)
+    assert "unexpected ZeroDivisionError: of a kind" in refused(capsys, "train", code=1)
+    with pytest.raises(ZeroDivisionError):
+        main(["train", "--debug"])
+
+
+def python(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+
+
+def test_help_shows_every_option_and_imports_no_jax():
+    found = python(
+        "-c",
+        "import sys, thinned.cli\n"
+        "try: thinned.cli.main(['train', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print('JAX' if 'jax' in sys.modules else 'clean')",
+    )
+    assert found.stdout.rstrip().endswith("clean")
+    for name, _, _ in options(Config()):
+        assert flag(name) in found.stdout
+
+
+def test_a_full_disk_stops_with_one_line_and_the_run_goes_on_later(tiny_data, tmp_path):
+    """A limit on file size stands in for a full disk: it cuts off the checkpoint."""
+    code = (
+        "import resource, signal, sys; from thinned.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)) if sys.argv[1] == 'full' "
+        "else None\n"
+        f"sys.exit(main(['train', '--data.path', {str(tiny_data)!r}, '--epochs', '2', "
+        f"'--runs', {str(tmp_path)!r}, '--name', 'r']))"
+    )
+    failed = python("-c", code, "full")
+    assert failed.returncode == 1, failed.stderr
+    assert "cannot save checkpoint" in failed.stderr.splitlines()[-1]
+    assert "Traceback" not in failed.stderr
+    assert python("-c", code, "free").returncode == 0
+
+
+@pytest.mark.parametrize("word", ["-m thinned train --help", "-m thinned evaluate --help"])
+def test_help_of_each_command_ends_well(word):
+    assert python(*word.split()).returncode == 0
+
+
+def test_the_progress_bar_shows_speed_and_time_left(tiny_data, tmp_path):
+    """In a real terminal, 100 columns wide."""
+    import pty
+
+    main_end, other_end = pty.openpty()
+    words = ["-m", "thinned", "train", "--data.path", str(tiny_data), "--epochs", "300"]
+    process = subprocess.Popen(
+        [sys.executable, *words, "--runs", str(tmp_path)],
+        stdout=other_end,
+        env={**os.environ, "COLUMNS": "100", "TERM": "xterm"},
+    )
+    os.close(other_end)
+    shown = b""
+    try:
+        while block := os.read(main_end, 65536):
+            shown += block
+    except OSError:
+        # The terminal closes with the process.
+        pass
+    process.wait()
+    os.close(main_end)
+    assert re.search(rb"[\d,]+ images/s, \d+ s left", shown)
+    assert b"epoch 300/300" in shown
