@@ -1,8 +1,8 @@
 """The one place where a key becomes random bits.
 
 Both generators are counter-based: the word at a position is a function of the key and of that
-position alone, so that a mask can be drawn in any order, in parts, on many devices, and again in the
-backward pass. Evidence for `fast`, and what it is not good for: docs/dropout.md.
+position alone, so that a mask can be drawn in any order, in parts, on many devices, and again in
+the backward pass. Evidence for `fast`, and what it is not good for: docs/dropout.md.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def _keep(rate: jax.Array | float) -> jax.Array:
 
 
 def _threshold(rate: jax.Array | float) -> jax.Array:
-    """Words below this are dropped: `rate` in units of 2**-32; what is said for rate 1 is unused."""
+    """Words below this are dropped: `rate` in units of 2**-32; unused at rate 1."""
     scaled = jnp.asarray(rate, jnp.float32) * jnp.float32(2.0**32)
     # The largest f32 below 2**32, beyond which the conversion is undefined.
     return jnp.minimum(scaled, jnp.float32(2.0**32 - 256)).astype(jnp.uint32)
