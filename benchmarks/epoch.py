@@ -6,9 +6,9 @@ Every round runs each contestant once for the same number of steps; what is prin
 within a round, as median [quartiles] over rounds, since absolute times on a shared machine mean
 little. Compilation, and the time to the first finished step, are timed apart, in fresh processes.
 
-Contestants, all f32, batch 32, Adam 0.001, dropout 0.5, all 60,000 MNIST images in memory:
+Contestants, all in f32, batch 32, Adam 0.001, dropout 0.5, all 60,000 MNIST images in memory:
   ours       thinned's compiled chunk of steps, bits `fast` (the trainer's default) and `threefry`
-  plain      the tutorial's own loop in Flax, corrected (a fresh key each step), as printed otherwise
+  plain      the tutorial's own loop in Flax, a fresh key at each step, as printed otherwise
   torch      PyTorch in eager, channels-last, and compiled mode; the best of them counts
   roofline   the rate of a 1024 x 1024 matrix product here, over 23.1 MFLOP an image and step
 """
@@ -37,7 +37,7 @@ def ours(bits: str) -> Runner:
     import jax
     import jax.numpy as jnp
 
-    from thinned.config import with_values, Config
+    from thinned.config import Config, with_values
     from thinned.plan import CHUNK_STEPS, Plan
     from thinned.run import initial_state, load_data, on_device
     from thinned.step import train_steps
@@ -99,9 +99,7 @@ def plain() -> Runner:
     split = open_source(None).load().train
     train = {"image": jnp.float32(split.images) / 255.0, "label": jnp.asarray(split.labels)}
     params = CNN(False).init(jax.random.key(0), jnp.ones([1, 28, 28, 1]))["params"]
-    state = train_state.TrainState.create(
-        apply_fn=None, params=params, tx=optax.adam(0.001)
-    )
+    state = train_state.TrainState.create(apply_fn=None, params=params, tx=optax.adam(0.001))
     root, rows, done = jax.random.key(1), np.random.default_rng(0).permutation(60_000), 0
 
     def run(steps: int) -> None:

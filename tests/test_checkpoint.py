@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from thinned.checkpoint import KEPT, Checkpoints, digest
 from thinned.errors import ThinnedError
@@ -56,8 +57,12 @@ def files_of(folder: Path) -> list[Path]:
 
 # Orbax leaves futures of the failed read behind, whose errors nobody asks for.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@given(which=st.floats(0, 1, exclude_max=True), where=st.floats(0, 1, exclude_max=True),
-       cut=st.booleans(), flip=st.integers(1, 255))
+@given(
+    which=st.floats(0, 1, exclude_max=True),
+    where=st.floats(0, 1, exclude_max=True),
+    cut=st.booleans(),
+    flip=st.integers(1, 255),
+)
 def test_damage_is_noticed_and_the_checkpoint_before_is_used(
     tmp_path_factory, which, where, cut, flip
 ):
@@ -153,4 +158,3 @@ def test_a_process_killed_while_saving_leaves_whole_checkpoints(tmp_path):
         assert found.step >= promised
         assert found.skipped == ()
         assert np.all(found.arrays["a"] == found.step)
-

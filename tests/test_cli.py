@@ -40,7 +40,10 @@ def test_training_tells_one_line_an_epoch_and_what_to_do_next(capsys, tiny_data,
         capsys, "train", "--data.path", tiny_data, "--epochs", 2, "--runs", tmp_path
     )
     assert (code, errors) == (0, "")
-    assert re.findall(r"^epoch (\d)/2: train loss .*, test loss .* accuracy", out, re.M) == ["1", "2"]
+    assert re.findall(r"^epoch (\d)/2: train loss .*, test loss .* accuracy", out, re.M) == [
+        "1",
+        "2",
+    ]
     folder = next(tmp_path.iterdir())
     assert f"thinned evaluate {folder}" in out
     assert f"thinned train --resume {folder} --epochs 4" in out

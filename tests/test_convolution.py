@@ -56,5 +56,8 @@ def test_pooling_and_its_gradient_are_those_of_flax(shape):
         return jax.value_and_grad(lambda x: jnp.sum(jnp.sin(pool(x))))(images)
 
     theirs = run(lambda x: nn.avg_pool(x, (2, 2), (2, 2)))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-                 run(average_pool), theirs)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        run(average_pool),
+        theirs,
+    )

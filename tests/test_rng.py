@@ -1,7 +1,8 @@
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from thinned.rng import key_for, permutation, stream_root
 
@@ -71,8 +72,10 @@ def stable(name: str) -> int:
 @pytest.mark.parametrize("position", [0, 17, 59_999])
 def test_each_image_lands_anywhere_with_equal_chance(position):
     # 400 orders of 10 places: each place is a binomial count, here within 5 sigma.
-    places = [int(np.flatnonzero(permutation(key_for(s, "shuffle", position), 10) == 3)[0])
-              for s in range(400)]
+    places = [
+        int(np.flatnonzero(permutation(key_for(s, "shuffle", position), 10) == 3)[0])
+        for s in range(400)
+    ]
     counts = np.bincount(places, minlength=10)
     sigma = np.sqrt(400 * 0.1 * 0.9)
     assert np.abs(counts - 40).max() < 5 * sigma

@@ -1,0 +1,1 @@
+"""Dropout: random bits from keys, masks from bits, and thin Flax layers around them."""
