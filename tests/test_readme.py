@@ -1,0 +1,92 @@
+"""The commands and programs of README and docs, run as written, on small settings."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, blobs, write_idx
+
+import thinned
+from thinned.cli import main, parse
+from thinned.config import Config, DataConfig
+
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
+
+
+def commands() -> list[str]:
+    lines = [line for page in PAGES for block in blocks(page, "console") for line in
+             block.splitlines()]
+    return [line[2:].split("#")[0].strip() for line in lines if line.startswith("$ thinned")]
+
+
+def test_every_make_target_that_the_readme_names_exists():
+    named = re.findall(r"make (\w+)", (ROOT / "README.md").read_text())
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
+    assert {"train", "test"} <= set(named) <= set(targets)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """A folder where the README's commands can run: small data stand in for the large."""
+    base = tmp_path_factory.mktemp("readme")
+    write_idx(base / "shared" / "data" / "fashion-mnist", blobs(64, 0), blobs(9, 1))
+    (base / "main").mkdir()
+    return base / "main"
+
+
+def small(command: str) -> list[str]:
+    """The words of a command, with what makes it quick put last."""
+    words = shlex.split(command)[1:]
+    if words[0] == "train" and "--resume" not in words:
+        count = "48" if "--data.path" in words else "96"
+        words += ["--data.limit", count]
+        if "--epochs" not in words:
+            words += ["--epochs", "1"]
+    if words[0] == "verify-resume":
+        words += ["--data.limit", "96", "--kills", "1"]
+    return words
+
+
+def test_the_readmes_commands_run_in_their_order(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    given = commands()
+    assert len(given) >= 5
+    for command in given:
+        parse(shlex.split(command)[1:]) if "--resume" not in command else None
+        assert main(small(command)) == 0, capsys.readouterr().err
+    assert thinned.Run.open("runs/first").config.epochs == 6
+
+
+PROGRAMS = [
+    pytest.param(program, id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, program in enumerate(blocks(page, "python"))
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_program_of_the_pages_runs(program, tmp_path):
+    # The three lines that train do so on a hundred images here.
+    program = program.replace(
+        "thinned.Config(epochs=1)",
+        "thinned.Config(epochs=1, data=__import__('thinned.config').config.DataConfig(limit=100))",
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+
+
+def test_every_page_that_a_page_links_to_exists():
+    for page in PAGES:
+        for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name} -> {link}"
+
+
+def test_three_lines_of_python_train(tmp_path, tiny_data):
+    config = Config(epochs=1, data=DataConfig(path=tiny_data))
+    assert thinned.train(config, runs=tmp_path).evaluate().totals.count == 77
