@@ -21,8 +21,9 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    lines = [line for page in PAGES for block in blocks(page, "console") for line in
-             block.splitlines()]
+    lines = [
+        line for page in PAGES for block in blocks(page, "console") for line in block.splitlines()
+    ]
     return [line[2:].split("#")[0].strip() for line in lines if line.startswith("$ thinned")]
 
 
