@@ -42,7 +42,7 @@ def main() -> None:
                 line.set_linewidth(2 if split == "test" else 1.2)
     panels[0].set(xlabel="epoch", ylabel="accuracy", ylim=(0.4, 1.01))
     panels[1].set(xlabel="epoch", ylabel="loss (nats)", yscale="log")
-    panels[0].legend(fontsize=7, loc="center right")
+    panels[0].legend(fontsize=7, loc="lower right")
     figure.tight_layout()
     figure.savefig(TARGET, metadata={"Date": None})
 
