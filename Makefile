@@ -41,7 +41,7 @@ lint: $(VENV)/.test
 	$(BIN)/python scripts/check_help.py
 
 types: $(VENV)/.test
-	$(BIN)/pyright
+	$(BIN)/pyright --project pyproject.toml
 
 bench: $(VENV)/.bench ## Our epoch against plain Flax, PyTorch and the roofline, side by side
 	$(BIN)/python benchmarks/epoch.py

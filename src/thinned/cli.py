@@ -233,7 +233,7 @@ def _closing(run: Any) -> str:
             f"run       {run.folder}",
             f"evaluate  thinned evaluate {run.folder}",
             f"go on     thinned train --resume {run.folder} --epochs {run.config.epochs * 2}",
-            f"predict   python -c \"import thinned; run = thinned.Run.open('{run.folder}'); "
-            'print(run.predict(images))"',
+            f"predict   thinned.Run.open('{run.folder}').predict(images)  "
+            "(Python; images u8 [n, height, width, channel])",
         )
     )
