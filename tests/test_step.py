@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from thinned.config import Config, DropoutConfig, recipe
 from thinned.data.source import open_source
-from thinned.dropout.layers import rates_collection
+from thinned.dropout.sites import DropoutSpec, rates_collection
 from thinned.evaluate import evaluate
 from thinned.models.cnn import CNN
 from thinned.optim import adam
@@ -147,7 +147,7 @@ def test_an_epoch_visits_every_image_at_most_once_in_an_order_of_its_own(epoch):
 
 def test_masks_are_fresh_at_each_step_and_keep_the_right_fraction():
     """Keep fractions of 40 steps within 4 sigma, and no two steps alike."""
-    model, images = CNN(rate=0.3), jnp.ones((4, 28, 28, 1))
+    model, images = CNN(dropout=DropoutSpec(rate=0.3)), jnp.ones((4, 28, 28, 1))
     variables = model.init(jax.random.key(0), images)
     masks = [
         np.asarray(dropped(model, variables, images, key_for(0, "dropout", step)))
@@ -195,7 +195,7 @@ def test_the_pure_step_trains_a_readers_own_module():
 
 
 def test_a_rate_beside_the_batch_overrides_the_modules_own():
-    state = create_state(CNN(rate=0.5), jnp.ones((1, 28, 28, 1)), key_for(0, "params"), adam())
+    state = create_state(CNN(), jnp.ones((1, 28, 28, 1)), key_for(0, "params"), adam())
     batch = Batch(jnp.asarray(SMALL.train.images[:64]), jnp.asarray(SMALL.train.labels[:64]))
     key = key_for(0, "dropout", 0)
     _, off = jax.jit(train_step)(state, batch, rates_collection({"Dropout_0": jnp.float32(0)}), key)

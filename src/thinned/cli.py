@@ -220,7 +220,7 @@ def _one_line(box: str) -> str:
     words = [" ".join(paragraph.split()) for paragraph in paragraphs if paragraph.strip("\n -")]
     close = re.search(r"Perhaps you meant: (--\S+)", " ".join(words[1:]))
     hint = f"; did you mean {close[1]}?" if close else "; see --help"
-    return words[0].rstrip(".") + hint
+    return words[0].rstrip(".!") + hint
 
 
 def _closing(run: Any) -> str:

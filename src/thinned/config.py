@@ -84,11 +84,45 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class DropoutConfig:
-    """What is dropped, and how often."""
+    """What is dropped, where, when and how often."""
 
+    kind: Annotated[
+        Literal["element", "channel", "block", "path", "gaussian", "alpha", "concrete", "connect"],
+        Option("What is dropped together; concrete learns its rate, connect drops weights."),
+    ] = "element"
     rate: Annotated[
-        float, Option("Probability of dropping, at every site.", "probability", low=0, high=1)
+        float,
+        Option(
+            "Probability of dropping, at every site; where concrete starts.",
+            "probability",
+            low=0,
+            high=1,
+        ),
     ] = 0.5
+    sites: Annotated[
+        Mapping[str, float],
+        Option("Rates of single sites, as NAME RATE pairs.", "probability", low=0, high=1),
+    ] = field(default_factory=dict[str, float])
+    depth: Annotated[
+        Literal["uniform", "linear"],
+        Option("Whether rates are as given, or grow from input to output (l / L of them)."),
+    ] = "uniform"
+    schedule: Annotated[
+        Literal["constant", "linear", "cosine", "early", "late"],
+        Option("Course of all rates; early is on, late is off, until --dropout.schedule-epochs."),
+    ] = "constant"
+    schedule_epochs: Annotated[
+        float | None, Option("How long the schedule lasts.", "epochs", low=0, above=True)
+    ] = None
+    schedule_from: Annotated[
+        float, Option("Factor at the start of linear and cosine.", "of the rate", low=0, high=1)
+    ] = 0.0
+    schedule_to: Annotated[
+        float, Option("Factor at the end of linear and cosine.", "of the rate", low=0, high=1)
+    ] = 1.0
+    block_size: Annotated[
+        int, Option("Side of a dropped block (kind block).", "positions", low=1)
+    ] = 7
     bits: Annotated[
         Literal["fast", "threefry"],
         Option("Generator of the masks: threefry draws the very masks of JAX and Flax."),
@@ -211,14 +245,20 @@ def validate(config: Any) -> None:
     """Check every number against its range.
 
     Raises:
-        RequestError: the first option out of range, named as its flag.
+        RequestError: the first option out of range, named as its flag; or options that exclude one
+            another.
     """
     if isinstance(config, Config) and config.recipe not in RECIPES:
         recipe(config.recipe)
     for name, option, value in options(config):
-        numeric = isinstance(value, int | float)
-        if numeric and option.range and not option.admits(value):
-            raise RequestError(f"{flag(name)} is {value}: must be {_sentence(option)}")
+        each = value if isinstance(value, Mapping) else {"": value}
+        for key, number in each.items():
+            numeric = isinstance(number, int | float)
+            if numeric and option.range and not option.admits(number):
+                shown = f"{flag(name)} {key}".rstrip()
+                raise RequestError(f"{shown} is {number}: must be {_sentence(option)}")
+    if isinstance(config, Config):
+        _refuse_contradictions(config.dropout)
 
 
 def options(config: Any, prefix: str = "") -> Iterator[tuple[str, Option, Any]]:
@@ -245,6 +285,23 @@ def differences(past: Config, wanted: Config) -> list[str]:
 def flag(name: str) -> str:
     """The command-line flag of a dotted name: ``data.batch_size`` -> ``--data.batch-size``."""
     return "--" + name.replace("_", "-")
+
+
+def _refuse_contradictions(dropout: DropoutConfig) -> None:
+    if (dropout.schedule == "constant") != (dropout.schedule_epochs is None):
+        verb = "needs" if dropout.schedule_epochs is None else "has no"
+        raise RequestError(
+            f"--dropout.schedule {dropout.schedule} {verb} --dropout.schedule-epochs"
+        )
+    if dropout.kind != "concrete":
+        return
+    if dropout.rate in (0.0, 1.0):
+        raise RequestError("--dropout.rate must lie between 0 and 1 where kind concrete starts")
+    if dropout.schedule != "constant" or dropout.sites or dropout.depth != "uniform":
+        raise RequestError(
+            "--dropout.kind concrete learns its rates: "
+            "it takes no --dropout.schedule, --dropout.sites or --dropout.depth"
+        )
 
 
 def _sentence(option: Option) -> str:
@@ -278,6 +335,13 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     """`value` as the annotated type, or a `RequestError` that says what was expected."""
     kind = typing.get_args(hint)[0]
     allowed = typing.get_args(kind)
+    if typing.get_origin(kind) is Mapping:
+        if not isinstance(value, Mapping):
+            raise RequestError(f"{where} is {value!r}: expected names with numbers")
+        number: Any = Annotated[allowed[1], ""]
+        return {
+            str(name): _coerce(number, each, f"{where}: {name}") for name, each in value.items()
+        }
     if typing.get_origin(kind) is Literal:
         if value not in allowed:
             raise RequestError(f"{where} is {value!r}: choose from {', '.join(allowed)}")

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinned.config import Config
-from thinned.dropout.layers import rates_collection
+from thinned.dropout.schedules import Schedule, over_depth, schedule
+from thinned.dropout.sites import rates_collection
 from thinned.rng import key_for, permutation, stream_root
 from thinned.step import Chunk
 from thinned.types import Key
@@ -26,7 +27,7 @@ class Plan:
     Attributes:
         config: the run's config.
         train_size: number of training images.
-        sites: names of the model's dropout sites.
+        sites: names of the model's dropout sites whose rates are not learned, in their order.
     """
 
     config: Config
@@ -59,8 +60,23 @@ class Plan:
         order = np.zeros((CHUNK_STEPS, self.config.batch_size), np.int32)
         order[:count] = rows
         steps = step + np.arange(CHUNK_STEPS, dtype=np.uint32)
-        rates = {site: jnp.full(CHUNK_STEPS, self.config.dropout.rate) for site in self.sites}
+        factors = self._schedule(jnp.asarray(steps))
+        rates = {site: jnp.float32(rate) * factors for site, rate in self.full_rates.items()}
         return Chunk(jnp.asarray(order), self._keys(steps), rates_collection(rates)), count
+
+    @cached_property
+    def full_rates(self) -> dict[str, float]:
+        """The rate of each site where the schedule's factor is 1."""
+        dropout = self.config.dropout
+        rates = {site: dropout.sites.get(site, dropout.rate) for site in self.sites}
+        return over_depth(rates, self.sites) if dropout.depth == "linear" else rates
+
+    @cached_property
+    def _schedule(self) -> Schedule:
+        dropout = self.config.dropout
+        steps = max(round((dropout.schedule_epochs or 0) * self.steps_per_epoch), 1)
+        start, end = dropout.schedule_from, dropout.schedule_to
+        return jax.jit(schedule(dropout.schedule, steps, start, end))
 
     def _keys(self, steps: np.ndarray) -> Key:
         seed, randomness = self.config.seed, self.config.randomness

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from thinned.checkpoint import Checkpoints, Restored
 from thinned.config import Config, differences, load, to_json, validate
 from thinned.data.source import open_source
 from thinned.data.split import fingerprint, hold_out, limit
-from thinned.dropout.layers import dropout_sites
+from thinned.dropout.sites import DropoutSpec, dropout_sites
 from thinned.environment import describe_environment, environment_changes
 from thinned.errors import RequestError
 from thinned.evaluate import Evaluation, evaluate
@@ -36,7 +36,7 @@ from thinned.predict import predict
 from thinned.rng import key_for, stream_root
 from thinned.state import TrainState, create_state
 from thinned.step import Batch
-from thinned.types import Bits, Dataset, Split
+from thinned.types import Dataset, Split
 
 
 @dataclass(frozen=True)
@@ -184,8 +184,7 @@ def _train_in(folder: Path, config: Config, dataset: Dataset, quiet: bool) -> Ru
         state, progress = with_arrays(state, found), Progress.from_json(found.progress)
     log = MetricsLog(folder / "metrics.jsonl")
     log.keep_until(progress.step)
-    sites = tuple(dropout_sites(build_model(config, dataset), _example(dataset), train=True))
-    plan = Plan(config, len(dataset.train), sites)
+    plan = make_plan(config, dataset)
     held_out = {"validation": dataset.validation, "test": dataset.test}
     batch = config.batch_size
     with view_for(quiet, progress.step * batch, plan.total_steps * batch) as view:
@@ -231,13 +230,36 @@ def load_data(config: Config) -> Dataset:
 
 def build_model(config: Config, dataset: Dataset) -> nn.Module:
     """The network that a config names; its rates travel beside the batch, not in it."""
-    return _network(len(dataset.classes), config.dropout.bits)
+    wanted = config.dropout
+    spec = DropoutSpec(wanted.kind, bits=wanted.bits)
+    if wanted.kind == "block":
+        spec = replace(spec, block_size=wanted.block_size)
+    if wanted.kind == "concrete":
+        spec = replace(spec, rate=wanted.rate, examples=len(dataset.train))
+    return _network(len(dataset.classes), spec)
 
 
 @cache
-def _network(classes: int, bits: Bits) -> nn.Module:
+def _network(classes: int, spec: DropoutSpec) -> nn.Module:
     """One object for equal networks: a compiled step is found again by it."""
-    return CNN(classes=classes, bits=bits)
+    return CNN(classes=classes, dropout=spec)
+
+
+def make_plan(config: Config, dataset: Dataset) -> Plan:
+    """What each step of a run will do.
+
+    Raises:
+        RequestError: a rate is given for a site that the model does not have.
+    """
+    sites = dropout_sites(build_model(config, dataset), _example(dataset), train=True)
+    for name in config.dropout.sites:
+        if name not in sites:
+            known = ", ".join(sites)
+            raise RequestError(
+                f"--dropout.sites {name}: model {config.model} has no such site, but {known}"
+            )
+    fixed = tuple(name for name, site in sites.items() if not site.learned)
+    return Plan(config, len(dataset.train), fixed)
 
 
 def initial_state(config: Config, dataset: Dataset) -> TrainState:
@@ -286,6 +308,11 @@ def _refuse_unfit(config: Config, dataset: Dataset) -> None:
             f"images are {dataset.train.images.shape[1]} x {dataset.train.images.shape[2]}: "
             "the model needs at least 4 x 4"
         )
+    if config.dropout.kind == "path":
+        raise RequestError(
+            f"--dropout.kind path drops residual branches, and model {config.model} has none"
+        )
+    make_plan(config, dataset)
 
 
 def _refuse_misfit(test: Split, dataset: Dataset) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from thinned.dropout.layers import LOSSES
 from thinned.losses import cross_entropy
 from thinned.metrics import BatchSums, batch_sums
 from thinned.state import TrainState
@@ -47,12 +48,15 @@ def train_step(
 ) -> tuple[TrainState, BatchSums]:
     """One step of gradient descent on the mean loss of a batch.
 
+    To that loss is added whatever layers sow into the collection ``losses`` (a learned rate's
+    regulariser); the sums that are returned hold the cross-entropy alone.
+
     Args:
         state: the state before the step. ``state.apply_fn`` is called as
             ``apply_fn(variables, images, train=True, rngs={"dropout": key}, mutable=[...])``.
         batch: the examples.
         rates: drop probabilities, as the variable collection ``rates`` (see
-            `thinned.dropout.layers.rates_collection`); f32 [], may be traced; empty means each
+            `thinned.dropout.sites.rates_collection`); f32 [], may be traced; empty means each
             layer's own.
         key: the dropout key of this step, see `thinned.key_for`.
 
@@ -67,13 +71,15 @@ def train_step(
             as_float(batch.images),
             train=True,
             rngs={"dropout": key},
-            mutable=list(state.model_state),
+            mutable=[*state.model_state, LOSSES],
         )
         losses = cross_entropy(logits, batch.labels)
-        return losses.mean(), (losses, logits, updates)
+        terms = jax.tree.leaves(updates.get(LOSSES, {}))
+        return losses.mean() + sum(terms), (losses, logits, updates)
 
     grads, (losses, logits, updates) = jax.grad(loss_of, has_aux=True)(state.params)
-    state = state.apply_gradients(grads=grads, model_state=dict(updates))
+    updated = {name: updates[name] for name in state.model_state}
+    state = state.apply_gradients(grads=grads, model_state=updated)
     return state, batch_sums(losses, logits, batch.labels)
 
 

@@ -6,7 +6,8 @@ from flax import linen as nn
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinned.dropout.layers import Dropout, dropout_sites, rates_collection
+from thinned.dropout.layers import Dropout
+from thinned.dropout.sites import dropout_sites, rates_collection
 from thinned.errors import RequestError
 
 

@@ -11,6 +11,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from thinned.errors import RequestError
@@ -83,6 +84,23 @@ def realised_keep(rate: jax.Array | float, bits: Bits = "threefry") -> jax.Array
     if bits == "threefry":
         return jnp.ceil(_keep(rate) * 2.0**23) * jnp.float32(2.0**-23)
     return 1.0 - jnp.asarray(rate, jnp.float32)
+
+
+def uniform(key: Key, shape: tuple[int, ...], bits: Bits = "threefry") -> jax.Array:
+    """Uniform numbers f32 of `shape` strictly between 0 and 1: the middles of 2**23 intervals."""
+    middles = (random_bits(key, shape, bits) >> 9).astype(jnp.float32) + 0.5
+    return middles * jnp.float32(2.0**-23)
+
+
+def normal(key: Key, shape: tuple[int, ...], bits: Bits = "threefry") -> jax.Array:
+    """Standard normal numbers f32 of `shape`, by the inverse of the distribution function.
+
+    ``threefry`` gives those of ``jax.random.normal(key, shape)``.
+    """
+    words = (random_bits(key, shape, bits) >> 9) | _WORDS(0x3F800000)
+    low = np.nextafter(np.float32(-1), np.float32(0))
+    wide = (lax.bitcast_convert_type(words, jnp.float32) - 1.0) * (1 - low) + low
+    return jnp.float32(np.sqrt(2)) * lax.erf_inv(jnp.maximum(low, wide))
 
 
 def counters(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:

@@ -1,9 +1,13 @@
-"""The mathematics of dropout, as pure functions of (inputs, rate, key)."""
+"""The mathematics of dropout, as pure functions of (inputs, rate, key).
+
+Every function here is the identity at rate 0 and zero, with a zero gradient, at rate 1; keeps the
+dtype; and keeps nothing of its mask for the backward pass: from the key, it is drawn again.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,12 +16,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from thinned.dropout.bits import keep_mask, realised_keep
+from thinned.dropout.bits import keep_mask, normal, realised_keep, uniform
+from thinned.dropout.masks import (
+    block_sizes,
+    grown,
+    inner_axes,
+    mask_shape,
+    seed_rate,
+    seed_shape,
+    spatial_axes,
+)
 from thinned.errors import RequestError
 from thinned.types import Bits, Key
 
 Rate = Any
 """A drop probability: a Python number, or an f32 [] that may be traced."""
+
+SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
+
+# Rematerialised, so that the backward pass holds on to the key and not to the mask.
+_redrawn = partial(jax.checkpoint, prevent_cse=False, static_argnums=3)
 
 
 def dropout(
@@ -50,41 +68,220 @@ def dropout(
     Raises:
         RequestError: `x` is no float array, `rate` is out of range, or an axis does not exist.
     """
-    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
-        raise RequestError(f"dropout needs a float array, not {jnp.result_type(x)}")
-    rate = checked_rate(rate)
     shape = mask_shape(jnp.shape(x), broadcast_dims)
-    if isinstance(rate, float) and rate in (0.0, 1.0):
-        return x if rate == 0.0 else jnp.zeros_like(x)
-    keep = rate if isinstance(rate, float) else None
-    return _masked(x, jnp.asarray(rate, jnp.float32), key, shape, bits, keep)
+    return _between(_elements, x, rate, key, (shape, bits))
 
 
-@partial(jax.checkpoint, prevent_cse=False, static_argnums=(3, 4, 5))
-def _masked(
-    x: jax.Array,
-    rate: jax.Array,
-    key: Key,
-    shape: tuple[int, ...],
-    bits: Bits,
-    plain: float | None,
+def channel_dropout(x: jax.Array, rate: Rate, key: Key, *, bits: Bits = "threefry") -> jax.Array:
+    """Drop whole feature maps: `dropout` with one draw for each example and channel.
+
+    Tompson et al. (2015), "Efficient object localization using convolutional networks", section
+    3.2, under the name SpatialDropout.
+
+    Args:
+        x: float [batch, ..., channel] with at least one axis in between, e.g. height and width.
+        rate, key, bits: as for `dropout`.
+
+    Raises:
+        RequestError: as `dropout`, or `x` has fewer than three axes.
+    """
+    axes = spatial_axes(jnp.shape(x), "channel")
+    return dropout(x, rate, key, bits=bits, broadcast_dims=axes)
+
+
+def drop_path(x: jax.Array, rate: Rate, key: Key, *, bits: Bits = "threefry") -> jax.Array:
+    """Drop whole examples' branches: `dropout` with one draw for each example.
+
+    Huang et al. (2016), "Deep networks with stochastic depth", section 3, with survivors scaled up
+    in training instead of down at inference. Apply it to a residual branch before the addition.
+
+    Args:
+        x: float [batch, ...].
+        rate, key, bits: as for `dropout`.
+
+    Raises:
+        RequestError: as `dropout`, or `x` is a scalar.
+    """
+    axes = inner_axes(jnp.shape(x), "path")
+    return dropout(x, rate, key, bits=bits, broadcast_dims=axes)
+
+
+def drop_block(
+    x: jax.Array, rate: Rate, key: Key, *, block_size: int = 7, bits: Bits = "threefry"
 ) -> jax.Array:
-    # Rematerialised, so that the backward pass holds on to the key and not to the mask. A plain
-    # number is kept beside the array: its complement is taken in double precision, as in Flax.
-    chance = jax.lax.stop_gradient(rate) if plain is None else plain
-    keep = realised_keep(chance, bits)
-    scale = jnp.where(keep > 0, 1.0 / jnp.maximum(keep, jnp.float32(2.0**-33)), 0.0)
-    mask = keep_mask(key, shape, chance, bits)
-    return jnp.where(mask, x * scale.astype(x.dtype), jnp.zeros((), x.dtype))
+    """Drop square regions of feature maps, each channel's own.
+
+    Ghiasi et al. (2018), "DropBlock: a regularization method for convolutional networks", algorithm
+    1. Blocks lie wholly inside the map, for odd and even sides alike. How often they are drawn is
+    solved for exactly, see `thinned.dropout.masks.seed_rate`.
+
+    Args:
+        x: float [batch, ..., channel] with at least one axis in between, e.g. height and width.
+        rate: average fraction of a map to drop; otherwise as for `dropout`.
+        key, bits: as for `dropout`.
+        block_size: side of a block, in positions, at least 1; no larger than the map is used.
+
+    Returns:
+        An array like `x`, each example multiplied by (its elements / its elements kept), so that an
+        example of equal values keeps its mean exactly; zeros where nothing is kept. Borders are
+        covered by fewer blocks, and so survive more often than the middle.
+
+    Raises:
+        RequestError: as `dropout`, `x` has fewer than three axes, or `block_size` is below 1.
+    """
+    if isinstance(block_size, bool) or int(block_size) != block_size or block_size < 1:
+        raise RequestError(f"block_size is {block_size!r}: must be a whole number of at least 1")
+    blocks = block_sizes(jnp.shape(x), int(block_size))
+    return _between(_blocks, x, rate, key, (blocks, bits))
 
 
-def checked_rate(rate: Rate) -> Rate:
+def gaussian_dropout(x: jax.Array, rate: Rate, key: Key, *, bits: Bits = "threefry") -> jax.Array:
+    """Multiply by normal noise of mean 1 and the variance that dropout at `rate` has.
+
+    Srivastava et al. (2014), section 10: the variance is ``rate / (1 - rate)``.
+
+    Args:
+        x: float array of any shape.
+        rate, key, bits: as for `dropout`; zeros at rate 1, where the variance has no value.
+
+    Raises:
+        RequestError: as `dropout`.
+    """
+    return _between(_noise, x, rate, key, (bits,))
+
+
+def alpha_dropout(x: jax.Array, rate: Rate, key: Key, *, bits: Bits = "threefry") -> jax.Array:
+    """Set elements to SELU's negative limit, then shift and scale so that mean and variance stay.
+
+    Klambauer et al. (2017), "Self-normalizing neural networks", section 3 ("New dropout
+    technique"). It keeps a mean of 0 and a variance of 1, those of activations after SELU, and is
+    meant for networks of these only.
+
+    Args:
+        x: float array of any shape.
+        rate, key, bits: as for `dropout`.
+
+    Raises:
+        RequestError: as `dropout`.
+    """
+    return _between(_alpha, x, rate, key, (bits,))
+
+
+def concrete_dropout(
+    x: jax.Array,
+    rate: Rate,
+    key: Key,
+    *,
+    temperature: float = 0.1,
+    bits: Bits = "threefry",
+) -> jax.Array:
+    """Dropout with nearly binary masks, through which the rate itself has a gradient.
+
+    Gal, Hron & Kendall (2017), "Concrete dropout", section 3. Each element is multiplied by
+    ``sigmoid(-(logit(rate) + logit(u)) / temperature)`` with u uniform, and divided by the mean of
+    that number. The paper divides by ``1 - rate``, which at temperature 0.1 is off by up to 0.2 %
+    of the mean for rates up to 0.5.
+
+    Args:
+        x: float array of any shape.
+        rate: as for `dropout`; an array rate has a gradient, zero at 0 and at 1.
+        key, bits: as for `dropout`.
+        temperature: above 0; masks are the more binary, and gradients the noisier, the lower.
+
+    Raises:
+        RequestError: as `dropout`, or `temperature` is not above 0.
+    """
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise RequestError(f"temperature is {temperature!r}: must be a number above 0")
+    return _between(_concrete, x, rate, key, (float(temperature), bits))
+
+
+def concrete_regulariser(
+    rate: jax.Array, kernel: jax.Array, gates: int, examples: int, length_scale: float = 0.01
+) -> jax.Array:
+    """What keeps a learned rate in place, to be added to the mean loss per example.
+
+    Gal, Hron & Kendall (2017), section 3, eq. 3-4: the divergence between the distribution over
+    networks and its prior, ``length_scale**2 / 2 * sum(kernel**2) / (1 - rate) - gates * H(rate)``,
+    divided by the number of training examples; `kernel` multiplies inputs already scaled up, hence
+    the quotient.
+
+    Args:
+        rate: f32 [], strictly between 0 and 1.
+        kernel: weights of the layer behind the dropout.
+        gates: elements dropped independently in each example.
+        examples: training examples.
+        length_scale: of the prior over weights; larger means smaller weights.
+
+    Returns:
+        f32 [], in nats per example.
+    """
+    entropy = -(rate * jnp.log(rate) + (1 - rate) * jnp.log1p(-rate))
+    weights = 0.5 * length_scale**2 * jnp.sum(jnp.square(kernel.astype(jnp.float32))) / (1 - rate)
+    return (weights - gates * entropy) / examples
+
+
+def drop_connect(
+    x: jax.Array,
+    kernel: jax.Array,
+    rate: Rate,
+    key: Key,
+    *,
+    per_example: bool = True,
+    bits: Bits = "threefry",
+) -> jax.Array:
+    """The product ``x @ kernel`` with weights dropped instead of activations.
+
+    Wan et al. (2013), "Regularization of neural networks using DropConnect", section 3, survivors
+    scaled up.
+
+    Args:
+        x: float [..., input].
+        kernel: float [input, output], of the dtype of `x`.
+        rate, key, bits: as for `dropout`.
+        per_example: whether each example has a mask of its own, as in the paper. That draws
+            (examples x inputs x outputs) bits and cannot use matrix products; one mask for the
+            whole batch costs little, but the examples of a batch then share one thinned network.
+
+    Returns:
+        float [..., output].
+
+    Raises:
+        RequestError: as `dropout`, or shapes do not fit.
+    """
+    if kernel.ndim != 2 or jnp.ndim(x) < 1 or x.shape[-1] != kernel.shape[0]:
+        raise RequestError(f"drop_connect cannot multiply {x.shape} by a kernel {kernel.shape}")
+    if not per_example:
+        return x @ dropout(kernel, rate, key, bits=bits)
+    rate = checked_rate(rate, x)
+    if isinstance(rate, float) and rate in (0.0, 1.0):
+        return x @ kernel * (1.0 - rate)
+    plain = rate if isinstance(rate, float) else None
+    return _connections(x, kernel, (jnp.asarray(rate, jnp.float32), key), (bits, plain))
+
+
+def drop_connect_moments(
+    x: jax.Array, kernel: jax.Array, rate: Rate
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance of `drop_connect` over masks, both [..., output], in closed form.
+
+    Wan et al. (2013), section 3.2 ("Inference"), with survivors scaled up: the mean is
+    ``x @ kernel``, the variance ``rate / (1 - rate) * x**2 @ kernel**2`` (0 at rate 1).
+    """
+    keep = 1.0 - jnp.asarray(checked_rate(rate, x), x.dtype)
+    ratio = jnp.where(keep > 0, (1.0 - keep) / jnp.where(keep > 0, keep, 1.0), 0.0)
+    return x @ kernel, ratio * (jnp.square(x) @ jnp.square(kernel))
+
+
+def checked_rate(rate: Rate, x: jax.Array) -> Rate:
     """A plain number as a float in [0, 1]; an array (traced or not) as it is.
 
     Raises:
-        RequestError: a plain number, or an array whose value is known, out of range or NaN; or
-            something that is no single number.
+        RequestError: `x`, what is to be dropped, is no float array; or a plain number, or an array
+            whose value is known, is out of range or NaN; or is no single number.
     """
+    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+        raise RequestError(f"dropout needs a float array, not {jnp.result_type(x)}")
     if isinstance(rate, bool | str) or np.shape(rate) != ():
         raise RequestError(f"rate is {rate!r}: must be one number from 0 to 1")
     if isinstance(rate, Tracer):
@@ -95,14 +292,116 @@ def checked_rate(rate: Rate) -> Rate:
     return value if isinstance(rate, int | float) else rate
 
 
-def mask_shape(shape: tuple[int, ...], broadcast_dims: Sequence[int]) -> tuple[int, ...]:
-    """`shape` with 1 at each of `broadcast_dims` (which may count from the end).
+def _between(
+    body: Callable[..., jax.Array], x: jax.Array, rate: Rate, key: Key, how: tuple[Any, ...]
+) -> jax.Array:
+    """`body`, or what a plain rate at either end gives without drawing anything."""
+    rate = checked_rate(rate, x)
+    if isinstance(rate, float) and rate in (0.0, 1.0):
+        return x if rate == 0.0 else jnp.zeros_like(x)
+    # A plain number goes along: its complement is taken in double precision, as in Flax.
+    plain = rate if isinstance(rate, float) else None
+    return body(x, jnp.asarray(rate, jnp.float32), key, (*how, plain))
 
-    Raises:
-        RequestError: an axis does not exist.
+
+def _chance(rate: jax.Array, plain: float | None) -> Rate:
+    return jax.lax.stop_gradient(rate) if plain is None else plain
+
+
+def _inverse(keep: jax.Array) -> jax.Array:
+    return jnp.where(keep > 0, 1.0 / jnp.maximum(keep, jnp.float32(2.0**-33)), 0.0)
+
+
+@_redrawn
+def _elements(x: jax.Array, rate: jax.Array, key: Key, how: tuple[Any, ...]) -> jax.Array:
+    shape, bits, plain = how
+    chance = _chance(rate, plain)
+    scale = _inverse(realised_keep(chance, bits))
+    mask = keep_mask(key, shape, chance, bits)
+    if shape != x.shape:
+        # XLA would fuse the draw into the product and repeat it for every element that shares it;
+        # behind an exponential, which it counts as expensive, it draws once.
+        mask = jnp.exp(jnp.where(mask, 0.0, -jnp.inf)) > 0
+    return jnp.where(mask, x * scale.astype(x.dtype), jnp.zeros((), x.dtype))
+
+
+@_redrawn
+def _blocks(x: jax.Array, rate: jax.Array, key: Key, how: tuple[Any, ...]) -> jax.Array:
+    blocks, bits, _ = how
+    chance = seed_rate(jax.lax.stop_gradient(rate), x.shape, blocks)
+    corners = seed_shape(x.shape, blocks)
+    keep = ~grown(~keep_mask(key, corners, chance, bits), blocks)
+    axes = tuple(range(1, x.ndim))
+    kept = jnp.sum(keep, axes, jnp.float32, keepdims=True)
+    scale = jnp.where(kept > 0, math.prod(x.shape[1:]) / jnp.maximum(kept, 1.0), 0.0)
+    return jnp.where(keep, x * scale.astype(x.dtype), jnp.zeros((), x.dtype))
+
+
+@_redrawn
+def _noise(x: jax.Array, rate: jax.Array, key: Key, how: tuple[Any, ...]) -> jax.Array:
+    bits, _ = how
+    rate = jax.lax.stop_gradient(rate)
+    deviation = jnp.sqrt(rate * _inverse(1.0 - rate))
+    noise = jnp.where(rate < 1, 1.0 + deviation * normal(key, x.shape, bits), 0.0)
+    return x * noise.astype(x.dtype)
+
+
+@_redrawn
+def _alpha(x: jax.Array, rate: jax.Array, key: Key, how: tuple[Any, ...]) -> jax.Array:
+    bits, plain = how
+    chance = _chance(rate, plain)
+    keep = realised_keep(chance, bits)
+    limit = -SELU_SCALE * SELU_ALPHA
+    scale = jnp.sqrt(_inverse(keep * (1.0 + limit**2 * (1.0 - keep))))
+    shift = -scale * limit * (1.0 - keep)
+    mask = keep_mask(key, x.shape, chance, bits)
+    chosen = jnp.where(mask, x, jnp.asarray(limit, x.dtype))
+    return jnp.where(keep > 0, chosen * scale.astype(x.dtype) + shift.astype(x.dtype), 0.0)
+
+
+@_redrawn
+def _concrete(x: jax.Array, rate: jax.Array, key: Key, how: tuple[Any, ...]) -> jax.Array:
+    temperature, bits, _ = how
+    inside = (rate > 0) & (rate < 1)
+    # The ends are replaced before the logarithms, or their gradients would be NaN.
+    safe = jnp.where(inside, rate, 0.5)
+    drop_logit = jnp.log(safe) - jnp.log1p(-safe)
+    u = uniform(key, x.shape, bits)
+    gate = jax.nn.sigmoid(-(drop_logit + jnp.log(u) - jnp.log1p(-u)) / temperature)
+    gate = gate / _mean_gate(drop_logit, temperature)
+    gate = jnp.where(inside, gate, jnp.where(rate > 0, 0.0, 1.0))
+    return x * gate.astype(x.dtype)
+
+
+def _mean_gate(drop_logit: jax.Array, temperature: float) -> jax.Array:
+    """The mean of a concrete gate over u, exact to f32.
+
+    A gate is the chance that a logistic number, times the temperature, stays below its argument;
+    the two logistic numbers may change places, and the integral is smooth in the colder one.
     """
-    for axis in broadcast_dims:
-        if not -len(shape) <= axis < len(shape):
-            raise RequestError(f"broadcast_dims has axis {axis}, but inputs have {len(shape)} axes")
-    shared = {axis % len(shape) for axis in broadcast_dims}
-    return tuple(1 if axis in shared else size for axis, size in enumerate(shape))
+    nodes, weights = np.polynomial.legendre.leggauss(64)
+    cold = temperature * np.log((1 + nodes) / (1 - nodes))
+    gates = jax.nn.sigmoid(-(drop_logit + jnp.asarray(cold, jnp.float32)))
+    return jnp.sum(jnp.asarray(weights / 2, jnp.float32) * gates)
+
+
+def _connections(
+    x: jax.Array, kernel: jax.Array, drawn: tuple[jax.Array, Key], how: tuple[Any, ...]
+) -> jax.Array:
+    (rate, key), (bits, plain) = drawn, how
+    chance = _chance(rate, plain)
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def one(row: jax.Array, own: Key) -> jax.Array:
+        mask = keep_mask(own, kernel.shape, chance, bits)
+        return row @ jnp.where(mask, kernel, jnp.zeros((), kernel.dtype))
+
+    rows = x.reshape(-1, x.shape[-1])
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(rows), dtype=jnp.uint32))
+    if jax.default_backend() == "cpu":
+        # One by one: all thinned kernels at once would fill the memory, and every cache.
+        outputs = jax.lax.map(lambda pair: one(*pair), (rows, keys))
+    else:
+        outputs = jax.vmap(one)(rows, keys)
+    scale = _inverse(realised_keep(chance, bits)).astype(x.dtype)
+    return outputs.reshape(*x.shape[:-1], kernel.shape[1]) * scale

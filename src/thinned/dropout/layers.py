@@ -1,40 +1,215 @@
-"""Thin Flax Linen shells around `thinned.dropout.functional`, and where they stand in a module."""
+"""Thin Flax Linen shells around `thinned.dropout.functional`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, cast
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
-from thinned.dropout.functional import Rate, dropout
+from thinned.dropout.functional import (
+    Rate,
+    alpha_dropout,
+    channel_dropout,
+    checked_rate,
+    concrete_dropout,
+    concrete_regulariser,
+    drop_block,
+    drop_connect,
+    drop_connect_moments,
+    drop_path,
+    dropout,
+    gaussian_dropout,
+)
 from thinned.errors import RequestError
 from thinned.types import Bits, Key
 
 RATES = "rates"
 """The variable collection through which rates come beside the batch; `init` never creates it."""
 
+LOSSES = "losses"
+"""The variable collection into which layers sow terms that training adds to its loss."""
 
-class Dropout(nn.Module):
-    """`flax.linen.Dropout`, with its arguments and its very masks, cheaper on a CPU.
+
+class DropoutLayer(nn.Module):
+    """What all layers here share; each has the attributes `rate`, `deterministic` and so on.
 
     When the module is applied with a collection ``rates`` that has an entry for this layer (see
-    `rates_collection`), the rate is taken from there and may be traced; otherwise it is the
-    attribute's.
+    `thinned.dropout.sites.rates_collection`), the rate is taken from there and may be traced;
+    otherwise it is the attribute's.
+    """
+
+    kind: ClassVar[str] = ""
+
+    @nn.compact
+    def __call__(
+        self, inputs: jax.Array, deterministic: bool | None = None, rng: Key | None = None
+    ) -> jax.Array:
+        """Inputs float [...] with something dropped; unchanged when deterministic.
+
+        Raises:
+            RequestError: `deterministic` is given nowhere or twice, or see this kind's function in
+                `thinned.dropout.functional`.
+        """
+        if _is_off(self, deterministic):
+            return inputs
+        rate = _rate_of(self)
+        if isinstance(rate, int | float) and rate == 0:
+            return inputs
+        return self.drop(inputs, rate, _key_of(self, rng))
+
+    def drop(self, inputs: jax.Array, rate: Rate, key: Key) -> jax.Array:
+        """What this kind does to `inputs`."""
+        raise NotImplementedError
+
+
+class Dropout(DropoutLayer):
+    """`flax.linen.Dropout`, with its arguments and its very masks, cheaper on a CPU.
 
     Attributes:
         rate: probability of dropping (not of keeping), 0 to 1 inclusive.
         broadcast_dims: axes along which one draw is shared.
         deterministic: whether inputs pass unchanged; given here or in the call.
         rng_collection: the stream of keys to draw from.
-        bits: generator, see `thinned.dropout.bits`.
         rng: a key to use instead of the stream's.
+        bits: generator, see `thinned.dropout.bits`.
     """
 
+    kind: ClassVar[str] = "element"
     rate: Rate
     broadcast_dims: Sequence[int] = ()
+    deterministic: bool | None = None
+    rng_collection: str = "dropout"
+    rng: Key | None = None
+    bits: Bits = "threefry"
+
+    def drop(self, inputs: jax.Array, rate: Rate, key: Key) -> jax.Array:
+        """See `thinned.dropout`."""
+        return dropout(inputs, rate, key, bits=self.bits, broadcast_dims=self.broadcast_dims)
+
+
+class ChannelDropout(DropoutLayer):
+    """Drops whole feature maps, see `thinned.dropout.functional.channel_dropout`.
+
+    Attributes:
+        rate, deterministic, rng_collection, rng, bits: as for `Dropout`.
+    """
+
+    kind: ClassVar[str] = "channel"
+    rate: Rate
+    deterministic: bool | None = None
+    rng_collection: str = "dropout"
+    rng: Key | None = None
+    bits: Bits = "threefry"
+
+    def drop(self, inputs: jax.Array, rate: Rate, key: Key) -> jax.Array:
+        """See `thinned.dropout.functional.channel_dropout`."""
+        return channel_dropout(inputs, rate, key, bits=self.bits)
+
+
+class DropPath(DropoutLayer):
+    """Drops whole examples' branches, see `thinned.dropout.functional.drop_path`.
+
+    Attributes:
+        rate, deterministic, rng_collection, rng, bits: as for `Dropout`.
+    """
+
+    kind: ClassVar[str] = "path"
+    rate: Rate
+    deterministic: bool | None = None
+    rng_collection: str = "dropout"
+    rng: Key | None = None
+    bits: Bits = "threefry"
+
+    def drop(self, inputs: jax.Array, rate: Rate, key: Key) -> jax.Array:
+        """See `thinned.dropout.functional.drop_path`."""
+        return drop_path(inputs, rate, key, bits=self.bits)
+
+
+class DropBlock(DropoutLayer):
+    """Drops square regions of feature maps, see `thinned.dropout.functional.drop_block`.
+
+    Attributes:
+        rate: average fraction dropped, 0 to 1.
+        block_size: side of a block, in positions, at least 1.
+        deterministic, rng_collection, rng, bits: as for `Dropout`.
+    """
+
+    kind: ClassVar[str] = "block"
+    rate: Rate
+    block_size: int = 7
+    deterministic: bool | None = None
+    rng_collection: str = "dropout"
+    rng: Key | None = None
+    bits: Bits = "threefry"
+
+    def drop(self, inputs: jax.Array, rate: Rate, key: Key) -> jax.Array:
+        """See `thinned.dropout.functional.drop_block`."""
+        return drop_block(inputs, rate, key, block_size=self.block_size, bits=self.bits)
+
+
+class GaussianDropout(DropoutLayer):
+    """Multiplies by normal noise, see `thinned.dropout.functional.gaussian_dropout`.
+
+    Attributes:
+        rate, deterministic, rng_collection, rng, bits: as for `Dropout`.
+    """
+
+    kind: ClassVar[str] = "gaussian"
+    rate: Rate
+    deterministic: bool | None = None
+    rng_collection: str = "dropout"
+    rng: Key | None = None
+    bits: Bits = "threefry"
+
+    def drop(self, inputs: jax.Array, rate: Rate, key: Key) -> jax.Array:
+        """See `thinned.dropout.functional.gaussian_dropout`."""
+        return gaussian_dropout(inputs, rate, key, bits=self.bits)
+
+
+class AlphaDropout(DropoutLayer):
+    """Dropout for SELU networks, see `thinned.dropout.functional.alpha_dropout`.
+
+    Attributes:
+        rate, deterministic, rng_collection, rng, bits: as for `Dropout`.
+    """
+
+    kind: ClassVar[str] = "alpha"
+    rate: Rate
+    deterministic: bool | None = None
+    rng_collection: str = "dropout"
+    rng: Key | None = None
+    bits: Bits = "threefry"
+
+    def drop(self, inputs: jax.Array, rate: Rate, key: Key) -> jax.Array:
+        """See `thinned.dropout.functional.alpha_dropout`."""
+        return alpha_dropout(inputs, rate, key, bits=self.bits)
+
+
+class ConcreteDropout(DropoutLayer):
+    """Dropout that learns its rate, see `thinned.dropout.functional.concrete_dropout`.
+
+    The parameter ``rate_logit`` f32 [] is the logit of the rate. `regularise` sows the term that
+    keeps it in place into the collection ``losses``; without that term a rate learns whatever fits
+    the training data, which tends to be 0.
+
+    Attributes:
+        rate: the rate at the start, strictly between 0 and 1.
+        examples: number of training examples, by which the regulariser is divided.
+        length_scale: of the prior over weights, see `concrete_regulariser`.
+        temperature: of the masks, above 0.
+        deterministic, rng_collection, rng, bits: as for `Dropout`.
+    """
+
+    kind: ClassVar[str] = "concrete"
+    rate: float = 0.1
+    examples: int = 1
+    length_scale: float = 0.01
+    temperature: float = 0.1
     deterministic: bool | None = None
     rng_collection: str = "dropout"
     rng: Key | None = None
@@ -44,78 +219,135 @@ class Dropout(nn.Module):
     def __call__(
         self, inputs: jax.Array, deterministic: bool | None = None, rng: Key | None = None
     ) -> jax.Array:
-        """Inputs float [...] with elements dropped; unchanged when deterministic.
+        """Inputs float [...] with elements dropped softly; unchanged when deterministic.
 
         Raises:
-            RequestError: `deterministic` is given nowhere or twice, or see
-                `thinned.dropout.functional.dropout`.
+            RequestError: as `DropoutLayer`, or the rate at the start is 0 or 1, from where no
+                gradient leads away.
         """
-        if (self.deterministic is None) == (deterministic is None):
-            times = "nowhere" if deterministic is None else "twice"
-            raise RequestError(
-                f"{'/'.join(self.path) or 'Dropout'}: deterministic is given {times}: say once, "
-                "as attribute or in the call, whether dropout is off"
-            )
-        if self.deterministic or deterministic:
+        rate = checked_rate(self.rate, inputs)
+        if not 0 < rate < 1:
+            raise RequestError(f"a learned rate cannot start at {rate}: choose between 0 and 1")
+        logit = self.param("rate_logit", lambda _: jnp.float32(math.log(rate) - math.log1p(-rate)))
+        if _is_off(self, deterministic):
             return inputs
-        rate = self.rate
-        if self.has_variable(RATES, "rate"):
-            rate = self.get_variable(RATES, "rate")
-        if isinstance(rate, int | float) and rate == 0:
-            return inputs
-        if rng is None:
-            rng = self.rng if self.rng is not None else self.make_rng(self.rng_collection)
-        return dropout(inputs, rate, rng, bits=self.bits, broadcast_dims=self.broadcast_dims)
+        return concrete_dropout(
+            inputs,
+            jax.nn.sigmoid(logit),
+            _key_of(self, rng),
+            temperature=self.temperature,
+            bits=self.bits,
+        )
+
+    def regularise(self, kernel: jax.Array, gates: int) -> None:
+        """Sow the regulariser into ``losses``; nothing happens where that cannot be changed.
+
+        Args:
+            kernel: float [..., output], the weights of the layer behind this one.
+            gates: elements that this layer drops independently in each example.
+        """
+        if not self.is_initializing() and self.is_mutable_collection(LOSSES):
+            rate = jax.nn.sigmoid(self.get_variable("params", "rate_logit"))
+            term = concrete_regulariser(rate, kernel, gates, self.examples, self.length_scale)
+            self.sow(LOSSES, "concrete", term)
 
 
-@dataclass(frozen=True)
-class Site:
-    """A place in a module where something is dropped.
+class DropConnectDense(DropoutLayer):
+    """A dense layer that drops its weights, see `thinned.dropout.functional.drop_connect`.
+
+    Parameters are those of `flax.linen.Dense`: ``kernel`` [input, output] and ``bias`` [output],
+    which is never dropped.
 
     Attributes:
-        rate: the layer's own drop probability.
-        shape: of what passes through.
+        features: outputs.
+        rate: probability of dropping a weight, 0 to 1 inclusive.
+        activation: an elementwise function applied to the outputs, or None. When deterministic, it
+            is averaged over the normal distribution that has the mean and the variance of the
+            outputs over masks (Wan et al. 2013, section 3.2, who sample it; here it is taken at
+            evenly spaced quantiles, so that inference is exact and the same every time).
+        per_example: whether each example has a mask of its own, see `drop_connect`.
+        use_bias, kernel_init, bias_init: as for `flax.linen.Dense`.
+        deterministic, rng_collection, rng, bits: as for `Dropout`.
     """
 
-    rate: Any
-    shape: tuple[int, ...]
+    kind: ClassVar[str] = "connect"
+    features: int
+    rate: Rate
+    activation: Callable[[jax.Array], jax.Array] | None = None
+    per_example: bool = True
+    use_bias: bool = True
+    kernel_init: Any = nn.initializers.lecun_normal()
+    bias_init: Any = nn.initializers.zeros_init()
+    deterministic: bool | None = None
+    rng_collection: str = "dropout"
+    rng: Key | None = None
+    bits: Bits = "threefry"
+
+    @nn.compact
+    def __call__(
+        self, inputs: jax.Array, deterministic: bool | None = None, rng: Key | None = None
+    ) -> jax.Array:
+        """Outputs float [..., features] of inputs float [..., input].
+
+        Raises:
+            RequestError: as `DropoutLayer`.
+        """
+        kernel = self.param("kernel", self.kernel_init, (inputs.shape[-1], self.features))
+        bias: Any = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else 0
+        kernel, bias = kernel.astype(inputs.dtype), jnp.asarray(bias, inputs.dtype)
+        activation = self.activation or (lambda values: values)
+        if not _is_off(self, deterministic):
+            rate = _rate_of(self)
+            if isinstance(rate, int | float) and rate == 0:
+                return activation(inputs @ kernel + bias)
+            key, own = _key_of(self, rng), self.per_example
+            dropped = drop_connect(inputs, kernel, rate, key, per_example=own, bits=self.bits)
+            return activation(dropped + bias)
+        if self.activation is None:
+            return inputs @ kernel + bias
+        mean, variance = drop_connect_moments(inputs, kernel, _rate_of(self))
+        return expected_activation(activation, mean + bias, variance)
 
 
-def dropout_sites(module: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Site]:
-    """All `Dropout` layers that a call of `module` passes, without computing anything.
+def expected_activation(
+    activation: Callable[[jax.Array], jax.Array],
+    mean: jax.Array,
+    variance: jax.Array,
+    points: int = 32,
+) -> jax.Array:
+    """The mean of `activation` over normal numbers of these moments, at evenly spaced quantiles.
 
     Args:
-        module: any Linen module.
-        args: positional arguments of its call; arrays, or shapes with dtypes.
-        kwargs: keyword arguments of its call, e.g. ``train=True``.
-
-    Returns:
-        Site name (the layer's path, joined by ``/``) -> `Site`, in the order of the call.
+        activation: an elementwise function.
+        mean, variance: float arrays of one shape, variance at least 0.
+        points: how many quantiles; they are scaled to a variance of exactly 1.
     """
-    found: dict[str, Site] = {}
-
-    def note(run: Any, values: Any, options: Any, context: Any) -> Any:
-        layer = context.module
-        if isinstance(layer, Dropout) and context.method_name == "__call__":
-            found["/".join(layer.path)] = Site(layer.rate, values[0].shape)
-        return run(*values, **options)
-
-    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-
-    def call(*values: Any) -> Any:
-        with nn.intercept_methods(note):
-            return module.init(keys, *values, **kwargs)
-
-    jax.eval_shape(call, *args)
-    return found
+    quantiles = jax.scipy.special.ndtri((np.arange(points) + 0.5) / points)
+    quantiles = quantiles / jnp.sqrt(jnp.mean(jnp.square(quantiles)))
+    deviation = jnp.sqrt(variance)
+    values = [activation(mean + deviation * point.astype(mean.dtype)) for point in quantiles]
+    return sum(values[1:], values[0]) / points
 
 
-def rates_collection(rates: Mapping[str, Any]) -> dict[str, Any]:
-    """Rates by site name as the variable collection ``rates``: nested as the names' paths."""
-    nested: dict[str, Any] = {}
-    for site, rate in rates.items():
-        place = nested
-        for part in site.split("/"):
-            place = place.setdefault(part, {})
-        place["rate"] = rate
-    return nested
+def _is_off(layer: DropoutLayer, given: bool | None) -> bool:
+    own = cast(Any, layer).deterministic
+    if (own is None) == (given is None):
+        times = "nowhere" if given is None else "twice"
+        raise RequestError(
+            f"{'/'.join(layer.path) or type(layer).__name__}: deterministic is given {times}: say "
+            "once, as attribute or in the call, whether dropout is off"
+        )
+    return bool(own or given)
+
+
+def _rate_of(layer: DropoutLayer) -> Rate:
+    if layer.has_variable(RATES, "rate"):
+        return layer.get_variable(RATES, "rate")
+    return cast(Any, layer).rate
+
+
+def _key_of(layer: DropoutLayer, given: Key | None) -> Key:
+    shell = cast(Any, layer)
+    if given is not None:
+        return given
+    return shell.rng if shell.rng is not None else shell.make_rng(shell.rng_collection)

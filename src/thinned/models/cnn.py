@@ -5,9 +5,8 @@ from __future__ import annotations
 import jax
 from flax import linen as nn
 
-from thinned.dropout.layers import Dropout
+from thinned.dropout.sites import DropoutSpec, dropped_dense
 from thinned.models.convolution import average_pool, conv_general_dilated
-from thinned.types import Bits
 
 
 class CNN(nn.Module):
@@ -19,13 +18,11 @@ class CNN(nn.Module):
 
     Attributes:
         classes: number of classes.
-        rate: drop probability before the dense layer, 0 to 1.
-        bits: generator of the mask.
+        dropout: what is dropped before the dense layer; the map, just before it is made flat.
     """
 
     classes: int = 10
-    rate: float = 0.5
-    bits: Bits = "fast"
+    dropout: DropoutSpec = DropoutSpec()
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -34,6 +31,6 @@ class CNN(nn.Module):
         for features in (32, 64):
             x = nn.Conv(features, (3, 3), conv_general_dilated=conv_general_dilated)(x)
             x = average_pool(nn.relu(x))
-        x = x.reshape(x.shape[0], -1)
-        x = Dropout(self.rate, bits=self.bits, deterministic=not train)(x)
-        return nn.Dense(self.classes)(x)
+        return dropped_dense(
+            x, self.classes, self.dropout, train=train, site="Dropout_0", dense="Dense_0"
+        )

@@ -1,0 +1,148 @@
+"""Where a module drops something, and the rates of those places."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+from flax import linen as nn
+
+from thinned.dropout.layers import (
+    AlphaDropout,
+    ChannelDropout,
+    ConcreteDropout,
+    DropBlock,
+    DropConnectDense,
+    Dropout,
+    DropoutLayer,
+    DropPath,
+    GaussianDropout,
+)
+from thinned.types import Bits
+
+Kind = Literal["element", "channel", "block", "path", "gaussian", "alpha", "concrete", "connect"]
+"""What is dropped together; docs/dropout.md says what each is for."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a module where something is dropped.
+
+    Attributes:
+        rate: the layer's own drop probability.
+        shape: of what passes through.
+        kind: what is dropped together, see `Kind`.
+        learned: whether the rate is a parameter, so that none can be sent there.
+    """
+
+    rate: Any
+    shape: tuple[int, ...]
+    kind: str = "element"
+
+    @property
+    def learned(self) -> bool:
+        """Whether the rate is a parameter of the layer."""
+        return self.kind == ConcreteDropout.kind
+
+
+@dataclass(frozen=True)
+class DropoutSpec:
+    """What a network of ours drops at its sites; hashable, so that equal networks are one.
+
+    Attributes:
+        kind: what is dropped together.
+        rate: each layer's own rate; what comes with the collection ``rates`` goes before it.
+        bits: generator of the masks.
+        block_size: side of a block of kind ``block``, in positions.
+        examples: training examples, for kind ``concrete``.
+    """
+
+    kind: Kind = "element"
+    rate: float = 0.5
+    bits: Bits = "fast"
+    block_size: int = 7
+    examples: int = 1
+
+    def layer(self, name: str, *, train: bool) -> DropoutLayer:
+        """The layer of a kind that drops activations (any but ``connect``)."""
+        options: dict[str, Any] = {"deterministic": not train, "bits": self.bits, "name": name}
+        if self.kind == "block":
+            return DropBlock(self.rate, block_size=self.block_size, **options)
+        if self.kind == "concrete":
+            return ConcreteDropout(self.rate, examples=self.examples, **options)
+        simple = (Dropout, ChannelDropout, DropPath, GaussianDropout, AlphaDropout)
+        return {layer.kind: layer for layer in simple}[self.kind](self.rate, **options)
+
+
+def dropped_dense(
+    x: jax.Array, features: int, spec: DropoutSpec, *, train: bool, site: str, dense: str
+) -> jax.Array:
+    """Dropout, then a dense layer, in whatever way `spec` says; call it in a compact method.
+
+    Args:
+        x: float [batch, ...]; dropped as it is, then flattened.
+        features: outputs of the dense layer.
+        spec: what to drop.
+        train: whether to drop.
+        site: name of the dropout layer, unless weights are dropped.
+        dense: name of the dense layer, and of the site where weights are dropped.
+
+    Returns:
+        float [batch, features].
+    """
+    if spec.kind == "connect":
+        flat = x.reshape(x.shape[0], -1)
+        layer = DropConnectDense(
+            features, spec.rate, bits=spec.bits, deterministic=not train, name=dense
+        )
+        return layer(flat)
+    drop = spec.layer(site, train=train)
+    flat = drop(x).reshape(x.shape[0], -1)
+    layer = nn.Dense(features, name=dense)
+    outputs = layer(flat)
+    if isinstance(drop, ConcreteDropout):
+        drop.regularise(layer.get_variable("params", "kernel"), flat.shape[-1])
+    return outputs
+
+
+def dropout_sites(module: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Site]:
+    """All layers of ours that a call of `module` passes, without computing anything.
+
+    Args:
+        module: any Linen module.
+        args: positional arguments of its call; arrays, or shapes with dtypes.
+        kwargs: keyword arguments of its call, e.g. ``train=True``.
+
+    Returns:
+        Site name (the layer's path, joined by ``/``) -> `Site`, in the order of the call.
+    """
+    found: dict[str, Site] = {}
+
+    def note(run: Any, values: Any, options: Any, context: Any) -> Any:
+        layer = context.module
+        if isinstance(layer, DropoutLayer) and context.method_name == "__call__":
+            rate: Any = getattr(layer, "rate", None)
+            found["/".join(layer.path)] = Site(rate, values[0].shape, layer.kind)
+        return run(*values, **options)
+
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+
+    def call(*values: Any) -> Any:
+        with nn.intercept_methods(note):
+            return module.init(keys, *values, **kwargs)
+
+    jax.eval_shape(call, *args)
+    return found
+
+
+def rates_collection(rates: Mapping[str, Any]) -> dict[str, Any]:
+    """Rates by site name as the variable collection ``rates``: nested as the names' paths."""
+    nested: dict[str, Any] = {}
+    for site, rate in rates.items():
+        place = nested
+        for part in site.split("/"):
+            place = place.setdefault(part, {})
+        place["rate"] = rate
+    return nested
