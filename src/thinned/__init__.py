@@ -10,14 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from thinned.config import Config as Config
-    from thinned.dropout.functional import alpha_dropout as alpha_dropout
-    from thinned.dropout.functional import channel_dropout as channel_dropout
-    from thinned.dropout.functional import concrete_dropout as concrete_dropout
-    from thinned.dropout.functional import drop_block as drop_block
-    from thinned.dropout.functional import drop_connect as drop_connect
-    from thinned.dropout.functional import drop_path as drop_path
-    from thinned.dropout.functional import dropout as dropout
-    from thinned.dropout.functional import gaussian_dropout as gaussian_dropout
     from thinned.dropout.layers import AlphaDropout as AlphaDropout
     from thinned.dropout.layers import ChannelDropout as ChannelDropout
     from thinned.dropout.layers import ConcreteDropout as ConcreteDropout
@@ -26,7 +18,6 @@ if TYPE_CHECKING:
     from thinned.dropout.layers import Dropout as Dropout
     from thinned.dropout.layers import DropPath as DropPath
     from thinned.dropout.layers import GaussianDropout as GaussianDropout
-    from thinned.dropout.schedules import schedule as schedule
     from thinned.dropout.sites import DropoutSpec as DropoutSpec
     from thinned.dropout.sites import dropout_sites as dropout_sites
     from thinned.dropout.sites import rates_collection as rates_collection
@@ -63,22 +54,13 @@ _HOMES = {
     "Run": "thinned.run",
     "ThinnedError": "thinned.errors",
     "TrainState": "thinned.state",
-    "alpha_dropout": "thinned.dropout.functional",
-    "channel_dropout": "thinned.dropout.functional",
-    "concrete_dropout": "thinned.dropout.functional",
     "create_state": "thinned.state",
-    "drop_block": "thinned.dropout.functional",
-    "drop_connect": "thinned.dropout.functional",
-    "drop_path": "thinned.dropout.functional",
-    "dropout": "thinned.dropout.functional",
     "dropout_sites": "thinned.dropout.sites",
     "evaluate": "thinned.evaluate",
-    "gaussian_dropout": "thinned.dropout.functional",
     "key_for": "thinned.rng",
     "max_norm": "thinned.optim",
     "rates_collection": "thinned.dropout.sites",
     "resume": "thinned.run",
-    "schedule": "thinned.dropout.schedules",
     "train": "thinned.run",
     "train_step": "thinned.step",
 }
@@ -101,22 +83,13 @@ __all__ = [
     "ThinnedError",
     "TrainState",
     "__version__",
-    "alpha_dropout",
-    "channel_dropout",
-    "concrete_dropout",
     "create_state",
-    "drop_block",
-    "drop_connect",
-    "drop_path",
-    "dropout",
     "dropout_sites",
     "evaluate",
-    "gaussian_dropout",
     "key_for",
     "max_norm",
     "rates_collection",
     "resume",
-    "schedule",
     "train",
     "train_step",
 ]

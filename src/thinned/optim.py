@@ -52,7 +52,7 @@ def max_norm(limit: float) -> optax.GradientTransformationExtraArgs:
             raise RequestError("max_norm needs the parameters: call update(grads, state, params)")
         return jax.tree.map(projected, updates, params), state
 
-    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def with_learning_rate(opt_state: Any, learning_rate: float) -> Any:

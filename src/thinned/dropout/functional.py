@@ -398,8 +398,9 @@ def _connections(
 
     rows = x.reshape(-1, x.shape[-1])
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(rows), dtype=jnp.uint32))
-    if jax.default_backend() == "cpu":
-        # One by one: all thinned kernels at once would fill the memory, and every cache.
+    if jax.default_backend() == "cpu" and jax.device_count() == 1:
+        # One by one: all thinned kernels at once would fill the memory, and every cache. But a
+        # loop over examples cannot be spread over devices.
         outputs = jax.lax.map(lambda pair: one(*pair), (rows, keys))
     else:
         outputs = jax.vmap(one)(rows, keys)

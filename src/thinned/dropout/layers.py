@@ -88,7 +88,7 @@ class Dropout(DropoutLayer):
     bits: Bits = "threefry"
 
     def drop(self, inputs: jax.Array, rate: Rate, key: Key) -> jax.Array:
-        """See `thinned.dropout`."""
+        """See `thinned.dropout.functional.dropout`."""
         return dropout(inputs, rate, key, bits=self.bits, broadcast_dims=self.broadcast_dims)
 
 
