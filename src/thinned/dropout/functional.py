@@ -392,17 +392,19 @@ def _connections(
     chance = _chance(rate, plain)
 
     @partial(jax.checkpoint, prevent_cse=False)
-    def one(row: jax.Array, own: Key) -> jax.Array:
+    def one(row: jax.Array, index: jax.Array) -> jax.Array:
+        own = jax.random.fold_in(key, index)
         mask = keep_mask(own, kernel.shape, chance, bits)
         return row @ jnp.where(mask, kernel, jnp.zeros((), kernel.dtype))
 
     rows = x.reshape(-1, x.shape[-1])
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(rows), dtype=jnp.uint32))
+    # Zeros like the rows, so that the indices lie on the devices where the rows are.
+    indices = jnp.zeros_like(rows[:, 0], jnp.uint32) + jnp.arange(len(rows), dtype=jnp.uint32)
     if jax.default_backend() == "cpu" and jax.device_count() == 1:
         # One by one: all thinned kernels at once would fill the memory, and every cache. But a
         # loop over examples cannot be spread over devices.
-        outputs = jax.lax.map(lambda pair: one(*pair), (rows, keys))
+        outputs = jax.lax.map(lambda pair: one(*pair), (rows, indices))
     else:
-        outputs = jax.vmap(one)(rows, keys)
+        outputs = jax.vmap(one)(rows, indices)
     scale = _inverse(realised_keep(chance, bits)).astype(x.dtype)
     return outputs.reshape(*x.shape[:-1], kernel.shape[1]) * scale
