@@ -109,12 +109,19 @@ def test_any_chunking_gives_the_same_bits():
     jax.tree.map(np.testing.assert_array_equal, one.opt_state, two.opt_state)
 
 
-def test_one_program_serves_any_number_of_steps_rate_and_learning_rate():
+def test_one_program_serves_any_number_of_steps_rate_schedule_and_learning_rate():
     before = train_steps._cache_size()
-    for rate, learning_rate, steps in ((0.0, 0.1, 3), (0.3, 0.01, 5), (1.0, 0.001, 40)):
-        config = Config(
-            batch_size=10, learning_rate=learning_rate, dropout=DropoutConfig(rate=rate)
-        )
+    courses = (
+        (DropoutConfig(rate=0.0), 0.1, 3),
+        (DropoutConfig(rate=0.3, sites={"Dropout_0": 0.1}, depth="linear"), 0.01, 5),
+        (DropoutConfig(rate=1.0), 0.001, 40),
+        (DropoutConfig(schedule="linear", schedule_epochs=0.5), 0.001, 40),
+        (DropoutConfig(schedule="cosine", schedule_epochs=0.5, schedule_to=0.3), 0.001, 40),
+        (DropoutConfig(schedule="early", schedule_epochs=0.1), 0.001, 40),
+        (DropoutConfig(schedule="late", schedule_epochs=0.1), 0.001, 40),
+    )
+    for dropout, learning_rate, steps in courses:
+        config = Config(batch_size=10, learning_rate=learning_rate, dropout=dropout)
         plan, state = Plan(config, 700, SITES), initial_state(config, SMALL)
         chunk, count = plan.chunk(0, steps)
         data = Batch(jnp.asarray(SMALL.train.images), jnp.asarray(SMALL.train.labels))

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from thinned.config import Config as Config
+    from thinned.dropout.audit import Audit as Audit
+    from thinned.dropout.audit import audit as audit
     from thinned.dropout.layers import AlphaDropout as AlphaDropout
     from thinned.dropout.layers import ChannelDropout as ChannelDropout
     from thinned.dropout.layers import ConcreteDropout as ConcreteDropout
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from thinned.dropout.layers import Dropout as Dropout
     from thinned.dropout.layers import DropPath as DropPath
     from thinned.dropout.layers import GaussianDropout as GaussianDropout
+    from thinned.dropout.recording import dropout_on as dropout_on
     from thinned.dropout.sites import DropoutSpec as DropoutSpec
     from thinned.dropout.sites import dropout_sites as dropout_sites
     from thinned.dropout.sites import rates_collection as rates_collection
@@ -39,6 +42,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AlphaDropout": "thinned.dropout.layers",
+    "Audit": "thinned.dropout.audit",
+    "audit": "thinned.dropout.audit",
+    "dropout_on": "thinned.dropout.recording",
     "Batch": "thinned.step",
     "CNN": "thinned.models.cnn",
     "ChannelDropout": "thinned.dropout.layers",
@@ -67,6 +73,9 @@ _HOMES = {
 
 __all__ = [
     "AlphaDropout",
+    "Audit",
+    "audit",
+    "dropout_on",
     "Batch",
     "CNN",
     "ChannelDropout",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import sys
 import traceback
@@ -103,9 +104,38 @@ class VerifyResume:
             raise ThinnedError("the resumed run differs from the uninterrupted one")
 
 
+@dataclass(frozen=True)
+class Doctor:
+    """Audit the dropout of a run or a config: what really happens, measured; or what it costs."""
+
+    target: Annotated[Positional[Path], Option("Run folder, or YAML or JSON file of options.")]
+    cost: Annotated[
+        bool, Option("Measure time, share of the bits, and memory instead, against no dropout.")
+    ] = False
+    draws: Annotated[int, Option("Training steps to measure.", "steps", low=8)] = 64
+    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+
+    def __call__(self) -> None:
+        """Print the report; fail when any check does."""
+        if self.draws < 8:
+            raise RequestError(f"--draws is {self.draws}: must be at least 8")
+        if not self.cost:
+            _show_devices(4)
+        from thinned import doctor
+
+        if self.cost:
+            print(doctor.cost(self.target))
+            return
+        found = doctor.diagnose(self.target, self.draws)
+        print(found, flush=True)
+        if not found.passed:
+            raise ThinnedError(f"{self.target} fails its audit")
+
+
 COMMANDS: dict[str, type[Any]] = {
     "train": Train,
     "evaluate": Evaluate,
+    "doctor": Doctor,
     "verify-resume": VerifyResume,
 }
 
@@ -181,6 +211,14 @@ def parse(arguments: list[str]) -> Any:
         raise RequestError(_one_line(words.getvalue())) from leaving
 
 
+def _show_devices(count: int) -> None:
+    """Let a CPU pass for several devices; has no effect once JAX has started."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "host_platform_device_count" not in flags:
+        option = f"--xla_force_host_platform_device_count={count}"
+        os.environ["XLA_FLAGS"] = f"{flags} {option}".strip()
+
+
 def _union(types: tuple[Any, ...]) -> Any:
     union: Any = types[0]
     for each in types[1:]:
@@ -232,6 +270,7 @@ def _closing(run: Any) -> str:
             f"on all {test['count']:,} images",
             f"run       {run.folder}",
             f"evaluate  thinned evaluate {run.folder}",
+            f"audit     thinned doctor {run.folder}",
             f"go on     thinned train --resume {run.folder} --epochs {run.config.epochs * 2}",
             f"predict   thinned.Run.open('{run.folder}').predict(images)  "
             "(Python; images u8 [n, height, width, channel])",

@@ -78,6 +78,17 @@ class Plan:
         start, end = dropout.schedule_from, dropout.schedule_to
         return jax.jit(schedule(dropout.schedule, steps, start, end))
 
+    @cached_property
+    def peak_rates(self) -> dict[str, float]:
+        """The largest rate that each site has at any step of the run."""
+        factors = self._schedule(jnp.arange(max(self.total_steps, 1)))
+        peak = float(jnp.max(factors))
+        return {site: rate * peak for site, rate in self.full_rates.items()}
+
+    def dropout_key(self, step: int) -> Key:
+        """The key of the stream `dropout` at a step."""
+        return self._keys(np.asarray([step], np.uint32))[0]
+
     def _keys(self, steps: np.ndarray) -> Key:
         seed, randomness = self.config.seed, self.config.randomness
         if randomness.dropout == "frozen":

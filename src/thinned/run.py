@@ -36,7 +36,7 @@ from thinned.predict import predict
 from thinned.rng import key_for, stream_root
 from thinned.state import TrainState, create_state
 from thinned.step import Batch
-from thinned.types import Dataset, Split
+from thinned.types import Dataset, Key, Split
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,12 @@ class Run:
         return Checkpoints(self.folder / "checkpoints")
 
     @cached_property
-    def _restored(self) -> tuple[TrainState, Dataset]:
+    def restored(self) -> tuple[TrainState, Dataset]:
+        """The state of the newest checkpoint, and the data the run learned from.
+
+        Raises:
+            RequestError: there is no checkpoint yet.
+        """
         dataset = load_data(self.config)
         state = initial_state(self.config, dataset)
         found = self.checkpoints.restore(arrays_of(state))
@@ -95,14 +100,14 @@ class Run:
         Raises:
             RequestError: the data have other classes or image shapes than the run's.
         """
-        state, dataset = self._restored
+        state, dataset = self.restored
         test = dataset.test if path is None else open_source(path).load().test
         _refuse_misfit(test, dataset)
         return evaluate(state.apply_fn, state.variables, on_device(test))
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Class probabilities f32 [image, class] of images u8 [image, height, width, channel]."""
-        state, _ = self._restored
+        state, _ = self.restored
         return predict(state.apply_fn, state.variables, np.asarray(images))
 
 
@@ -135,7 +140,7 @@ def train(
     if folder is not None and (folder / "config.json").exists():
         return resume(folder, config, quiet=quiet)
     dataset = load_data(config)
-    _refuse_unfit(config, dataset)
+    refuse_unfit(config, dataset)
     folder = _new_folder(Path(runs), config, dataset) if folder is None else _made(folder)
     with _locked(folder):
         environment = describe_environment(dataset.name, fingerprint(dataset))
@@ -265,13 +270,16 @@ def make_plan(config: Config, dataset: Dataset) -> Plan:
 def initial_state(config: Config, dataset: Dataset) -> TrainState:
     """The state at step 0: a pure function of the config and the shape of the images."""
     use_compilation_cache()
-    if config.randomness.derivation == "tutorial":
-        key = stream_root(config.seed, "params", "tutorial")
-    else:
-        key = key_for(config.seed, "params")
     model = build_model(config, dataset)
-    state = create_state(model, _example(dataset), key, adam())
+    state = create_state(model, _example(dataset), params_key(config), adam())
     return state.replace(opt_state=with_learning_rate(state.opt_state, config.learning_rate))
+
+
+def params_key(config: Config) -> Key:
+    """The key that initialises the parameters."""
+    if config.randomness.derivation == "tutorial":
+        return stream_root(config.seed, "params", "tutorial")
+    return key_for(config.seed, "params")
 
 
 def with_arrays(state: TrainState, restored: Restored) -> TrainState:
@@ -297,7 +305,12 @@ def _example(dataset: Dataset) -> jax.Array:
     return jnp.ones((1, *dataset.train.images.shape[1:]), jnp.float32)
 
 
-def _refuse_unfit(config: Config, dataset: Dataset) -> None:
+def refuse_unfit(config: Config, dataset: Dataset) -> None:
+    """Refuse a config that cannot train on a dataset, before anything is written.
+
+    Raises:
+        RequestError: says which option does not fit.
+    """
     size = len(dataset.train)
     if config.batch_size > size:
         raise RequestError(

@@ -300,13 +300,16 @@ class DropConnectDense(DropoutLayer):
             rate = _rate_of(self)
             if isinstance(rate, int | float) and rate == 0:
                 return activation(inputs @ kernel + bias)
-            key, own = _key_of(self, rng), self.per_example
-            dropped = drop_connect(inputs, kernel, rate, key, per_example=own, bits=self.bits)
-            return activation(dropped + bias)
+            return activation(self.drop(inputs, rate, _key_of(self, rng)) + bias)
         if self.activation is None:
             return inputs @ kernel + bias
         mean, variance = drop_connect_moments(inputs, kernel, _rate_of(self))
         return expected_activation(activation, mean + bias, variance)
+
+    def drop(self, inputs: jax.Array, rate: Rate, key: Key) -> jax.Array:
+        """The product with a thinned kernel, see `thinned.dropout.functional.drop_connect`."""
+        kernel = self.get_variable("params", "kernel").astype(inputs.dtype)
+        return drop_connect(inputs, kernel, rate, key, per_example=self.per_example, bits=self.bits)
 
 
 def expected_activation(

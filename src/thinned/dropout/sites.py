@@ -34,12 +34,13 @@ class Site:
         rate: the layer's own drop probability.
         shape: of what passes through.
         kind: what is dropped together, see `Kind`.
-        learned: whether the rate is a parameter, so that none can be sent there.
+        features: outputs of the layer, where weights are dropped; else 0.
     """
 
     rate: Any
     shape: tuple[int, ...]
     kind: str = "element"
+    features: int = 0
 
     @property
     def learned(self) -> bool:
@@ -124,7 +125,8 @@ def dropout_sites(module: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Sit
         layer = context.module
         if isinstance(layer, DropoutLayer) and context.method_name == "__call__":
             rate: Any = getattr(layer, "rate", None)
-            found["/".join(layer.path)] = Site(rate, values[0].shape, layer.kind)
+            features: int = getattr(layer, "features", 0)
+            found["/".join(layer.path)] = Site(rate, values[0].shape, layer.kind, features)
         return run(*values, **options)
 
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}

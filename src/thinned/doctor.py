@@ -1,0 +1,259 @@
+"""The doctor: audits the dropout of a run or a config, and measures what it costs."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from thinned.config import Config, load, validate
+from thinned.dropout.audit import Audit, Check, audit
+from thinned.dropout.bits import random_bits
+from thinned.dropout.masks import block_sizes, mask_shape, seed_shape
+from thinned.dropout.sites import DropoutSpec, Site, dropout_sites, rates_collection
+from thinned.losses import cross_entropy
+from thinned.optim import adam
+from thinned.plan import Plan
+from thinned.run import (
+    Run,
+    build_model,
+    initial_state,
+    load_data,
+    make_plan,
+    on_device,
+    params_key,
+    refuse_unfit,
+)
+from thinned.state import TrainState, create_state
+from thinned.step import Chunk, as_float, train_steps
+from thinned.types import Bits, Dataset
+
+AUDIT_EXAMPLES = 16
+_ROUNDS = 31
+_ROUND_S = 0.1
+
+
+def diagnose(target: Path | str, draws: int = 64) -> Audit:
+    """Audit the network of a run, or of a config that was never run, with the keys of its steps.
+
+    Args:
+        target: a run folder, whose newest checkpoint is used, or a file of options.
+        draws: how many training steps to measure, at least 8.
+
+    Returns:
+        The audit at the largest rates that the run's schedule reaches.
+
+    Raises:
+        RequestError: `target` is neither, or its options or data do not allow a run.
+    """
+    case = _Case.open(target)
+    plan, variables = case.plan, dict(case.state.variables)
+    if plan.peak_rates:
+        variables["rates"] = rates_collection(
+            {site: jnp.float32(rate) for site, rate in plan.peak_rates.items()}
+        )
+    shape = (AUDIT_EXAMPLES, *case.dataset.train.images.shape[1:])
+    found = audit(
+        build_model(case.config, case.dataset),
+        jnp.ones(shape, jnp.float32),
+        variables=variables,
+        rngs=lambda step: {"dropout": plan.dropout_key(step)},
+        init_rngs=params_key(case.config),
+        draws=draws,
+    )
+    return replace(found, checks=(*found.checks, *_schedule_checks(plan)))
+
+
+def _schedule_checks(plan: Plan) -> list[Check]:
+    return [
+        Check(
+            "the schedule turns dropout on at some step",
+            site,
+            None if full == 0 else plan.peak_rates[site] > 0,
+            "the rate is 0"
+            if full == 0
+            else f"it keeps the rate at 0 in all {plan.total_steps:,} steps",
+        )
+        for site, full in plan.full_rates.items()
+    ]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What dropout costs in a training step.
+
+    Attributes:
+        ratios: step time with dropout over step time without, one for each round.
+        share: time to draw the bits alone, over the step with dropout.
+        bytes_with, bytes_without: what JAX keeps for the backward pass.
+    """
+
+    ratios: tuple[float, ...]
+    share: float
+    bytes_with: int
+    bytes_without: int
+
+    def __str__(self) -> str:
+        """Three lines for people."""
+        low, middle, high = statistics.quantiles(self.ratios, n=4)
+        extra = self.bytes_with - self.bytes_without
+        return "\n".join(
+            (
+                f"step with dropout / step without   {middle:.3f} "
+                f"(quartiles {low:.3f} to {high:.3f}, {len(self.ratios)} rounds, interleaved)",
+                f"drawing the bits alone             {self.share:.1%} of a step",
+                f"kept for the backward pass         {extra:+,} bytes "
+                f"({self.bytes_with:,} with, {self.bytes_without:,} without)",
+            )
+        )
+
+
+def cost(target: Path | str) -> Cost:
+    """Measure what dropout costs in the training step of a run or a config.
+
+    Args:
+        target: a run folder, or a file of options.
+
+    Returns:
+        A `Cost`. Both steps run in turns, in one process, compiled before the first is timed.
+
+    Raises:
+        RequestError: as `diagnose`.
+    """
+    case = _Case.open(target)
+    chunk, steps = case.plan.chunk(0, 10**6)
+    bare = _without_dropout(case)
+    data = on_device(case.dataset.train)
+
+    def run(state: TrainState, given: Chunk) -> Callable[[int], float]:
+        def timed(count: int) -> float:
+            own = jax.block_until_ready(jax.tree.map(jnp.copy, state))
+            started = time.perf_counter()
+            jax.block_until_ready(train_steps(own, data, given, jnp.int32(count)))
+            return time.perf_counter() - started
+
+        return timed
+
+    thinned, plain = run(case.state, chunk), run(bare, chunk._replace(rates={}))
+    bits = _bits_timer(case, chunk)
+    for timed in (thinned, plain, bits):
+        timed(1)
+    count = max(1, min(steps, math.ceil(_ROUND_S * 4 / thinned(min(4, steps)))))
+    rounds = [(thinned(count), plain(count), bits(count)) for _ in range(_ROUNDS)]
+    return Cost(
+        ratios=tuple(with_ / without for with_, without, _ in rounds),
+        share=statistics.median(drawn / with_ for with_, _, drawn in rounds),
+        bytes_with=_bytes_kept(case, case.state),
+        bytes_without=_bytes_kept(case, bare),
+    )
+
+
+@dataclass(frozen=True)
+class _Case:
+    config: Config
+    dataset: Dataset
+    state: TrainState
+    plan: Plan
+
+    @classmethod
+    def open(cls, target: Path | str) -> _Case:
+        target = Path(target)
+        if target.is_dir() or not target.exists():
+            run = Run.open(target)
+            config = run.config
+            dataset = load_data(config)
+            state = run.restored[0] if run.checkpoints.steps() else initial_state(config, dataset)
+        else:
+            config = load(target)
+            validate(config)
+            dataset = load_data(config)
+            refuse_unfit(config, dataset)
+            state = initial_state(config, dataset)
+        return cls(config, dataset, state, make_plan(config, dataset))
+
+    @property
+    def batch(self) -> jax.ShapeDtypeStruct:
+        shape = (self.config.batch_size, *self.dataset.train.images.shape[1:])
+        return jax.ShapeDtypeStruct(shape, jnp.uint8)
+
+    @property
+    def sites(self) -> dict[str, Site]:
+        images = jax.ShapeDtypeStruct(self.batch.shape, jnp.float32)
+        return dropout_sites(build_model(self.config, self.dataset), images, train=True)
+
+
+def _without_dropout(case: _Case) -> TrainState:
+    """The state of the same network with plain layers where something was dropped."""
+    model: Any = build_model(case.config, case.dataset)
+    example = jnp.ones((1, *case.batch.shape[1:]), jnp.float32)
+    bare = model.clone(dropout=DropoutSpec(rate=0.0))
+    return create_state(bare, example, params_key(case.config), adam())
+
+
+def _bits_timer(case: _Case, chunk: Chunk) -> Callable[[int], float]:
+    shapes = tuple(_words_shape(site, case.config) for site in case.sites.values())
+    bits: Bits = case.config.dropout.bits
+
+    @jax.jit
+    def draw(keys: Any, count: jax.Array) -> jax.Array:
+        def body(index: jax.Array, total: jax.Array) -> jax.Array:
+            for number, shape in enumerate(shapes):
+                words = random_bits(jax.random.fold_in(keys[index], number), shape, bits)
+                total = total ^ jax.lax.reduce(
+                    words, np.uint32(0), jax.lax.bitwise_xor, tuple(range(words.ndim))
+                )
+            return total
+
+        return jax.lax.fori_loop(0, count, body, jnp.uint32(0))
+
+    def timed(count: int) -> float:
+        started = time.perf_counter()
+        jax.block_until_ready(draw(chunk.keys, jnp.int32(count)))
+        return time.perf_counter() - started
+
+    return timed
+
+
+def _words_shape(site: Site, config: Config) -> tuple[int, ...]:
+    """How many words a site draws in a step, as a shape."""
+    shape, inner = site.shape, range(1, len(site.shape))
+    if site.kind == "channel":
+        return mask_shape(shape, tuple(inner)[:-1])
+    if site.kind == "path":
+        return mask_shape(shape, tuple(inner))
+    if site.kind == "block":
+        return seed_shape(shape, block_sizes(shape, config.dropout.block_size))
+    return (*shape, site.features) if site.features else shape
+
+
+def _bytes_kept(case: _Case, state: TrainState) -> int:
+    def residuals(params: Any, images: jax.Array, key: Any) -> Any:
+        def loss(chosen: Any) -> jax.Array:
+            variables = {"params": chosen, **state.model_state}
+            logits, _ = state.apply_fn(
+                variables,
+                as_float(images),
+                train=True,
+                rngs={"dropout": key},
+                mutable=list(state.model_state),
+            )
+            return cross_entropy(logits, jnp.zeros(len(images), jnp.int32)).mean()
+
+        return jax.vjp(loss, params)[1]
+
+    kept = jax.eval_shape(residuals, state.params, case.batch, jax.random.key(0))
+    return sum(_bytes(leaf) for leaf in jax.tree.leaves(kept))
+
+
+def _bytes(leaf: Any) -> int:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return 8 * leaf.size
+    return leaf.size * leaf.dtype.itemsize

@@ -1,0 +1,608 @@
+"""The audit: does dropout in a network do what it should? Measured, not read off its code."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import errors as flax_errors
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from thinned.dropout.layers import LOSSES, RATES
+from thinned.dropout.recording import Recording, Visit, key_words, recording
+from thinned.errors import RequestError
+from thinned.types import Key
+
+SIGMAS = 5.0
+"""How far a measured rate or mean may lie from what it should be, in standard errors."""
+
+_PREFIX = 4096
+_INTERVAL = 2.576
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question and its answer.
+
+    Attributes:
+        question: what was checked, as a statement that should hold.
+        site: the site it was checked at; empty for the network as a whole.
+        passed: True, False, or None where it could not be checked.
+        detail: what was found, or what to do.
+    """
+
+    question: str
+    site: str
+    passed: bool | None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class AuditedSite:
+    """A place where something random happens in training.
+
+    Attributes:
+        name: path of the layer, joined by ``/``.
+        kind: see `thinned.dropout.sites.Kind`, or the class of a layer that is not known.
+        shape: of its inputs.
+        rate: the configured drop probability, None where there is none.
+        effective: the measured drop probability, None where it cannot be measured.
+        error: standard error of `effective`; 0 where every draw gave the same.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    rate: float | None
+    effective: float | None
+    error: float
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found; its text is a report for people."""
+
+    sites: tuple[AuditedSite, ...]
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed."""
+        return all(check.passed is not False for check in self.checks)
+
+    def failures(self, site: str | None = None) -> list[Check]:
+        """The checks that failed, of one site or of all."""
+        return [
+            check for check in self.checks if check.passed is False and site in (None, check.site)
+        ]
+
+    def __str__(self) -> str:
+        """A table of the sites, a line for each question, and the verdict."""
+        return "\n".join([*self._table(), "", *self._answers(), "", self._verdict()])
+
+    def _table(self) -> Iterator[str]:
+        rows = [("site", "kind", "shape", "rate", "effective (99 % interval)", "verdict")]
+        for site in self.sites:
+            rate = "-" if site.rate is None else f"{site.rate:.4f}"
+            seen = "ok" if site.effective is not None else "not seen"
+            verdict = "FAIL" if self.failures(site.name) else seen
+            shape = "x".join(map(str, site.shape)) or "scalar"
+            rows.append((site.name, site.kind, shape, rate, _interval(site), verdict))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            yield "  ".join(cells).rstrip()
+
+    def _answers(self) -> Iterator[str]:
+        for question in dict.fromkeys(check.question for check in self.checks):
+            asked = [check for check in self.checks if check.question == question]
+            failed = [check for check in asked if check.passed is False]
+            if all(check.passed is None for check in asked):
+                yield f"  --    {question}: not checked, {asked[0].detail}"
+            elif not failed:
+                yield f"  ok    {question}"
+            for check in failed:
+                where = f"{check.site}: " if check.site else ""
+                yield f"  FAIL  {question}: {where}{check.detail}"
+
+    def _verdict(self) -> str:
+        failed = len(self.failures())
+        checked = sum(check.passed is not None for check in self.checks)
+        if failed:
+            return f"FAIL: {failed} of {checked} checks failed"
+        return f"ok: {checked} checks passed"
+
+
+def audit(
+    module: nn.Module,
+    *args: Any,
+    train: Mapping[str, Any] | None = None,
+    evaluate: Mapping[str, Any] | None = None,
+    evaluation: nn.Module | None = None,
+    variables: Mapping[str, Any] | None = None,
+    rngs: Callable[[int], Mapping[str, Key]] | None = None,
+    init_rngs: Key | Mapping[str, Key] | None = None,
+    draws: int = 64,
+) -> Audit:
+    """Measure what dropout does in any Flax Linen module, of ours or not.
+
+    Args:
+        module: the module in training.
+        args: positional arguments of its call, the first a batch of at least two examples.
+        train: keyword arguments of its call in training; found out from its signature (``train``,
+            ``training`` or ``deterministic``) when absent.
+        evaluate: the same in evaluation.
+        evaluation: the module in evaluation, where the mode is an attribute of the module.
+        variables: its variables; initialised when absent.
+        rngs: from the step to the ``rngs`` of ``apply``, just as the training loop makes them;
+            fresh and unrelated keys when absent, which finds out less.
+        init_rngs: what ``init`` was given, to see whether a key is used twice.
+        draws: how many steps to measure, at least 8.
+
+    Returns:
+        An `Audit`: ``print`` it, or look at ``passed``, ``sites`` and ``checks``.
+
+    Raises:
+        RequestError: arguments are missing or make no sense.
+    """
+    if draws < 8:
+        raise RequestError(f"draws is {draws}: must be at least 8")
+    if not args or not np.shape(args[0]) or np.shape(args[0])[0] < 2:
+        raise RequestError("the audit needs an example batch of at least two examples")
+    training, evaluating = _modes(module, train, evaluate, evaluation)
+    started = jax.random.key(0) if init_rngs is None else init_rngs
+    roots = dict(started) if isinstance(started, Mapping) else {"params": started}
+    if variables is None:
+        first: Any = dict(started) if isinstance(started, Mapping) else started
+        variables = (evaluation or module).init(first, *args, **evaluating)
+    inspected = _Inspection(
+        module=module,
+        evaluation=evaluation or module,
+        args=args,
+        modes=(training, evaluating),
+        variables=variables,
+        rngs=_default_rngs if rngs is None else rngs,
+        roots=roots if init_rngs is not None else {},
+        draws=draws,
+    )
+    return inspected.report()
+
+
+@dataclass
+class _Measured:
+    """What `draws` steps gave at one site.
+
+    Attributes:
+        statistics: f64 [draw], fraction dropped, or variance where nothing is exactly zero.
+        of_variance: whether `statistics` are variances.
+        means: f64 [draw], mean gate; NaN where everything was dropped.
+        expected: what the mean should be.
+        prefixes: f32 [draw, element], the first gates.
+        active: whether anything was changed at all.
+        one_mask: whether all examples always had the same gates.
+    """
+
+    statistics: np.ndarray
+    of_variance: bool
+    means: np.ndarray
+    expected: float
+    prefixes: np.ndarray
+    active: bool
+    one_mask: bool
+
+    @property
+    def effective(self) -> tuple[float, float]:
+        """Measured rate and its standard error."""
+        mean = float(self.statistics.mean())
+        error = float(self.statistics.std(ddof=1) / np.sqrt(len(self.statistics)))
+        if self.of_variance:
+            return mean / (1 + mean), error / (1 + mean) ** 2
+        return mean, error
+
+
+@dataclass
+class _Inspection:
+    module: nn.Module
+    evaluation: nn.Module
+    args: tuple[Any, ...]
+    modes: tuple[Mapping[str, Any], Mapping[str, Any]]
+    variables: Mapping[str, Any]
+    rngs: Callable[[int], Mapping[str, Key]]
+    roots: dict[str, Key]
+    draws: int
+
+    def report(self) -> Audit:
+        checks = [*self._whole()]
+        for name in self.visits:
+            checks += self._site(name)
+        return Audit(tuple(self._audited(name) for name in self.places), tuple(checks))
+
+    # What the module does, found once.
+
+    @cached_property
+    def outline(self) -> Recording:
+        """The sites, without computing anything."""
+        seen: list[Recording] = []
+
+        def watch(variables: Any, rngs: Any) -> None:
+            with recording() as found:
+                self._apply(self.module, self.modes[0])(variables, rngs)
+            seen.append(found)
+
+        jax.eval_shape(watch, self.variables, self.rngs(0))
+        return seen[0]
+
+    @cached_property
+    def visits(self) -> dict[str, Visit]:
+        return {
+            name: visit
+            for name, visit in self.outline.visits.items()
+            if visit.leaf or visit.kind == "connect"
+        }
+
+    @property
+    def places(self) -> list[str]:
+        """All sites, and the other places that draw keys."""
+        others = (name for name in self.outline.keys if name not in self.visits)
+        return list(dict.fromkeys([*self.visits, *others, *sorted(self.outline.hidden)]))
+
+    @cached_property
+    def state(self) -> list[str]:
+        return [name for name in self.variables if name not in ("params", RATES, LOSSES)]
+
+    def _apply(self, module: nn.Module, mode: Mapping[str, Any]) -> Callable[..., Any]:
+        def run(variables: Any, rngs: Any, *args: Any) -> Any:
+            given = args or self.args
+            return module.apply(variables, *given, **mode, rngs=rngs, mutable=self.state)
+
+        return run
+
+    @cached_property
+    def _probed(self) -> Callable[..., Any]:
+        run = self._apply(self.module, self.modes[0])
+
+        def collect(variables: Any, rngs: Any, *args: Any) -> Any:
+            with recording(frozenset(self.visits)) as found:
+                run(variables, rngs, *args)
+            rates = {
+                name: jnp.asarray(visit.rate, jnp.float32)
+                for name, visit in found.visits.items()
+                if visit.rate is not None and name in self.visits
+            }
+            keys = {name: key for name, key in found.keys.items() if key is not None}
+            return found.gates, keys, rates
+
+        return jax.jit(collect)
+
+    @cached_property
+    def samples(self) -> tuple[dict[str, _Measured], list[dict[str, Any]], dict[str, float]]:
+        """Measurements by site, keys by step, configured rates."""
+        raw: dict[str, list[_Draw]] = {name: [] for name in self.visits}
+        keys: list[dict[str, Any]] = []
+        rates: dict[str, float] = {}
+        for step in range(self.draws):
+            gates, drawn, found = jax.device_get(self._probed(self.variables, self.rngs(step)))
+            keys.append({name: tuple(words.ravel().tolist()) for name, words in drawn.items()})
+            rates = {name: float(rate) for name, rate in found.items()}
+            for name, values in gates.items():
+                raw[name].append(_Draw.of(self.visits[name].kind, np.asarray(values, np.float32)))
+        return {name: _gather(draws) for name, draws in raw.items() if draws}, keys, rates
+
+    def _audited(self, name: str) -> AuditedSite:
+        visit = self.outline.visits.get(name)
+        if name not in self.samples[0] or visit is None:
+            kind = "in a transform" if name in self.outline.hidden else "draws a key"
+            return AuditedSite(name, kind, visit.shape if visit else (), None, None, 0.0)
+        effective, error = self.samples[0][name].effective
+        return AuditedSite(
+            name, visit.kind, visit.shape, self.samples[2].get(name), effective, error
+        )
+
+    # Questions about one site.
+
+    def _site(self, name: str) -> Iterator[Check]:
+        visit, measured, rate = self.visits[name], self.samples[0][name], self.samples[2].get(name)
+        never = rate == 0 or (rate is None and not measured.active)
+        frozen = self._frozen(name)
+        yield self._acts(name, measured, rate)
+        yield self._rate_holds(name, measured, rate, frozen)
+        off = -measured.expected + np.nanmean(measured.means)
+        spread = np.nanstd(measured.means, ddof=1) / np.sqrt(self.draws)
+        # A hundredth is what bf16 may round the scale by.
+        tolerance = SIGMAS * spread + 0.01
+        passed = None if frozen or not measured.active else bool(abs(off) <= tolerance)
+        why = "one mask says nothing" if frozen else "nothing is dropped"
+        yield Check(
+            "the mean is kept",
+            name,
+            None if rate == 1 else passed,
+            f"the mean gate is {off + measured.expected:.4f}, not {measured.expected:g}"
+            if passed is False
+            else why,
+        )
+        yield Check(
+            "masks change from step to step",
+            name,
+            None if never or rate == 1 else not frozen,
+            "the same key and mask at every step: derive the key from the step, as in "
+            "jax.random.fold_in(key, step)"
+            if frozen
+            else "nothing is dropped",
+        )
+        alone = measured.one_mask and not visit.shared and measured.active and rate != 1
+        yield Check(
+            "each example has a mask of its own",
+            name,
+            None if never or visit.shared else not alone,
+            "all examples of a batch share one mask"
+            if alone
+            else "examples share masks as asked"
+            if visit.shared
+            else "nothing is dropped",
+        )
+
+    def _acts(self, name: str, measured: _Measured, rate: float | None) -> Check:
+        drew = name in self.outline.keys
+        detail = f"a rate of {rate:g} has no effect" if rate else "it changes nothing"
+        if not drew:
+            detail += ": it draws no key and lets everything pass, as if deterministic"
+        passed = None if rate == 0 else measured.active
+        return Check("dropout is on in training", name, passed, detail if rate else "rate is 0")
+
+    def _rate_holds(
+        self, name: str, measured: _Measured, rate: float | None, frozen: bool
+    ) -> Check:
+        question = "the effective rate is the configured one"
+        if rate is None or frozen or not measured.active:
+            why = "no rate is configured" if rate is None else "nothing changes"
+            return Check(question, name, None, why)
+        effective, error = measured.effective
+        tolerance = SIGMAS * error + 1e-6
+        if measured.of_variance and rate == 1:
+            return Check(question, name, None, "the rate is 1")
+        return Check(
+            question,
+            name,
+            bool(abs(effective - rate) <= tolerance),
+            f"{effective:.4f} is dropped, {rate:.4f} was asked for",
+        )
+
+    def _frozen(self, name: str) -> bool:
+        measured, keys, rates = self.samples
+        if not measured[name].active or rates.get(name) == 1:
+            return False
+        drawn = [step[name] for step in keys if name in step]
+        if drawn:
+            return len(set(drawn)) < len(drawn)
+        prefixes = measured[name].prefixes
+        return bool(np.all(prefixes == prefixes[0]))
+
+    # Questions about the network as a whole.
+
+    def _whole(self) -> Iterator[Check]:
+        hint = "nothing random happens in training: dropout is left off, or wired to nothing"
+        yield Check("the network drops something in training", "", bool(self.places), hint)
+        for name in sorted(self.outline.hidden):
+            yield Check(
+                "every site can be seen", name, None, f"{name} is inside a lifted transform"
+            )
+        yield from self._streams()
+        yield from self._separate_keys()
+        yield from self._separate_sites()
+        yield from self._off_in_evaluation()
+        yield self._statistics_untouched()
+        yield self._devices()
+
+    def _streams(self) -> Iterator[Check]:
+        for name, stream in self.outline.streams.items():
+            yield Check(
+                "each site draws from a stream that was given",
+                name,
+                stream != "params",
+                "no key was given for its stream, and Flax silently took that of params: "
+                "pass rngs={'dropout': key}",
+            )
+
+    def _separate_keys(self) -> Iterator[Check]:
+        question = "no key is shared with initialisation or between streams"
+        if not self.roots:
+            yield Check(question, "", None, "init_rngs was not given")
+        first = {name: _words(key) for name, key in self.roots.items()}
+        for step in range(self.draws if self.roots else 0):
+            for stream, key in self.rngs(step).items():
+                same = [other for other, words in first.items() if words == _words(key)]
+                same = [other for other in same if other != stream or other == "params"]
+                if same:
+                    detail = f"the key of {stream} at step {step} is that of {same[0]} at init"
+                    yield Check(question, "", False, f"{detail}: split it first")
+                    return
+        if self.roots:
+            yield Check(question, "", True)
+
+    def _separate_sites(self) -> Iterator[Check]:
+        question = "sites differ from one another"
+        measured, keys, _ = self.samples
+        names = list(self.visits)
+        for index, name in enumerate(names):
+            twin = next((one for one in names[:index] if self._alike(one, name)), None)
+            yield Check(question, name, twin is None, f"the same random stream as {twin}")
+        others = [name for name in keys[0] if name not in measured]
+        for name in others:
+            twin = next((one for one in keys[0] if one != name and self._same_key(one, name)), None)
+            yield Check(question, name, twin is None, f"the same key as {twin}")
+
+    def _same_key(self, one: str, two: str) -> bool:
+        first = self.samples[1][0]
+        return one in first and two in first and first[one] == first[two]
+
+    def _alike(self, one: str, two: str) -> bool:
+        if self._same_key(one, two):
+            return True
+        a, b = (self.samples[0][name].prefixes for name in (one, two))
+        size = min(a.shape[1], b.shape[1])
+        a, b = a[:, :size].ravel(), b[:, :size].ravel()
+        if a.size < 256 or a.std() == 0 or b.std() == 0:
+            return False
+        return bool(np.corrcoef(a, b)[0, 1] > 0.5)
+
+    def _off_in_evaluation(self) -> Iterator[Check]:
+        question = "dropout is off in evaluation"
+        run = self._apply(self.evaluation, self.modes[1])
+        try:
+            with recording(frozenset(self.visits)) as found:
+                run(self.variables, {})
+        except flax_errors.InvalidRngError:
+            with recording(frozenset(self.visits)) as found:
+                run(self.variables, self.rngs(0))
+        names = dict.fromkeys([*self.visits, *found.keys])
+        for name in names:
+            gates = found.gates.get(name)
+            drew = name in found.keys
+            changed = gates is not None and self._changes(name, np.asarray(gates, np.float32))
+            detail = "it still draws masks" if changed else "it still draws a key"
+            yield Check(question, name, not (drew or changed), detail)
+        one, two = (jax.jit(run)(self.variables, self.rngs(step)) for step in (0, 1))
+        equal = all(
+            np.array_equal(a, b, equal_nan=True)
+            for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+        )
+        detail = "the outputs depend on the key"
+        yield Check("evaluation gives the same with every key", "", equal, detail)
+
+    def _changes(self, name: str, gates: np.ndarray) -> bool:
+        # A probe of ones, or the normal numbers that alpha dropout gets, which are all different.
+        if self.visits[name].kind == "alpha":
+            return _Draw.of("alpha", gates).statistic > 0
+        return bool(np.any(gates != 1))
+
+    def _statistics_untouched(self) -> Check:
+        question = "sampling at prediction time leaves statistics alone"
+        if not self.state:
+            return Check(question, "", None, "the network keeps no statistics")
+        run = self._apply(self.evaluation, self.modes[1])
+        with recording(force=True):
+            _, after = jax.jit(run)(self.variables, self.rngs(0))
+        for name in self.state:
+            before = jax.tree.leaves(self.variables[name])
+            if not all(map(np.array_equal, before, jax.tree.leaves(after[name]))):
+                return Check(question, "", False, f"the collection {name} is updated in evaluation")
+        return Check(question, "", True)
+
+    def _devices(self) -> Check:
+        question = "devices draw different parts of one and the same mask"
+        count, batch = jax.device_count(), np.shape(self.args[0])[0]
+        if count == 1 or not self.visits:
+            return Check(question, "", None, "there is one device" if count == 1 else "no site")
+        if batch % count:
+            return Check(question, "", None, f"{batch} examples cannot be spread over {count}")
+        spread = NamedSharding(Mesh(np.asarray(jax.devices()), ("batch",)), PartitionSpec("batch"))
+        args = [
+            jax.device_put(arg, spread) if np.shape(arg)[:1] == (batch,) else arg
+            for arg in self.args
+        ]
+        single = self._probed(self.variables, self.rngs(0))[0]
+        many = self._probed(self.variables, self.rngs(0), *args)[0]
+        for name, gates in single.items():
+            both = (np.asarray(each, np.float32) for each in (gates, many[name]))
+            if not np.allclose(*both, rtol=1e-3, atol=1e-3):
+                return Check(question, name, False, "masks differ from those of a single device")
+        return Check(question, "", True)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """One step's gates at one site, reduced to what the questions need."""
+
+    statistic: float
+    of_variance: bool
+    mean: float
+    expected: float
+    prefix: np.ndarray
+    active: bool
+    one_mask: bool
+
+    @classmethod
+    def of(cls, kind: str, gates: np.ndarray) -> _Draw:
+        flat = gates.reshape(len(gates), -1) if gates.ndim else gates.reshape(1, 1)
+        expected = 0.0 if kind in ("alpha", "connect") else 1.0
+        mean, dropped = float(flat.mean(dtype=np.float64)), flat == 0
+        if kind == "alpha":
+            values, counts = np.unique(flat, return_counts=True)
+            repeated = counts.max() > 1
+            dropped = flat == values[counts.argmax()] if repeated else np.zeros_like(dropped)
+            flat = dropped.astype(np.float32)
+        elif kind == "concrete":
+            dropped = flat < 0.5 * flat.max()
+        elif kind == "block":
+            # Examples of which nothing is kept cannot be scaled up again.
+            alive = flat[flat.any(1)]
+            mean = float(alive.mean(dtype=np.float64)) if alive.size else float("nan")
+        of_variance = kind in ("gaussian", "connect") or (not dropped.any() and flat.std() > 0)
+        variance = flat.var(0, ddof=1).mean() if kind == "connect" else flat.var(dtype=np.float64)
+        return cls(
+            statistic=float(variance if of_variance else dropped.mean()),
+            of_variance=of_variance,
+            mean=mean,
+            expected=expected,
+            prefix=flat.ravel()[:_PREFIX].astype(np.float32),
+            active=bool(dropped.any() or flat.std() > 0),
+            one_mask=bool(np.all(flat == flat[:1])),
+        )
+
+
+def _gather(draws: Sequence[_Draw]) -> _Measured:
+    # A site that ever dropped exactly is judged by what it drops, in every draw.
+    of_variance = all(draw.of_variance for draw in draws)
+    statistics = [draw.statistic if draw.of_variance == of_variance else 0.0 for draw in draws]
+    return _Measured(
+        statistics=np.asarray(statistics, np.float64),
+        of_variance=of_variance,
+        means=np.asarray([draw.mean for draw in draws], np.float64),
+        expected=draws[0].expected,
+        prefixes=np.stack([draw.prefix for draw in draws]),
+        active=any(draw.active for draw in draws),
+        one_mask=all(draw.one_mask for draw in draws),
+    )
+
+
+def _modes(
+    module: nn.Module,
+    train: Mapping[str, Any] | None,
+    evaluate: Mapping[str, Any] | None,
+    evaluation: nn.Module | None,
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    if train is not None and evaluate is not None:
+        return train, evaluate
+    if evaluation is not None:
+        return train or {}, evaluate or {}
+    known = inspect.signature(type(module).__call__).parameters
+    for name, value in (("train", True), ("training", True), ("deterministic", False)):
+        if name in known:
+            return train or {name: value}, evaluate or {name: not value}
+    raise RequestError(
+        f"{type(module).__name__}.__call__ has no argument train, training or deterministic: "
+        "say train={...} and evaluate={...}, or give evaluation=, the module in evaluation"
+    )
+
+
+def _default_rngs(step: int) -> Mapping[str, Key]:
+    return {"dropout": jax.random.fold_in(jax.random.key(1), step)}
+
+
+def _words(key: Key) -> tuple[int, ...]:
+    return tuple(np.asarray(key_words(key)).ravel().tolist())
+
+
+def _interval(site: AuditedSite) -> str:
+    if site.effective is None:
+        return "not measured"
+    low = max(site.effective - _INTERVAL * site.error, 0.0)
+    high = min(site.effective + _INTERVAL * site.error, 1.0)
+    return f"{site.effective:.4f} ({low:.4f} to {high:.4f})"

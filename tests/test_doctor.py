@@ -1,0 +1,64 @@
+"""`thinned doctor`: the audit of runs and configs, its exit code, and the cost meter."""
+
+import json
+
+import pytest
+
+from thinned.cli import main
+from thinned.config import Config, DataConfig, DropoutConfig
+from thinned.doctor import cost, diagnose
+from thinned.run import train
+
+
+def write(path, data, **options):
+    path.write_text(json.dumps({"data": {"path": str(data)}, "batch_size": 20, **options}))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["element", "concrete", "connect"])
+def test_a_run_passes_with_its_own_keys_and_rates(tiny_data, tmp_path, kind):
+    dropout = DropoutConfig(kind=kind, rate=0.4)
+    config = Config(data=DataConfig(path=tiny_data), epochs=1, batch_size=20, dropout=dropout)
+    run = train(config, runs=tmp_path)
+    found = diagnose(run.folder)
+    assert found.passed, str(found)
+    (site,) = found.sites
+    assert site.shape[0] == 16
+    if kind == "concrete":
+        assert site.rate != pytest.approx(0.4, abs=1e-6)
+        assert abs(site.effective - site.rate) < 5 * site.error
+    else:
+        assert site.rate == pytest.approx(0.4)
+
+
+def test_the_printed_tutorial_fails_with_exit_code_1(tiny_data, tmp_path, capsys):
+    config = write(tmp_path / "c.json", tiny_data, recipe="tutorial-as-printed")
+    assert main(["doctor", str(config), "--draws", "8"]) == 1
+    shown = capsys.readouterr()
+    assert "FAIL  masks change from step to step: Dropout_0" in shown.out
+    assert shown.err.strip() == f"thinned: {config} fails its audit"
+    assert main(["doctor", str(write(tmp_path / "good.json", tiny_data)), "--draws", "8"]) == 0
+
+
+def test_a_schedule_that_never_turns_dropout_on_is_caught(tiny_data, tmp_path):
+    late = {"schedule": "late", "schedule_epochs": 20.0}
+    found = diagnose(write(tmp_path / "c.json", tiny_data, epochs=3, dropout=late), draws=8)
+    assert [check.question for check in found.failures()] == [
+        "the schedule turns dropout on at some step"
+    ]
+    assert diagnose(write(tmp_path / "d.json", tiny_data, epochs=21, dropout=late), draws=8).passed
+
+
+@pytest.mark.parametrize("kind", ["element", "channel", "block", "connect", "concrete"])
+def test_the_cost_meter_measures_ratio_share_and_bytes(tiny_data, tmp_path, kind):
+    found = cost(write(tmp_path / "c.json", tiny_data, dropout={"kind": kind}))
+    assert len(found.ratios) > 20
+    assert all(ratio > 0 for ratio in found.ratios)
+    assert 0 < found.share
+    # Masks are drawn again: at most scalars, and concrete's inputs, are kept beside what a plain
+    # network keeps.
+    mask_bytes = 20 * 2 * 2 * 64 * 4
+    assert abs(found.bytes_with - found.bytes_without) <= (
+        mask_bytes + 2000 if kind == "concrete" else 2000
+    )
+    assert "interleaved" in str(found)
