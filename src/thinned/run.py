@@ -6,6 +6,7 @@ import fcntl
 import itertools
 import json
 import os
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -295,6 +296,8 @@ def on_device(split: Split) -> Batch:
 
 def use_compilation_cache() -> None:
     """Keep compiled programs on the disk between processes, unless JAX was told where already."""
+    # An entry that a killed process left half written is compiled anew: nothing to worry about.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(Path(base) / "thinned" / "xla"))
