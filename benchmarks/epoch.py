@@ -37,14 +37,15 @@ def ours(bits: str) -> Runner:
     import jax
     import jax.numpy as jnp
 
+    from thinned.assembly import Facts, initial_state
     from thinned.config import Config, with_values
     from thinned.plan import CHUNK_STEPS, Plan
-    from thinned.run import initial_state, load_data, on_device
+    from thinned.run import load_data, on_device
     from thinned.step import train_steps
 
     config = with_values(Config(), {"dropout": {"bits": bits}}, "bench")
     dataset = load_data(config)
-    state, data = initial_state(config, dataset), on_device(dataset.train)
+    state, data = initial_state(config, Facts.of(dataset, config)), on_device(dataset.train)
     plan, done = Plan(config, len(dataset.train), ("Dropout_0",)), 0
 
     def run(steps: int) -> None:
@@ -96,7 +97,7 @@ def plain() -> Runner:
         }
         return state.apply_gradients(grads=grads), metrics
 
-    split = open_source(None).load().train
+    split = open_source().load().train
     train = {"image": jnp.float32(split.images) / 255.0, "label": jnp.asarray(split.labels)}
     params = CNN(False).init(jax.random.key(0), jnp.ones([1, 28, 28, 1]))["params"]
     state = train_state.TrainState.create(apply_fn=None, params=params, tx=optax.adam(0.001))
@@ -139,7 +140,7 @@ def pytorch(mode: str) -> Runner:
     model = CNN().to(memory_format=layout)
     optimizer = torch.optim.Adam(model.parameters(), 0.001, fused=True)
     forward = torch.compile(model) if mode.startswith("compile") else model
-    split = open_source(None).load().train
+    split = open_source().load().train
     images = torch.tensor(split.images).permute(0, 3, 1, 2)
     labels = torch.tensor(split.labels, dtype=torch.int64)
     rows, done = torch.randperm(60_000), 0

@@ -119,7 +119,7 @@ def test_evaluation_tells_loss_accuracy_and_every_class(capsys, trained, tiny_da
         (["train", "--foo"], "--foo"),
         (["train", "--recipe", "tutorail"], "did you mean 'tutorial'"),
         (["train", "--randomness.dropout", "x"], "step"),
-        (["train", "--data.path", "/nowhere"], "data folder /nowhere does not exist"),
+        (["train", "--data.path", "/nowhere"], "data /nowhere does not exist"),
         (["train", "-c", "/nowhere.yaml"], "cannot read config /nowhere.yaml"),
         (["train", "--resume", "/nowhere"], "/nowhere is no run folder"),
         (["train", "--batch-size", "100000"], "larger than the 60000 training images"),

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thinned.assembly import Facts, initial_state
 from thinned.config import Config, DropoutConfig, recipe
 from thinned.data.source import open_source
 from thinned.dropout.sites import DropoutSpec, rates_collection
@@ -17,7 +18,6 @@ from thinned.models.cnn import CNN
 from thinned.optim import adam
 from thinned.plan import CHUNK_STEPS, Plan
 from thinned.rng import key_for
-from thinned.run import initial_state
 from thinned.state import create_state
 from thinned.step import Batch, train_step, train_steps
 from thinned.types import Dataset, Split
@@ -30,7 +30,7 @@ SITES = ("Dropout_0",)
 def losses_of(config: Config, dataset: Dataset, steps: int, at_once: int) -> np.ndarray:
     """Ours, in chunks: the training loss at each step."""
     plan = Plan(config, len(dataset.train), SITES)
-    state = initial_state(config, dataset)
+    state = initial_state(config, Facts.of(dataset, config))
     data = Batch(jnp.asarray(dataset.train.images), jnp.asarray(dataset.train.labels))
     losses, done = [], 0
     while done < steps:
@@ -122,7 +122,7 @@ def test_one_program_serves_any_number_of_steps_rate_schedule_and_learning_rate(
     )
     for dropout, learning_rate, steps in courses:
         config = Config(batch_size=10, learning_rate=learning_rate, dropout=dropout)
-        plan, state = Plan(config, 700, SITES), initial_state(config, SMALL)
+        plan, state = Plan(config, 700, SITES), initial_state(config, Facts.of(SMALL, config))
         chunk, count = plan.chunk(0, steps)
         data = Batch(jnp.asarray(SMALL.train.images), jnp.asarray(SMALL.train.labels))
         train_steps(state, data, chunk, jnp.int32(count))

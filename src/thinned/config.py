@@ -67,18 +67,132 @@ class Option(Doc):
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images to learn from."""
+    """Which images to learn from, and how they are read."""
 
     path: Annotated[
-        Path | None,
-        Option("Folder with four IDX files (gzipped or not); MNIST from the package when absent."),
+        str | None,
+        Option(
+            "Folder of images, of IDX or of CIFAR files; .npz, .csv or .parquet file; tfds:NAME; "
+            "hf:NAME. MNIST from the package when absent."
+        ),
     ] = None
+    size: Annotated[
+        int | None,
+        Option(
+            "Side of the square that images are brought to; found out when absent.",
+            "pixels",
+            low=1,
+            high=4096,
+        ),
+    ] = None
+    channels: Annotated[
+        Literal[1, 3] | None, Option("1 for grey, 3 for colour; found out when absent.")
+    ] = None
+    fit: Annotated[
+        Literal["crop", "pad"],
+        Option("Images of another shape: crop what sticks out, or pad what is missing."),
+    ] = "crop"
+    on_error: Annotated[
+        Literal["skip", "fail"],
+        Option("Files that cannot be read: leave them out and list them, or stop."),
+    ] = "skip"
+    test_fraction: Annotated[
+        float,
+        Option(
+            "Part of each class held out where the data name no test images.",
+            "of the images",
+            low=0.01,
+            high=0.9,
+        ),
+    ] = 0.2
     validation: Annotated[
         int, Option("Training images held out by the seed, for selecting.", "images", low=0)
     ] = 0
     limit: Annotated[
         int | None,
         Option("Use only this many training images, chosen by the seed.", "images", low=1),
+    ] = None
+    balance: Annotated[
+        Literal["no", "weights", "sampling"],
+        Option("Imbalanced classes: weigh the loss, or draw each class equally often."),
+    ] = "no"
+    normalise: Annotated[
+        Literal["auto", "yes", "no"],
+        Option(
+            "Subtract the training images' mean and divide by their deviation, per channel; "
+            "auto does so for all data but the package's MNIST."
+        ),
+    ] = "auto"
+    in_memory: Annotated[
+        Literal["auto", "yes", "no"],
+        Option("Hold all images on the device, or stream them from the disk.", changeable=False),
+    ] = "auto"
+    memory_mb: Annotated[
+        float,
+        Option(
+            "Images of more than this are streamed; buffers stay below a quarter of it.",
+            "MB of 10^6 bytes",
+            low=1,
+        ),
+    ] = 2000.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.path, Path):
+            object.__setattr__(self, "path", str(self.path))
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How training images are varied, on the device; what is absent is as the preset has it."""
+
+    preset: Annotated[
+        Literal["auto", "none", "digits", "objects", "photos"],
+        Option(
+            "digits shift, objects (small colour images) shift and flip, photos are cropped, "
+            "flipped and coloured; auto chooses by the data, and none for the package's MNIST."
+        ),
+    ] = "auto"
+    shift: Annotated[
+        float | None, Option("Shift by up to this, with reflection.", "of the side", low=0, high=1)
+    ] = None
+    flip: Annotated[
+        float | None, Option("Chance of a mirror image.", "probability", low=0, high=1)
+    ] = None
+    crop: Annotated[
+        float | None,
+        Option(
+            "Least side of a random crop, scaled up again; 1 is off.",
+            "of the side",
+            low=0.1,
+            high=1,
+        ),
+    ] = None
+    rotate: Annotated[
+        float | None, Option("Turn by up to this, either way.", "degrees", low=0, high=180)
+    ] = None
+    colour: Annotated[
+        float | None,
+        Option(
+            "Change brightness, contrast and saturation by up to this.",
+            "of their value",
+            low=0,
+            high=1,
+        ),
+    ] = None
+    randaugment: Annotated[
+        int | None,
+        Option("Further changes drawn from a list for each image.", "changes", low=0, high=8),
+    ] = None
+    cutout: Annotated[
+        float | None, Option("Side of a square that is greyed out.", "of the side", low=0, high=1)
+    ] = None
+    mixup: Annotated[
+        float | None,
+        Option("Parameter of the Beta distribution of mixing images.", "number", low=0, high=10),
+    ] = None
+    cutmix: Annotated[
+        float | None,
+        Option("Parameter of the Beta distribution of pasting patches.", "number", low=0, high=10),
     ] = None
 
 
@@ -155,7 +269,11 @@ class Config:
         str, Option("Named set of defaults: tutorial, or tutorial-as-printed (see docs).")
     ] = "tutorial"
     data: DataConfig = field(default_factory=DataConfig)
-    model: Annotated[Literal["cnn"], Option("Network: the tutorial's CNN.")] = "cnn"
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: Annotated[
+        Literal["auto", "cnn", "resnet"],
+        Option("Network: the tutorial's CNN, or a small residual network; auto chooses by size."),
+    ] = "auto"
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
     learning_rate: Annotated[float, Option("Step size of Adam.", "per step", low=0, above=True)] = (
         0.001
@@ -344,12 +462,12 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         }
     if typing.get_origin(kind) is Literal:
         if value not in allowed:
-            raise RequestError(f"{where} is {value!r}: choose from {', '.join(allowed)}")
+            raise RequestError(f"{where} is {value!r}: choose from {', '.join(map(str, allowed))}")
         return value
-    if isinstance(kind, types.UnionType):
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         if value is None:
             return None
-        kind = allowed[0]
+        return _coerce(Annotated[allowed[0], ""], value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is Path and isinstance(value, str):

@@ -14,30 +14,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from thinned.assembly import (
+    Facts,
+    apply_of,
+    build_model,
+    initial_state,
+    make_augment,
+    make_plan,
+    params_key,
+    refuse_unfit,
+    sites_of,
+)
 from thinned.config import Config, load, validate
 from thinned.dropout.audit import Audit, Check, audit
 from thinned.dropout.bits import random_bits
 from thinned.dropout.masks import block_sizes, mask_shape, seed_shape
-from thinned.dropout.sites import DropoutSpec, Site, dropout_sites, rates_collection
+from thinned.dropout.sites import DropoutSpec, Site, rates_collection
 from thinned.losses import cross_entropy
 from thinned.optim import adam
 from thinned.plan import Plan
-from thinned.run import (
-    Run,
-    build_model,
-    initial_state,
-    load_data,
-    make_plan,
-    on_device,
-    params_key,
-    refuse_unfit,
-)
+from thinned.run import Run, load_data, on_device
 from thinned.state import TrainState, create_state
 from thinned.step import Chunk, as_float, train_steps
 from thinned.types import Bits, Dataset
 
 AUDIT_EXAMPLES = 16
 _ROUNDS = 31
+_EXAMPLES = 4096
 _ROUND_S = 0.1
 
 
@@ -60,9 +63,9 @@ def diagnose(target: Path | str, draws: int = 64) -> Audit:
         variables["rates"] = rates_collection(
             {site: jnp.float32(rate) for site, rate in plan.peak_rates.items()}
         )
-    shape = (AUDIT_EXAMPLES, *case.dataset.train.images.shape[1:])
+    shape = (AUDIT_EXAMPLES, *case.facts.image_shape)
     found = audit(
-        build_model(case.config, case.dataset),
+        build_model(case.config, case.facts),
         jnp.ones(shape, jnp.float32),
         variables=variables,
         rngs=lambda step: {"dropout": plan.dropout_key(step)},
@@ -131,13 +134,15 @@ def cost(target: Path | str) -> Cost:
     case = _Case.open(target)
     chunk, steps = case.plan.chunk(0, 10**6)
     bare = _without_dropout(case)
-    data = on_device(case.dataset.train)
+    data = on_device(case.dataset.train.take(np.arange(min(case.facts.train_size, _EXAMPLES))))
+    chunk = chunk._replace(order=chunk.order % len(data.labels))
+    augment = make_augment(case.config, case.facts)
 
     def run(state: TrainState, given: Chunk) -> Callable[[int], float]:
         def timed(count: int) -> float:
             own = jax.block_until_ready(jax.tree.map(jnp.copy, state))
             started = time.perf_counter()
-            jax.block_until_ready(train_steps(own, data, given, jnp.int32(count)))
+            jax.block_until_ready(train_steps(own, data, given, jnp.int32(count), augment))
             return time.perf_counter() - started
 
         return timed
@@ -160,46 +165,44 @@ def cost(target: Path | str) -> Cost:
 class _Case:
     config: Config
     dataset: Dataset
+    facts: Facts
     state: TrainState
     plan: Plan
 
     @classmethod
     def open(cls, target: Path | str) -> _Case:
-        target = Path(target)
+        target, run = Path(target), None
         if target.is_dir() or not target.exists():
             run = Run.open(target)
             config = run.config
-            dataset = load_data(config)
-            state = run.restored[0] if run.checkpoints.steps() else initial_state(config, dataset)
         else:
             config = load(target)
             validate(config)
-            dataset = load_data(config)
-            refuse_unfit(config, dataset)
-            state = initial_state(config, dataset)
-        return cls(config, dataset, state, make_plan(config, dataset))
+        dataset = load_data(config)
+        facts = Facts.of(dataset, config)
+        refuse_unfit(config, facts)
+        trained = run is not None and bool(run.checkpoints.steps())
+        state = run.state if run is not None and trained else initial_state(config, facts)
+        return cls(config, dataset, facts, state, make_plan(config, facts, dataset.train.labels))
 
     @property
     def batch(self) -> jax.ShapeDtypeStruct:
-        shape = (self.config.batch_size, *self.dataset.train.images.shape[1:])
+        shape = (self.config.batch_size, *self.facts.image_shape)
         return jax.ShapeDtypeStruct(shape, jnp.uint8)
-
-    @property
-    def sites(self) -> dict[str, Site]:
-        images = jax.ShapeDtypeStruct(self.batch.shape, jnp.float32)
-        return dropout_sites(build_model(self.config, self.dataset), images, train=True)
 
 
 def _without_dropout(case: _Case) -> TrainState:
     """The state of the same network with plain layers where something was dropped."""
-    model: Any = build_model(case.config, case.dataset)
-    example = jnp.ones((1, *case.batch.shape[1:]), jnp.float32)
+    model: Any = build_model(case.config, case.facts)
+    images = jnp.ones((1, *case.facts.image_shape), jnp.float32)
     bare = model.clone(dropout=DropoutSpec(rate=0.0))
-    return create_state(bare, example, params_key(case.config), adam())
+    state = create_state(bare, images, params_key(case.config), adam())
+    return state.replace(apply_fn=apply_of(bare, case.facts))
 
 
 def _bits_timer(case: _Case, chunk: Chunk) -> Callable[[int], float]:
-    shapes = tuple(_words_shape(site, case.config) for site in case.sites.values())
+    sites = sites_of(case.config, case.facts, case.config.batch_size)
+    shapes = tuple(_words_shape(site, case.config) for site in sites.values())
     bits: Bits = case.config.dropout.bits
 
     @jax.jit

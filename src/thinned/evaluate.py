@@ -15,7 +15,7 @@ from thinned.losses import cross_entropy
 from thinned.metrics import BatchSums, Totals, batch_sums, confusion
 from thinned.predict import BATCH_SIZE, logits_of, padded_batches
 from thinned.step import Batch
-from thinned.types import Variables
+from thinned.types import Split, Variables
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def eval_step(
 def evaluate(
     apply_fn: Callable[..., Any],
     variables: Variables,
-    data: Batch,
+    data: Batch | Split,
     batch_size: int = BATCH_SIZE,
 ) -> Evaluation:
     """Evaluate on all of `data`: no example is dropped, counted twice or averaged per batch.
@@ -72,11 +72,17 @@ def evaluate(
     Args:
         apply_fn: the ``apply`` of a module called as ``module(images, train=bool)``.
         variables: its variables.
-        data: images u8 [example, height, width, channel] and labels i32 [example].
+        data: images u8 [example, height, width, channel] and labels i32 [example], on the device;
+            or a split, of which one batch at a time is brought there.
         batch_size: examples in one compiled call.
     """
     totals, counts = Totals(), 0
-    for rows, mask in padded_batches(len(data.labels), min(batch_size, len(data.labels))):
-        sums, cells = eval_step(apply_fn, variables, data, jnp.asarray(rows), jnp.asarray(mask))
+    size = len(data.labels)
+    for rows, mask in padded_batches(size, min(batch_size, size)):
+        part, places = data, rows
+        if isinstance(data, Split):
+            part = Batch(jnp.asarray(data.images[rows]), jnp.asarray(data.labels[rows]))
+            places = np.arange(len(rows), dtype=np.int32)
+        sums, cells = eval_step(apply_fn, variables, part, jnp.asarray(places), jnp.asarray(mask))
         totals, counts = totals.add(sums), counts + np.asarray(cells, np.int64)
     return Evaluation(totals, np.asarray(counts))

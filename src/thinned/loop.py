@@ -14,14 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from thinned.augment import Augment
 from thinned.checkpoint import Checkpoints
 from thinned.errors import ThinnedError
 from thinned.evaluate import evaluate
+from thinned.feed import Feed
 from thinned.logs import MetricsLog, Silent
 from thinned.metrics import BatchSums, Totals
 from thinned.plan import CHUNK_STEPS, Plan
 from thinned.state import TrainState
 from thinned.step import Batch, train_steps
+from thinned.types import Split
 
 
 class Diverged(ThinnedError):
@@ -65,7 +68,8 @@ class Parts:
     Attributes:
         folder: the run's folder, to tell people about.
         plan: the course.
-        train: the training images and labels, on the device.
+        feed: gives the training images of each step.
+        augment: how they are varied, or None.
         held_out: what to evaluate on after each epoch: name of the split -> its data.
         checkpoints: where states are saved.
         log: where metrics are recorded.
@@ -74,8 +78,9 @@ class Parts:
 
     folder: Path
     plan: Plan
-    train: Batch
-    held_out: dict[str, Batch]
+    feed: Feed
+    augment: Augment | None
+    held_out: dict[str, Batch | Split]
     checkpoints: Checkpoints
     log: MetricsLog
     view: Silent
@@ -189,8 +194,8 @@ def _advance(
     parts: Parts, state: TrainState, progress: Progress, pace: Pace
 ) -> tuple[TrainState, Progress]:
     started = time.monotonic()
-    chunk, count = parts.plan.chunk(progress.step, pace.count)
-    state, sums = train_steps(state, parts.train, chunk, jnp.int32(count))
+    data, chunk, count = parts.feed.fetch(progress.step, pace.count)
+    state, sums = train_steps(state, data, chunk, jnp.int32(count), parts.augment)
     sums = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], sums)
     pace.took(count, time.monotonic() - started)
     _refuse_nonfinite(sums, progress.step, parts.checkpoints)

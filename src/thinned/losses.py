@@ -11,11 +11,12 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
     Args:
         logits: f32 [batch, class].
-        labels: i32 [batch], in ``range(class)``.
+        labels: i32 [batch], in ``range(class)``; or f32 [batch, class], distributions.
 
     Returns:
         f32 [batch], in nats, at least 0.
     """
     # Through one-hot labels, as the tutorial: a gather's gradient is a scatter, slow on a CPU.
-    one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    return optax.softmax_cross_entropy(logits, one_hot)
+    if labels.ndim == 1:
+        labels = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    return optax.softmax_cross_entropy(logits, labels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinned.config import Config
+from thinned.dropout.bits import random_bits
 from thinned.dropout.schedules import Schedule, over_depth, schedule
 from thinned.dropout.sites import rates_collection
 from thinned.rng import key_for, permutation, stream_root
@@ -28,11 +29,15 @@ class Plan:
         config: the run's config.
         train_size: number of training images.
         sites: names of the model's dropout sites whose rates are not learned, in their order.
+        augments: whether steps need keys of the stream `augment`.
+        labels: i32 [example] of the training images, for balanced sampling; else None.
     """
 
     config: Config
     train_size: int
     sites: tuple[str, ...]
+    augments: bool = False
+    labels: np.ndarray | None = field(default=None, compare=False)
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -62,7 +67,14 @@ class Plan:
         steps = step + np.arange(CHUNK_STEPS, dtype=np.uint32)
         factors = self._schedule(jnp.asarray(steps))
         rates = {site: jnp.float32(rate) * factors for site, rate in self.full_rates.items()}
-        return Chunk(jnp.asarray(order), self._keys(steps), rates_collection(rates)), count
+        varied = _step_keys(self.config.seed, jnp.asarray(steps), "named", "augment")
+        chunk = Chunk(
+            jnp.asarray(order),
+            self._keys(steps),
+            rates_collection(rates),
+            varied if self.augments else None,
+        )
+        return chunk, count
 
     @cached_property
     def full_rates(self) -> dict[str, float]:
@@ -77,6 +89,10 @@ class Plan:
         steps = max(round((dropout.schedule_epochs or 0) * self.steps_per_epoch), 1)
         start, end = dropout.schedule_from, dropout.schedule_to
         return jax.jit(schedule(dropout.schedule, steps, start, end))
+
+    @cached_property
+    def _orders(self) -> dict[int, np.ndarray]:
+        return {}
 
     @cached_property
     def peak_rates(self) -> dict[str, float]:
@@ -97,7 +113,7 @@ class Plan:
                 jnp.broadcast_to(jax.random.key_data(root), (len(steps), 2)),
                 impl="threefry2x32",
             )
-        return _step_keys(seed, jnp.asarray(steps), randomness.derivation)
+        return _step_keys(seed, jnp.asarray(steps), randomness.derivation, "dropout")
 
     def _order(self, epoch: int) -> np.ndarray:
         """Rows of the training set for each step of an epoch, i32 [step, batch]."""
@@ -107,12 +123,18 @@ class Plan:
         else:
             key = key_for(seed, "shuffle", epoch, randomness.derivation)
         words = tuple(int(word) for word in jax.random.key_data(key))
+        if self.labels is not None:
+            if epoch not in self._orders:
+                batch = self.config.batch_size
+                self._orders.clear()
+                self._orders[epoch] = _balanced(words, self.labels, self.steps_per_epoch, batch)
+            return self._orders[epoch]
         return _batches(words, self.train_size, self.config.batch_size)
 
 
 _step_keys = jax.jit(
-    lambda seed, steps, derivation: key_for(seed, "dropout", steps, derivation),
-    static_argnames=("seed", "derivation"),
+    lambda seed, steps, derivation, stream: key_for(seed, stream, steps, derivation),
+    static_argnames=("seed", "derivation", "stream"),
 )
 
 
@@ -121,3 +143,26 @@ def _batches(words: tuple[int, ...], size: int, batch: int) -> np.ndarray:
     key = jax.random.wrap_key_data(jnp.asarray(words, jnp.uint32), impl="threefry2x32")
     steps = size // batch
     return permutation(key, size)[: steps * batch].reshape(steps, batch)
+
+
+def _balanced(words: tuple[int, ...], labels: np.ndarray, steps: int, batch: int) -> np.ndarray:
+    """Rows [step, batch] in which every class comes equally often.
+
+    Each class goes through its images in one random order after another, so that none is repeated
+    before all were seen; the classes are then mixed.
+    """
+    key = jax.random.wrap_key_data(jnp.asarray(words, jnp.uint32), impl="threefry2x32")
+    classes, counts = np.unique(labels, return_counts=True)
+    total = steps * batch
+    shares = total // len(classes) + (np.arange(len(classes)) < total % len(classes))
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    rows: list[np.ndarray] = []
+    for turn in range(int(np.max(-(-shares // counts)))):
+        draws = np.asarray(random_bits(jax.random.fold_in(key, turn), (len(labels),)))
+        order = np.lexsort((draws, labels))
+        for index, (count, share) in enumerate(zip(counts, shares, strict=True)):
+            left = min(count, share - turn * count)
+            if left > 0:
+                rows.append(order[starts[index] : starts[index] + left])
+    mixed = permutation(jax.random.fold_in(key, 2**31), total)
+    return np.concatenate(rows)[mixed].astype(np.int32).reshape(steps, batch)

@@ -10,34 +10,39 @@ import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
+from thinned.assembly import (
+    Facts,
+    class_weights,
+    initial_state,
+    make_augment,
+    make_plan,
+    model_name,
+    refuse_unfit,
+)
 from thinned.checkpoint import Checkpoints, Restored
 from thinned.config import Config, differences, load, to_json, validate
-from thinned.data.source import open_source
+from thinned.data.source import decodes_files, open_source
 from thinned.data.split import fingerprint, hold_out, limit
-from thinned.dropout.sites import DropoutSpec, dropout_sites
 from thinned.environment import describe_environment, environment_changes
 from thinned.errors import RequestError
 from thinned.evaluate import Evaluation, evaluate
+from thinned.feed import Feed, Resident, Streamed
 from thinned.logs import MetricsLog, Plain, Silent, view_for, write_whole
 from thinned.loop import Parts, Progress, StopSignal, arrays_of
 from thinned.loop import train as run_loop
-from thinned.models.cnn import CNN
-from thinned.optim import adam, with_learning_rate
 from thinned.plan import Plan
 from thinned.predict import predict
-from thinned.rng import key_for, stream_root
-from thinned.state import TrainState, create_state
+from thinned.state import TrainState
 from thinned.step import Batch
-from thinned.types import Dataset, Key, Split
+from thinned.types import Dataset, Split
 
 
 @dataclass(frozen=True)
@@ -77,39 +82,68 @@ class Run:
         return Checkpoints(self.folder / "checkpoints")
 
     @cached_property
-    def restored(self) -> tuple[TrainState, Dataset]:
-        """The state of the newest checkpoint, and the data the run learned from.
+    def facts(self) -> Facts:
+        """What the run knows of its data.
+
+        Raises:
+            RequestError: it was never saved, and the data cannot be read either.
+        """
+        path = self.folder / "data.json"
+        try:
+            return Facts.from_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError, TypeError):
+            # Runs of before, or a damaged file: the data themselves still tell.
+            return Facts.of(self.dataset, self.config)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The data that the run learned from, loaded again."""
+        return load_data(self.config)
+
+    @cached_property
+    def state(self) -> TrainState:
+        """The state of the newest checkpoint.
 
         Raises:
             RequestError: there is no checkpoint yet.
         """
-        dataset = load_data(self.config)
-        state = initial_state(self.config, dataset)
+        use_compilation_cache()
+        state = initial_state(self.config, self.facts)
         found = self.checkpoints.restore(arrays_of(state))
         if found is None:
             raise RequestError(f"{self.folder} has no checkpoint yet: train it first")
         for reason in found.skipped:
             Plain().say(f"checkpoint {reason}; using the one before it")
-        return with_arrays(state, found), dataset
+        return with_arrays(state, found)
 
-    def evaluate(self, path: Path | None = None) -> Evaluation:
+    def evaluate(self, path: Path | str | None = None) -> Evaluation:
         """Evaluate the newest checkpoint on all test images.
 
         Args:
-            path: a folder of other data, see `thinned.config.DataConfig`; None for the run's own.
+            path: other data, see `thinned.config.DataConfig`; None for the run's own.
 
         Raises:
             RequestError: the data have other classes or image shapes than the run's.
         """
-        state, dataset = self.restored
-        test = dataset.test if path is None else open_source(path).load().test
-        _refuse_misfit(test, dataset)
-        return evaluate(state.apply_fn, state.variables, on_device(test))
+        state, dataset = self.state, self.dataset
+        if path is not None:
+            height, width, channels = self.facts.image_shape
+            data = replace(self.config.data, path=str(path), size=None, channels=None)
+            source = open_source(data, self.config.seed)
+            if decodes_files(source) and height == width:
+                # Photos of any size are brought to the run's; arrays have to fit.
+                data = replace(data, size=height, channels=1 if channels == 1 else 3)
+                source = open_source(data, self.config.seed)
+            dataset = source.load()
+        test = matched(dataset, self.facts)
+        return evaluate(state.apply_fn, state.variables, self._placed(test))
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Class probabilities f32 [image, class] of images u8 [image, height, width, channel]."""
-        state, _ = self.restored
-        return predict(state.apply_fn, state.variables, np.asarray(images))
+        return predict(self.state.apply_fn, self.state.variables, np.asarray(images))
+
+    def _placed(self, split: Split) -> Batch | Split:
+        return on_device(split) if fits_in_memory(self.config, split) else split
 
 
 def train(
@@ -140,14 +174,18 @@ def train(
     folder = Path(runs) / name if name else None
     if folder is not None and (folder / "config.json").exists():
         return resume(folder, config, quiet=quiet)
+    view = Silent() if quiet else Plain()
     dataset = load_data(config)
-    refuse_unfit(config, dataset)
-    folder = _new_folder(Path(runs), config, dataset) if folder is None else _made(folder)
-    with _locked(folder):
+    facts = Facts.of(dataset, config)
+    refuse_unfit(config, facts)
+    made = _made(folder) if folder is not None else _new_folder(Path(runs), config, facts)
+    with _locked(made):
         environment = describe_environment(dataset.name, fingerprint(dataset))
-        write_whole(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
-        write_whole(folder / "config.json", to_json(config))
-        return _train_in(folder, config, dataset, quiet)
+        write_whole(made / "environment.json", json.dumps(environment, indent=2) + "\n")
+        write_whole(made / "data.json", facts.to_json())
+        _list_left_out(made, dataset, view)
+        write_whole(made / "config.json", to_json(config))
+        return _train_in(Run(made, config), dataset, facts, quiet)
 
 
 def resume(folder: Path | str, config: Config | None = None, *, quiet: bool = True) -> Run:
@@ -172,34 +210,45 @@ def resume(folder: Path | str, config: Config | None = None, *, quiet: bool = Tr
         raise RequestError(
             f"{folder} was asked for {run.config.epochs} epochs; --epochs can only grow"
         )
-    dataset = load_data(config)
+    dataset, facts = load_data(config), run.facts
     with _locked(run.folder):
         now = describe_environment(dataset.name, fingerprint(dataset))
         for line in environment_changes(run.folder / "environment.json", now):
             Plain().say(line)
+        if Facts.of(dataset, config) != facts:
+            raise RequestError(
+                f"{folder} cannot go on: its data are no longer what it began with "
+                f"({facts.train_size:,} training images, {len(facts.classes)} classes)"
+            )
         write_whole(run.folder / "config.json", to_json(config))
-        return _train_in(run.folder, config, dataset, quiet)
+        return _train_in(Run(run.folder, config), dataset, facts, quiet)
 
 
-def _train_in(folder: Path, config: Config, dataset: Dataset, quiet: bool) -> Run:
-    run = Run(folder, config)
-    state = initial_state(config, dataset)
+def _train_in(run: Run, dataset: Dataset, facts: Facts, quiet: bool) -> Run:
+    use_compilation_cache()
+    config = run.config
+    state = initial_state(config, facts)
     found = run.checkpoints.restore(arrays_of(state))
     progress = Progress()
     if found is not None:
         state, progress = with_arrays(state, found), Progress.from_json(found.progress)
-    log = MetricsLog(folder / "metrics.jsonl")
+    log = MetricsLog(run.folder / "metrics.jsonl")
     log.keep_until(progress.step)
-    plan = make_plan(config, dataset)
+    plan = make_plan(config, facts, dataset.train.labels)
     held_out = {"validation": dataset.validation, "test": dataset.test}
     batch = config.batch_size
     with view_for(quiet, progress.step * batch, plan.total_steps * batch) as view:
         _announce(view, run, dataset, found, plan)
         parts = Parts(
-            folder=folder,
+            folder=run.folder,
             plan=plan,
-            train=on_device(dataset.train),
-            held_out={name: on_device(split) for name, split in held_out.items() if split},
+            feed=_feed(plan, dataset.train),
+            augment=make_augment(config, facts),
+            held_out={
+                name: on_device(split) if fits_in_memory(config, split) else split
+                for name, split in held_out.items()
+                if split
+            },
             checkpoints=run.checkpoints,
             log=log,
             view=view,
@@ -207,6 +256,33 @@ def _train_in(folder: Path, config: Config, dataset: Dataset, quiet: bool) -> Ru
         with StopSignal() as stop:
             run_loop(parts, state, progress, stop)
     return run
+
+
+def _feed(plan: Plan, split: Split) -> Feed:
+    config = plan.config
+    weights = class_weights(split.labels) if config.data.balance == "weights" else None
+    if not fits_in_memory(config, split):
+        return Streamed(plan, split, config.data.memory_mb * 1e6, weights)
+    data = on_device(split)
+    return Resident(plan, data if weights is None else data._replace(weights=jnp.asarray(weights)))
+
+
+def fits_in_memory(config: Config, split: Split) -> bool:
+    """Whether a split is to be held on the device as a whole."""
+    wanted = config.data.in_memory
+    return wanted == "yes" or (
+        wanted == "auto" and split.images.nbytes <= config.data.memory_mb * 1e6
+    )
+
+
+def _list_left_out(folder: Path, dataset: Dataset, view: Silent) -> None:
+    if not dataset.left_out:
+        return
+    listed = folder / "left-out.txt"
+    write_whole(listed, "".join(f"{out.path}\t{out.reason}\n" for out in dataset.left_out))
+    count = len(dataset.left_out)
+    files = "1 file" if count == 1 else f"{count:,} files"
+    view.say(f"{files} could not be read and {'is' if count == 1 else 'are'} left out: {listed}")
 
 
 def _announce(view: Silent, run: Run, dataset: Dataset, found: Restored | None, plan: Plan) -> None:
@@ -218,6 +294,11 @@ def _announce(view: Silent, run: Run, dataset: Dataset, found: Restored | None, 
         view.say(f"resuming {run.folder} at step {found.step} of {plan.total_steps}")
     else:
         view.say(f"{run.folder}: {dataset.name}, {len(dataset.train):,} training images")
+        for note in dataset.notes:
+            view.say(note)
+    if not fits_in_memory(plan.config, dataset.train):
+        size = dataset.train.images.nbytes / 1e6
+        view.say(f"streaming {size:,.0f} MB of images from the disk (--data.in-memory)")
 
 
 def load_data(config: Config) -> Dataset:
@@ -226,61 +307,12 @@ def load_data(config: Config) -> Dataset:
     Raises:
         RequestError: the data cannot be read or do not fit together.
     """
-    dataset = open_source(config.data.path).load()
+    dataset = open_source(config.data, config.seed).load()
     if config.data.validation:
         dataset = hold_out(dataset, config.data.validation, config.seed)
     if config.data.limit is not None:
         dataset = limit(dataset, config.data.limit, config.seed)
     return dataset
-
-
-def build_model(config: Config, dataset: Dataset) -> nn.Module:
-    """The network that a config names; its rates travel beside the batch, not in it."""
-    wanted = config.dropout
-    spec = DropoutSpec(wanted.kind, bits=wanted.bits)
-    if wanted.kind == "block":
-        spec = replace(spec, block_size=wanted.block_size)
-    if wanted.kind == "concrete":
-        spec = replace(spec, rate=wanted.rate, examples=len(dataset.train))
-    return _network(len(dataset.classes), spec)
-
-
-@cache
-def _network(classes: int, spec: DropoutSpec) -> nn.Module:
-    """One object for equal networks: a compiled step is found again by it."""
-    return CNN(classes=classes, dropout=spec)
-
-
-def make_plan(config: Config, dataset: Dataset) -> Plan:
-    """What each step of a run will do.
-
-    Raises:
-        RequestError: a rate is given for a site that the model does not have.
-    """
-    sites = dropout_sites(build_model(config, dataset), _example(dataset), train=True)
-    for name in config.dropout.sites:
-        if name not in sites:
-            known = ", ".join(sites)
-            raise RequestError(
-                f"--dropout.sites {name}: model {config.model} has no such site, but {known}"
-            )
-    fixed = tuple(name for name, site in sites.items() if not site.learned)
-    return Plan(config, len(dataset.train), fixed)
-
-
-def initial_state(config: Config, dataset: Dataset) -> TrainState:
-    """The state at step 0: a pure function of the config and the shape of the images."""
-    use_compilation_cache()
-    model = build_model(config, dataset)
-    state = create_state(model, _example(dataset), params_key(config), adam())
-    return state.replace(opt_state=with_learning_rate(state.opt_state, config.learning_rate))
-
-
-def params_key(config: Config) -> Key:
-    """The key that initialises the parameters."""
-    if config.randomness.derivation == "tutorial":
-        return stream_root(config.seed, "params", "tutorial")
-    return key_for(config.seed, "params")
 
 
 def with_arrays(state: TrainState, restored: Restored) -> TrainState:
@@ -291,7 +323,9 @@ def with_arrays(state: TrainState, restored: Restored) -> TrainState:
 
 def on_device(split: Split) -> Batch:
     """A split on the device; the images stay u8."""
-    return Batch(jnp.asarray(split.images), jnp.asarray(split.labels))
+    images = split.images
+    held = images if isinstance(images, np.ndarray) else images[np.arange(len(images))]
+    return Batch(jnp.asarray(held), jnp.asarray(split.labels))
 
 
 def use_compilation_cache() -> None:
@@ -304,49 +338,35 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def _example(dataset: Dataset) -> jax.Array:
-    return jnp.ones((1, *dataset.train.images.shape[1:]), jnp.float32)
-
-
-def refuse_unfit(config: Config, dataset: Dataset) -> None:
-    """Refuse a config that cannot train on a dataset, before anything is written.
+def matched(dataset: Dataset, facts: Facts) -> Split:
+    """The test split of other data with the labels of the run's classes.
 
     Raises:
-        RequestError: says which option does not fit.
+        RequestError: images of another shape, or a class that the run does not know.
     """
-    size = len(dataset.train)
-    if config.batch_size > size:
+    test = dataset.test
+    if tuple(test.images.shape[1:]) != facts.image_shape:
         raise RequestError(
-            f"--batch-size {config.batch_size} is larger than the {size} training images"
+            f"images are {tuple(test.images.shape[1:])}, but the run learned from "
+            f"{facts.image_shape} (height, width, channel)"
         )
-    if min(dataset.train.images.shape[1:3]) < 4:
+    if dataset.classes == facts.classes:
+        return test
+    known = {name: label for label, name in enumerate(facts.classes)}
+    used = np.unique(test.labels)
+    unknown = [label for label in used if dataset.classes[label] not in known]
+    if unknown:
         raise RequestError(
-            f"images are {dataset.train.images.shape[1]} x {dataset.train.images.shape[2]}: "
-            "the model needs at least 4 x 4"
+            f"label {dataset.classes[unknown[0]]} is none of the run's {len(known)} classes"
         )
-    if config.dropout.kind == "path":
-        raise RequestError(
-            f"--dropout.kind path drops residual branches, and model {config.model} has none"
-        )
-    make_plan(config, dataset)
+    table = np.asarray([known.get(name, -1) for name in dataset.classes], np.int32)
+    return Split(test.images, table[test.labels])
 
 
-def _refuse_misfit(test: Split, dataset: Dataset) -> None:
-    if test.images.shape[1:] != dataset.test.images.shape[1:]:
-        raise RequestError(
-            f"images are {test.images.shape[1:]}, but the run learned from "
-            f"{dataset.test.images.shape[1:]} (height, width, channel)"
-        )
-    if test.labels.max() >= len(dataset.classes):
-        raise RequestError(
-            f"label {test.labels.max()} is none of the run's {len(dataset.classes)} classes"
-        )
-
-
-def _new_folder(runs: Path, config: Config, dataset: Dataset) -> Path:
+def _new_folder(runs: Path, config: Config, facts: Facts) -> Path:
     """A folder that did not exist before, made here: two processes never share one."""
     for number in itertools.count(1):
-        folder = runs / f"{dataset.name}-{config.model}-{number:03d}"
+        folder = runs / f"{facts.name}-{model_name(config, facts)}-{number:03d}"
         try:
             folder.mkdir(parents=True)
             return folder

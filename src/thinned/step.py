@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from thinned.augment import Augment
 from thinned.dropout.layers import LOSSES
 from thinned.losses import cross_entropy
 from thinned.metrics import BatchSums, batch_sums
@@ -16,10 +19,19 @@ from thinned.types import Key, Variables
 
 
 class Batch(NamedTuple):
-    """Images u8 [batch, height, width, channel] (or f32 in [0, 1]) and labels i32 [batch]."""
+    """Labelled images.
+
+    Attributes:
+        images: u8 [batch, height, width, channel], or f32 in [0, 1].
+        labels: i32 [batch].
+        weights: f32 [batch], by which losses are multiplied in training; None for 1.
+        targets: f32 [batch, class], distributions to learn instead of the labels; None for these.
+    """
 
     images: jax.Array
     labels: jax.Array
+    weights: jax.Array | None = None
+    targets: jax.Array | None = None
 
 
 class Chunk(NamedTuple):
@@ -29,11 +41,13 @@ class Chunk(NamedTuple):
         order: i32 [step, batch], rows of the training set.
         keys: keys [step] of the stream `dropout`.
         rates: the collection ``rates`` of the model, each leaf f32 [step].
+        augment_keys: keys [step] of the stream `augment`; None where nothing is varied.
     """
 
     order: jax.Array
     keys: Key
     rates: Variables
+    augment_keys: Key | None = None
 
 
 def as_float(images: jax.Array) -> jax.Array:
@@ -41,6 +55,26 @@ def as_float(images: jax.Array) -> jax.Array:
     if images.dtype == jnp.uint8:
         return images.astype(jnp.float32) / 255.0
     return images
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """The ``apply`` of a module whose inputs are first brought to mean 0 and deviation 1.
+
+    Attributes:
+        apply_fn: called with (images - mean) / deviation.
+        mean: of the training images in [0, 1], by channel.
+        deviation: their standard deviation, above 0, by channel.
+    """
+
+    apply_fn: Callable[..., Any]
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    def __call__(self, variables: Any, images: jax.Array, **options: Any) -> Any:
+        """See ``flax.linen.Module.apply``."""
+        scaled = (images - jnp.asarray(self.mean)) / jnp.asarray(self.deviation)
+        return self.apply_fn(variables, scaled, **options)
 
 
 def train_step(
@@ -73,9 +107,11 @@ def train_step(
             rngs={"dropout": key},
             mutable=[*state.model_state, LOSSES],
         )
-        losses = cross_entropy(logits, batch.labels)
+        targets = batch.labels if batch.targets is None else batch.targets
+        losses = cross_entropy(logits, targets)
+        weighted = losses if batch.weights is None else losses * batch.weights
         terms = jax.tree.leaves(updates.get(LOSSES, {}))
-        return losses.mean() + sum(terms), (losses, logits, updates)
+        return weighted.mean() + sum(terms), (losses, logits, updates)
 
     grads, (losses, logits, updates) = jax.grad(loss_of, has_aux=True)(state.params)
     updated = {name: updates[name] for name in state.model_state}
@@ -83,9 +119,13 @@ def train_step(
     return state, batch_sums(losses, logits, batch.labels)
 
 
-@partial(jax.jit, donate_argnames="state")
+@partial(jax.jit, donate_argnames="state", static_argnames="augment")
 def train_steps(
-    state: TrainState, data: Batch, chunk: Chunk, count: jax.Array
+    state: TrainState,
+    data: Batch,
+    chunk: Chunk,
+    count: jax.Array,
+    augment: Augment | None = None,
 ) -> tuple[TrainState, BatchSums]:
     """The first `count` steps of a chunk as one compiled call.
 
@@ -97,6 +137,7 @@ def train_steps(
         data: the whole training set, on the device.
         chunk: orders, keys and rates, padded to a fixed number of steps.
         count: i32 [], at most the number of steps in `chunk`.
+        augment: how images are varied before each step.
 
     Returns:
         The state after `count` steps, and sums with a leading axis [step], zero beyond `count`.
@@ -110,9 +151,12 @@ def train_steps(
 
     def body(index: jax.Array, carry: tuple[TrainState, BatchSums]) -> tuple[TrainState, BatchSums]:
         state, sums = carry
-        order, key, rates = jax.tree.map(lambda leaf: leaf[index], chunk)
-        batch = Batch(data.images[order], data.labels[order])
-        state, step_sums = train_step(state, batch, rates, key)
+        own = jax.tree.map(lambda leaf: leaf[index], chunk)
+        batch = jax.tree.map(lambda leaf: leaf[own.order], data)
+        if augment is not None:
+            images, targets = augment(as_float(batch.images), batch.labels, own.augment_keys)
+            batch = batch._replace(images=images, targets=targets)
+        state, step_sums = train_step(state, batch, own.rates, own.keys)
         return state, jax.tree.map(lambda total, one: total.at[index].set(one), sums, step_sums)
 
     return jax.lax.fori_loop(0, count, body, (state, empty))

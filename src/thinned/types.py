@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
@@ -22,24 +22,66 @@ Variables = Mapping[str, Any]
 """Flax variables: collection name -> nested mapping of arrays."""
 
 
+class StoredImages(Protocol):
+    """Images outside the memory, u8 [example, height, width, channel], read by indexing."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(example, height, width, channel)."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Always u8."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all would take in memory."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Any, /) -> np.ndarray: ...
+
+    def select(self, indices: np.ndarray, /) -> StoredImages:
+        """The images at `indices`, without reading them."""
+        ...
+
+
 @dataclass(frozen=True)
 class Split:
-    """A labelled set of images in host memory.
+    """A labelled set of images.
 
     Attributes:
-        images: u8 [example, height, width, channel].
+        images: u8 [example, height, width, channel]; an array, or read from the disk by indexing.
         labels: i32 [example], each in ``range(classes)`` of the dataset.
     """
 
-    images: np.ndarray
+    images: np.ndarray | StoredImages
     labels: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: np.ndarray) -> Split:
-        """The examples at `indices` (int [n]), in that order."""
-        return Split(self.images[indices], self.labels[indices])
+        """The examples at `indices` (int [n]), in that order; those on the disk stay there."""
+        images = self.images
+        chosen = images[indices] if isinstance(images, np.ndarray) else images.select(indices)
+        return Split(chosen, self.labels[indices])
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file that could not be used.
+
+    Attributes:
+        path: of the file.
+        reason: why, for people.
+    """
+
+    path: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -51,7 +93,9 @@ class Dataset:
         train: the training images.
         test: the test images; never used to select anything.
         classes: the names of the classes, in the order of the labels.
-        validation: training images held out by the user's wish, else None.
+        validation: images held out for selecting, else None.
+        left_out: files that could not be used.
+        notes: what was decided about the data, a line each, for people.
     """
 
     name: str
@@ -59,3 +103,5 @@ class Dataset:
     test: Split
     classes: tuple[str, ...]
     validation: Split | None = None
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()

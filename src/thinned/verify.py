@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from thinned.assembly import initial_state
 from thinned.config import Config, to_json, validate
 from thinned.errors import ThinnedError
 from thinned.loop import arrays_of
-from thinned.run import Run, initial_state, load_data
+from thinned.run import Run
 
 
 def verify_resume(config: Config, kills: int) -> bool:
@@ -94,7 +95,7 @@ def _equal(whole: Run, killed: Run) -> bool:
 
 
 def _verdicts(one: Run, two: Run) -> dict[str, bool]:
-    template = arrays_of(initial_state(one.config, load_data(one.config)))
+    template = arrays_of(initial_state(one.config, one.facts))
     first, second = _leaves(one, template), _leaves(two, template)
     # Bytes, not values: NaN is equal to NaN here, and 0.0 is not equal to -0.0.
     verdicts = {name: first[name].tobytes() == second[name].tobytes() for name in first}

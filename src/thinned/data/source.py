@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
+
+from thinned.config import DataConfig
+from thinned.data.arrays import Npz, fit_arrays
+from thinned.data.cifar import CifarFolder
+from thinned.data.folder import ImageFolder
+from thinned.data.hub import HuggingFace, Tfds
 from thinned.data.idx import IdxFolder
 from thinned.data.mnist import EmbeddedMnist
+from thinned.data.table import Table
 from thinned.errors import RequestError
-from thinned.types import Dataset
+from thinned.types import Dataset, Split
 
 
 class Source(Protocol):
@@ -31,21 +40,89 @@ class Source(Protocol):
         ...
 
 
-def open_source(path: Path | None) -> Source:
-    """The source that a path names.
+def open_source(data: DataConfig | Path | str | None = None, seed: int = 0) -> Source:
+    """The source that ``--data.path`` names.
 
     Args:
-        path: a folder of IDX files, or None for the MNIST inside the package.
+        data: the path, or None for the MNIST inside the package; with options how to read it.
+        seed: chooses test images where the data name none.
 
     Raises:
-        RequestError: there is no such folder, or nothing in it is recognised.
+        RequestError: there is no such file or folder, or it is of no kind that is read.
     """
-    if path is None:
+    if not isinstance(data, DataConfig):
+        data = DataConfig(path=None if data is None else str(data))
+    if data.path is None:
         return EmbeddedMnist()
+    for prefix, opened in (("tfds:", Tfds), ("hf:", HuggingFace)):
+        if data.path.startswith(prefix):
+            return opened(data.path.removeprefix(prefix), data, seed)
+    path = Path(data.path)
     try:
-        if not path.is_dir():
-            missing = "is a file, not a folder" if path.exists() else "does not exist"
-            raise RequestError(f"data folder {path} {missing}")
-        return IdxFolder(path)
+        if path.is_dir():
+            return _open_folder(path, data, seed)
+        if path.exists():
+            return _open_file(path, data, seed)
     except OSError as error:
-        raise RequestError(f"cannot open data folder {path}: {error.strerror}") from error
+        raise RequestError(f"cannot open data {path}: {error.strerror}") from error
+    raise RequestError(f"data {path} does not exist (neither file nor folder)")
+
+
+def decodes_files(source: Source) -> bool:
+    """Whether a source decodes image files, so that any size can be asked of it without loss."""
+    return isinstance(source, ImageFolder | Table | Tfds | HuggingFace)
+
+
+def _open_folder(path: Path, data: DataConfig, seed: int) -> Source:
+    try:
+        names = [entry.name for entry in path.iterdir()]
+    except OSError as error:
+        raise RequestError(f"cannot read folder {path}: {error.strerror or error}") from error
+    if not names:
+        raise RequestError(f"data folder {path} is empty")
+    if any("-ubyte" in name for name in names):
+        return Formed(IdxFolder(path), data)
+    if CifarFolder.fits(path):
+        return CifarFolder(path, data, seed)
+    if "data_batch_1" in names or ("meta" in names and "train" in names):
+        raise RequestError(
+            f"{path} holds CIFAR as Python pickles, which are never opened: take the binary version"
+        )
+    return ImageFolder(path, data, seed)
+
+
+def _open_file(path: Path, data: DataConfig, seed: int) -> Source:
+    kinds: dict[str, Any] = {".npz": Npz, ".csv": Table, ".parquet": Table}
+    if path.suffix.lower() in (".pkl", ".pickle", ".npy", ".pt", ".pth"):
+        raise RequestError(
+            f"{path}: {path.suffix} files are not read; save an .npz of plain arrays"
+        )
+    if path.suffix.lower() not in kinds:
+        raise RequestError(f"{path} is a file, but no {', '.join(kinds)}: nothing else is read")
+    return kinds[path.suffix.lower()](path, data, seed)
+
+
+@dataclass(frozen=True)
+class Formed:
+    """A source of arrays in their own size, brought to the size that is asked for."""
+
+    source: IdxFolder
+    options: DataConfig
+
+    @property
+    def name(self) -> str:
+        """The source's own name."""
+        return self.source.name
+
+    def load(self) -> Dataset:
+        """Load, then resize.
+
+        Raises:
+            RequestError: as the source.
+        """
+        found = self.source.load()
+        splits = {
+            name: Split(fit_arrays(np.asarray(split.images), self.options), split.labels)
+            for name, split in (("train", found.train), ("test", found.test))
+        }
+        return replace(found, **splits)

@@ -12,6 +12,8 @@ from thinned.errors import RequestError
 from thinned.rng import key_for, permutation
 from thinned.types import Dataset, Split
 
+_PART = 4096
+
 
 def hold_out(dataset: Dataset, count: int, seed: int) -> Dataset:
     """Move `count` training images, chosen by the seed, to the validation split.
@@ -33,6 +35,10 @@ def hold_out(dataset: Dataset, count: int, seed: int) -> Dataset:
         raise RequestError(f"--data.validation {count} is negative: give 0 or more")
     if count == 0:
         return dataset
+    if dataset.validation is not None:
+        raise RequestError(
+            f"--data.validation {count}: {dataset.name} has validation images of its own"
+        )
     if count >= size:
         raise RequestError(f"--data.validation {count} leaves none of {size} training images")
     chosen = np.zeros(size, bool)
@@ -60,13 +66,38 @@ def limit(dataset: Dataset, count: int, seed: int) -> Dataset:
     return dataclasses.replace(dataset, train=_kept(dataset, chosen, f"--data.limit {count}"))
 
 
+def stratified(labels: np.ndarray, fraction: float, seed: int, among: np.ndarray) -> np.ndarray:
+    """Choose the same fraction of each class, by the seed.
+
+    Args:
+        labels: i32 [example].
+        fraction: above 0, below 1; of a class of two or more at least one is chosen, and one left.
+        seed: of the stream `split`.
+        among: i64 [n], the examples to choose from.
+
+    Returns:
+        i64, sorted.
+    """
+    chosen: list[np.ndarray] = []
+    order = among[permutation(key_for(seed, "split", 2), len(among))]
+    for label in np.unique(labels[among]):
+        members = order[labels[order] == label]
+        if len(members) > 1:
+            count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+            chosen.append(members[:count])
+    return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
+
+
 def fingerprint(dataset: Dataset) -> str:
     """SHA-256, as hex, over shapes, dtypes, pixels and labels of all splits."""
     total = hashlib.sha256()
     for split in (dataset.train, dataset.validation, dataset.test):
         for array in (split.images, split.labels) if split else ():
             total.update(f"{array.dtype.str}{array.shape}".encode())
-            total.update(np.ascontiguousarray(array).data)
+            # By parts: images on the disk need not fit into the memory.
+            for start in range(0, len(array), _PART):
+                part = array[np.arange(start, min(start + _PART, len(array)))]
+                total.update(np.ascontiguousarray(part).data)
     return total.hexdigest()
 
 
@@ -80,4 +111,7 @@ def _kept(dataset: Dataset, mask: np.ndarray, option: str) -> Split:
 
 def _taken(split: Split, mask: np.ndarray) -> Split:
     taken = split.take(np.flatnonzero(mask))
-    return Split(read_only(taken.images), read_only(taken.labels))
+    images = taken.images
+    return Split(
+        read_only(images) if isinstance(images, np.ndarray) else images, read_only(taken.labels)
+    )

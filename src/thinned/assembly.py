@@ -1,0 +1,222 @@
+"""From a config and the facts of its data to network, state and plan: wiring without a disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from thinned.augment import Augment, augment_for
+from thinned.config import Config
+from thinned.dropout.sites import DropoutSpec, Site, dropout_sites
+from thinned.errors import RequestError
+from thinned.models.cnn import CNN
+from thinned.models.resnet import ResNet
+from thinned.optim import adam, with_learning_rate
+from thinned.plan import Plan
+from thinned.rng import key_for, stream_root
+from thinned.state import TrainState, create_state
+from thinned.step import Normalised
+from thinned.types import Dataset, Key, Split
+
+MODELS: dict[str, type[Any]] = {"cnn": CNN, "resnet": ResNet}
+RESIDUAL = ("resnet",)
+_PART = 1024
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a network has to know of its data; saved with the run, so that it predicts without them.
+
+    Attributes:
+        name: of the data set.
+        classes: names of the classes, in the order of the labels.
+        image_shape: (height, width, channel).
+        train_size: number of training images.
+        mean: of the training images in [0, 1], by channel; None where nothing is normalised.
+        deviation: their standard deviation, by channel; None likewise.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    image_shape: tuple[int, ...]
+    train_size: int
+    mean: tuple[float, ...] | None = None
+    deviation: tuple[float, ...] | None = None
+
+    @classmethod
+    def of(cls, dataset: Dataset, config: Config) -> Facts:
+        """The facts of a loaded data set, its statistics among them where `config` wants them."""
+        facts = cls(
+            dataset.name, dataset.classes, tuple(dataset.train.images.shape[1:]), len(dataset.train)
+        )
+        wanted = config.data.normalise
+        if wanted == "no" or (wanted == "auto" and config.data.path is None):
+            return facts
+        mean, deviation = statistics_of(dataset.train)
+        return replace(facts, mean=mean, deviation=deviation)
+
+    def to_json(self) -> str:
+        """As the text of ``data.json``."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Facts:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError, KeyError, TypeError: the text is damaged.
+        """
+        values = json.loads(text)
+        pair = (values["mean"], values["deviation"])
+        mean, deviation = (None if each is None else tuple(map(float, each)) for each in pair)
+        return cls(
+            str(values["name"]),
+            tuple(map(str, values["classes"])),
+            tuple(map(int, values["image_shape"])),
+            int(values["train_size"]),
+            mean,
+            deviation,
+        )
+
+
+def statistics_of(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of images in [0, 1] by channel, read part by part.
+
+    A deviation below 1/255 (a channel of one value) is taken as 1/255.
+    """
+    total = squares = np.zeros(split.images.shape[3])
+    count = 0
+    for start in range(0, len(split), _PART):
+        part = split.images[np.arange(start, min(start + _PART, len(split)))]
+        pixels = part.reshape(-1, part.shape[3]).astype(np.float64) / 255
+        total, squares = total + pixels.sum(0), squares + np.square(pixels).sum(0)
+        count += len(pixels)
+    mean = total / count
+    deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    return tuple(mean.tolist()), tuple(np.maximum(deviation, 1 / 255).tolist())
+
+
+def model_name(config: Config, facts: Facts) -> str:
+    """The network that a config means: ``auto`` is the CNN for small grey images, else ResNet."""
+    if config.model != "auto":
+        return config.model
+    height, width, channels = facts.image_shape
+    return "cnn" if channels == 1 and max(height, width) <= 32 else "resnet"
+
+
+def build_model(config: Config, facts: Facts) -> nn.Module:
+    """The network that a config names; its rates travel beside the batch, not in it."""
+    wanted = config.dropout
+    spec = DropoutSpec(wanted.kind, bits=wanted.bits)
+    if wanted.kind == "block":
+        spec = replace(spec, block_size=wanted.block_size)
+    if wanted.kind == "concrete":
+        spec = replace(spec, rate=wanted.rate, examples=facts.train_size)
+    return _network(model_name(config, facts), len(facts.classes), spec)
+
+
+@cache
+def _network(name: str, classes: int, spec: DropoutSpec) -> nn.Module:
+    """One object for equal networks: a compiled step is found again by it."""
+    return MODELS[name](classes=classes, dropout=spec)
+
+
+def apply_of(model: nn.Module, facts: Facts) -> Callable[..., Any]:
+    """The network's ``apply``, with normalised inputs where the facts hold statistics."""
+    if facts.mean is None or facts.deviation is None:
+        return model.apply
+    return Normalised(model.apply, facts.mean, facts.deviation)
+
+
+def initial_state(config: Config, facts: Facts) -> TrainState:
+    """The state at step 0: a pure function of the config and the facts."""
+    model = build_model(config, facts)
+    state = create_state(model, example(facts), params_key(config), adam())
+    opt_state = with_learning_rate(state.opt_state, config.learning_rate)
+    return state.replace(apply_fn=apply_of(model, facts), opt_state=opt_state)
+
+
+def params_key(config: Config) -> Key:
+    """The key that initialises the parameters."""
+    if config.randomness.derivation == "tutorial":
+        return stream_root(config.seed, "params", "tutorial")
+    return key_for(config.seed, "params")
+
+
+def sites_of(config: Config, facts: Facts, batch: int = 1) -> dict[str, Site]:
+    """Where the network drops something, at a batch size."""
+    return dropout_sites(build_model(config, facts), example(facts, batch), train=True)
+
+
+def make_plan(config: Config, facts: Facts, labels: np.ndarray | None = None) -> Plan:
+    """What each step of a run will do.
+
+    Args:
+        config: of the run.
+        facts: of its data.
+        labels: i32 [example] of the training images; needed for balanced sampling.
+
+    Raises:
+        RequestError: a rate is given for a site that the model does not have.
+    """
+    sites = sites_of(config, facts)
+    for name in config.dropout.sites:
+        if name not in sites:
+            raise RequestError(
+                f"--dropout.sites {name}: model {model_name(config, facts)} has no such site, "
+                f"but {', '.join(sites)}"
+            )
+    fixed = tuple(name for name, site in sites.items() if not site.learned)
+    balanced = labels if config.data.balance == "sampling" else None
+    varied = make_augment(config, facts) is not None
+    return Plan(config, facts.train_size, fixed, varied, balanced)
+
+
+def make_augment(config: Config, facts: Facts) -> Augment | None:
+    """How training images are varied."""
+    plain = config.data.path is None
+    return augment_for(config.augment, facts.image_shape, len(facts.classes), plain)
+
+
+def class_weights(labels: np.ndarray) -> np.ndarray:
+    """Weights f32 [example] inversely proportional to the size of the class, of mean 1."""
+    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return (len(labels) / (len(counts) * counts[codes])).astype(np.float32)
+
+
+def refuse_unfit(config: Config, facts: Facts) -> None:
+    """Refuse a config that cannot train on its data, before anything is written.
+
+    Raises:
+        RequestError: says which option does not fit.
+    """
+    if config.batch_size > facts.train_size:
+        raise RequestError(
+            f"--batch-size {config.batch_size} is larger than the {facts.train_size} training "
+            "images"
+        )
+    height, width, _ = facts.image_shape
+    if min(height, width) < 4:
+        raise RequestError(
+            f"images are {height} x {width}: the model needs at least 4 x 4 (--data.size)"
+        )
+    name = model_name(config, facts)
+    if config.dropout.kind == "path" and name not in RESIDUAL:
+        raise RequestError(
+            f"--dropout.kind path drops residual branches, and model {name} has none: "
+            f"take --model {RESIDUAL[0]}"
+        )
+    make_plan(config, facts)
+
+
+def example(facts: Facts, batch: int = 1) -> jax.Array:
+    """A batch of ones in the shape of the images."""
+    return jnp.ones((batch, *facts.image_shape), jnp.float32)

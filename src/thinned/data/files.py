@@ -1,0 +1,221 @@
+"""Labelled image files, wherever their list comes from: inspected, decoded in parallel, packed."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from thinned.config import DataConfig
+from thinned.data.images import Fit, Header, Size, Unreadable, decode, read_header
+from thinned.data.pack import Pack, PackedImages, cache_folder, open_pack, write_pack
+from thinned.data.split import stratified
+from thinned.errors import RequestError
+from thinned.types import Dataset, LeftOut, Split
+
+SplitName = Literal["train", "validation", "test"]
+LARGEST_NATIVE = 64
+"""Images that all have one size up to this side keep it; others are brought to `DEFAULT_SIDE`."""
+DEFAULT_SIDE = 64
+_VERSION = b"1"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One labelled file.
+
+    Attributes:
+        path: where it is.
+        label: index of its class.
+        split: which split it was found in; None where that is left to the seed.
+    """
+
+    path: Path
+    label: int
+    split: SplitName | None = None
+
+
+def load_files(
+    name: str,
+    where: str,
+    entries: Sequence[Entry],
+    classes: tuple[str, ...],
+    options: DataConfig,
+    seed: int,
+) -> Dataset:
+    """A dataset of labelled files, decoded at one size; decoded once, and kept in the cache.
+
+    Args:
+        name: of the dataset.
+        where: what to name in errors.
+        entries: the files, in an order that does not change.
+        classes: names of the classes.
+        options: size, channels, fit, what to do with broken files, and so on.
+        seed: chooses the test images where the data name none.
+
+    Returns:
+        The dataset; its images are read from the disk when they are asked for.
+
+    Raises:
+        RequestError: nothing is left to learn from, or a file is broken and `options` say to fail.
+    """
+    if not entries:
+        raise RequestError(f"{where} holds no images (JPEG, PNG, WebP, BMP, GIF, TIFF)")
+    size, channels, notes = _form(entries, options)
+    pack = _packed(entries, size, channels, options.fit)
+    left_out = tuple(LeftOut(str(entries[i].path), why) for i, why in pack.reasons.items())
+    if left_out and options.on_error == "fail":
+        raise RequestError(f"{left_out[0].path}: {left_out[0].reason} (--data.on-error fail)")
+    labels = np.asarray([entries[i].label for i in pack.kept], np.int32)
+    splits = np.asarray([entries[i].split or "" for i in pack.kept])
+    return dataset_of(
+        name, where, pack.images, labels, splits, classes, options, seed, left_out, notes
+    )
+
+
+def dataset_of(
+    name: str,
+    where: str,
+    images: np.ndarray | PackedImages,
+    labels: np.ndarray,
+    splits: np.ndarray,
+    classes: tuple[str, ...],
+    options: DataConfig,
+    seed: int,
+    left_out: tuple[LeftOut, ...] = (),
+    notes: tuple[str, ...] = (),
+) -> Dataset:
+    """Set images apart into splits and check that they can be learned from.
+
+    Args:
+        splits: str [image]: train, validation, test, or empty where nothing is said; test images
+            are then chosen by the seed, the same fraction of each class.
+
+    Raises:
+        RequestError: no images, fewer than two classes, a class without training images.
+    """
+    splits = np.where(splits == "", "train", splits)
+    if not np.any(splits == "test"):
+        chosen = stratified(labels, options.test_fraction, seed, np.flatnonzero(splits == "train"))
+        splits = splits.copy()
+        splits[chosen] = "test"
+        notes = (
+            *notes,
+            f"no test images were named: {options.test_fraction:.0%} of each class held out",
+        )
+    whole = Split(images, labels)
+    parts = {name: whole.take(np.flatnonzero(splits == name)) for name in np.unique(splits)}
+    train = parts.get("train")
+    if train is None or not len(train):
+        raise RequestError(f"{where} has no training images")
+    present = np.unique(train.labels)
+    missing = [label for label in range(len(classes)) if label not in present]
+    if len(classes) - len(missing) < 2:
+        raise RequestError(
+            f"{where} has training images of one class only ({classes[present[0]]}): "
+            "give at least two"
+        )
+    if missing:
+        lost = classes[missing[0]]
+        held = np.isin(labels[splits != "train"], missing).any()
+        why = "in test or validation only" if held else "without a readable image"
+        raise RequestError(f"{where}: class {lost!r} is {why}: nothing could be learned of it")
+    return Dataset(
+        name,
+        train,
+        parts["test"],
+        classes,
+        parts.get("validation"),
+        left_out=left_out,
+        notes=notes,
+    )
+
+
+def headers(paths: Sequence[Path]) -> list[Header | str]:
+    """The header of each file, or why it has none; in parallel, nothing is unpacked."""
+
+    def one(path: Path) -> Header | str:
+        try:
+            return read_header(path)
+        except Unreadable as error:
+            return str(error)
+
+    return list(_parallel(one, paths))
+
+
+def _form(
+    entries: Sequence[Entry], options: DataConfig
+) -> tuple[Size, Literal[1, 3], tuple[str, ...]]:
+    """Size and channels of the images: as asked for, else as the files are."""
+    if options.size is not None and options.channels is not None:
+        return (options.size, options.size), options.channels, ()
+    found = [header for header in headers([e.path for e in entries]) if isinstance(header, Header)]
+    grey = bool(found) and all(header.is_grey for header in found)
+    channels = options.channels or (1 if grey else 3)
+    sizes = collections.Counter(header.size for header in found)
+    if options.size is not None:
+        return (options.size, options.size), channels, ()
+    common = next(iter(sizes)) if len(sizes) == 1 else None
+    if common is not None and max(common) <= LARGEST_NATIVE:
+        return common, channels, ()
+    side = DEFAULT_SIDE
+    note = f"images of {len(sizes)} sizes are brought to {side} x {side} (--data.size)"
+    return (side, side), channels, (note,) if sizes else ()
+
+
+def _packed(entries: Sequence[Entry], size: Size, channels: int, fit: Fit) -> Pack:
+    folder = cache_folder() / _digest(entries, size, channels, fit)
+    known = open_pack(folder)
+    if known is not None:
+        return known
+
+    def one(entry: Entry) -> np.ndarray | str:
+        try:
+            return decode(entry.path, size, channels, fit)
+        except Unreadable as error:
+            return str(error)
+        except MemoryError:
+            return "too large for the memory"
+
+    return write_pack(folder, (*size, channels), enumerate(_parallel(one, entries)))
+
+
+def _digest(entries: Sequence[Entry], size: Size, channels: int, fit: Fit) -> str:
+    """A name for decoded images that changes with the files and with how they are decoded."""
+    total = hashlib.sha256(_VERSION + f"{size} {channels} {fit}".encode())
+    for entry in entries:
+        try:
+            found = entry.path.stat()
+            state = f"{found.st_size} {found.st_mtime_ns}"
+        except OSError as error:
+            state = error.strerror or "gone"
+        total.update(os.fsencode(entry.path.absolute()) + b"\0" + state.encode() + b"\0")
+    return total.hexdigest()[:32]
+
+
+def _parallel(function: Any, items: Sequence[Any]) -> Iterator[Any]:
+    """`map` over threads, in order, with only a few results waiting: Pillow lets others run."""
+    workers = os.cpu_count() or 1
+    waiting: collections.deque[Future[Any]] = collections.deque()
+    # Set once and not for each image: filters of warnings belong to the whole process.
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
+        warnings.simplefilter("ignore")
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 4 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
