@@ -193,7 +193,11 @@ def test_each_wrong_file_is_named_with_what_is_wrong(tmp_path, name, content, me
 def test_folders_that_are_none_are_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    for name, message in (("none", "does not exist"), ("file", "not a folder"), ("loop", "loop")):
+    for name, message in (
+        ("none", "does not exist"),
+        ("file", "nothing else is read"),
+        ("loop", "symbolic"),
+    ):
         with pytest.raises(RequestError, match=message):
             open_source(tmp_path / name).load()
     path = folder(tmp_path)

@@ -9,14 +9,14 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
-from thinned.config import Config, Option, load, recipe
+from thinned.config import Config, DataConfig, Option, load, recipe, validate
 from thinned.errors import RequestError, ThinnedError
 
 # JAX is imported only once a command runs: `thinned --help` must answer at once.
@@ -60,8 +60,8 @@ class Evaluate:
 
     run: Annotated[Positional[Path], Option("Run folder.")]
     data_path: Annotated[
-        Path | None,
-        Option("Folder with four IDX files whose test images to use; the run's own when absent."),
+        str | None,
+        Option("Data whose test images to use, as for train; the run's own when absent."),
         arg(name="data.path"),
     ] = None
     debug: Annotated[bool, Option("Show the traceback of an error.")] = False
@@ -77,8 +77,9 @@ class Evaluate:
             f"loss {totals.mean_loss:.4f} nats, accuracy {totals.accuracy:.2%} "
             f"({totals.correct:,} of {totals.count:,} images)"
         )
-        for label, accuracy in enumerate(found.class_accuracy):
-            print(f"class {label}: {accuracy:.2%} of {found.confusion[label].sum():,}")
+        for label, name in enumerate(run.facts.classes):
+            examples = found.confusion[label].sum()
+            print(f"class {name}: {found.class_accuracy[label]:.2%} of {examples:,}")
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,86 @@ class Doctor:
             raise ThinnedError(f"{self.target} fails its audit")
 
 
+@dataclass(frozen=True)
+class Inspect:
+    """Counts, sizes, statistics, duplicates, leaks and broken files of a data set; a picture."""
+
+    source: Annotated[Positional[str], Option("Folder, file or name, as for --data.path.")]
+    data: DataConfig = field(default_factory=DataConfig)
+    sheet: Annotated[Path, Option("Where to write examples of each class, as PNG.")] = Path(
+        "sheet.png"
+    )
+    seed: Annotated[int, Option("Chooses test images where none are named.", "integer", low=0)] = 0
+
+    def __call__(self) -> None:
+        """Print the report."""
+        from thinned import datatools
+
+        validate(self.data, "data.")
+        print(datatools.inspect(replace(self.data, path=self.source), self.seed, self.sheet))
+        print(f"\nexamples of each class: {self.sheet}")
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Pack a data set into one .npz file, decoded at one size."""
+
+    source: Annotated[Positional[str], Option("Folder, file or name, as for --data.path.")]
+    out: Annotated[Positional[Path], Option("The file to write, ending in .npz.")]
+    data: DataConfig = field(default_factory=DataConfig)
+    seed: Annotated[int, Option("Chooses test images where none are named.", "integer", low=0)] = 0
+
+    def __call__(self) -> None:
+        """Write the file and say what is in it."""
+        from thinned import datatools
+
+        validate(self.data, "data.")
+        packed = datatools.convert(replace(self.data, path=self.source), self.out, self.seed)
+        held = len(packed.validation) if packed.validation else 0
+        print(
+            f"{self.out}: {len(packed.train):,} training, {held:,} validation, "
+            f"{len(packed.test):,} test images of {len(packed.classes)} classes; "
+            f"{len(packed.left_out):,} files left out"
+        )
+
+
+@dataclass(frozen=True)
+class Show:
+    """Write a picture of training images as the network sees them, varied."""
+
+    config: Annotated[Config, arg(name="")] = field(default_factory=Config)
+    out: Annotated[Path, Option("Where to write the picture, as PNG.")] = Path("seen.png")
+
+    def __call__(self) -> None:
+        """Write the picture and say where."""
+        from thinned import datatools
+
+        validate(self.config)
+        datatools.show(self.config, self.out)
+        print(self.out)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Look at data, or pack them into one file."""
+
+    action: (
+        Annotated[Inspect, subcommand("inspect")]
+        | Annotated[Convert, subcommand("convert")]
+        | Annotated[Show, subcommand("show")]
+    )
+    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+
+    def __call__(self) -> None:
+        """Do it."""
+        self.action()
+
+
 COMMANDS: dict[str, type[Any]] = {
     "train": Train,
     "evaluate": Evaluate,
     "doctor": Doctor,
+    "data": Data,
     "verify-resume": VerifyResume,
 }
 
@@ -185,6 +262,8 @@ def parse(arguments: list[str]) -> Any:
         RequestError: options that do not exist, or whose values cannot be.
         SystemExit: after ``--help`` was printed.
     """
+    # `--data FOLDER` is what everyone types first.
+    arguments = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in arguments]
     base = _base_config(arguments)
     commands = tuple(
         Annotated[

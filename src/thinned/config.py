@@ -359,8 +359,12 @@ def to_json(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
 
 
-def validate(config: Any) -> None:
+def validate(config: Any, prefix: str = "") -> None:
     """Check every number against its range.
+
+    Args:
+        config: a `Config`, or a section of one.
+        prefix: of the section's flags, e.g. ``data.``.
 
     Raises:
         RequestError: the first option out of range, named as its flag; or options that exclude one
@@ -368,7 +372,7 @@ def validate(config: Any) -> None:
     """
     if isinstance(config, Config) and config.recipe not in RECIPES:
         recipe(config.recipe)
-    for name, option, value in options(config):
+    for name, option, value in options(config, prefix):
         each = value if isinstance(value, Mapping) else {"": value}
         for key, number in each.items():
             numeric = isinstance(number, int | float)

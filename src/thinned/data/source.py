@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,13 +60,13 @@ def open_source(data: DataConfig | Path | str | None = None, seed: int = 0) -> S
             return opened(data.path.removeprefix(prefix), data, seed)
     path = Path(data.path)
     try:
-        if path.is_dir():
-            return _open_folder(path, data, seed)
-        if path.exists():
-            return _open_file(path, data, seed)
-    except OSError as error:
-        raise RequestError(f"cannot open data {path}: {error.strerror}") from error
-    raise RequestError(f"data {path} does not exist (neither file nor folder)")
+        folder = stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError as error:
+        raise RequestError(f"data {path} does not exist (neither file nor folder)") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RequestError(f"cannot open data {path}: {reason}") from error
+    return _open_folder(path, data, seed) if folder else _open_file(path, data, seed)
 
 
 def decodes_files(source: Source) -> bool:

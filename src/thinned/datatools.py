@@ -1,0 +1,254 @@
+"""Looking at data before learning from them: inspect, show, convert."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from thinned.assembly import Facts, make_augment, statistics_of
+from thinned.config import Config, DataConfig
+from thinned.data.files import headers
+from thinned.data.folder import ImageFolder
+from thinned.data.images import Header
+from thinned.data.sheet import write_sheet
+from thinned.data.source import open_source
+from thinned.data.table import Table
+from thinned.errors import RequestError, ThinnedError
+from thinned.rng import key_for, permutation
+from thinned.run import load_data
+from thinned.step import as_float
+from thinned.types import Dataset, Split
+
+_PER_CLASS = 10
+_SHOWN = 10
+_PART = 1024
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a data set is like; its text is a report for people.
+
+    Attributes:
+        dataset: as it would be trained on.
+        counts: split -> images of each class, in the order of the classes.
+        forms: "height x width mode" -> files, most frequent first; empty for arrays.
+        mean, deviation: of the training images in [0, 1], by channel.
+        leaks: (split, other split) -> images that are in both, pixel for pixel.
+        repeats: split -> images that equal another one of the same split.
+        conflicts: images that equal one of another class.
+    """
+
+    dataset: Dataset
+    counts: dict[str, np.ndarray]
+    forms: dict[str, int]
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    leaks: dict[tuple[str, str], int]
+    repeats: dict[str, int]
+    conflicts: int
+
+    def __str__(self) -> str:
+        """Everything, a section after another."""
+        return "\n".join([*self._classes(), "", *self._pixels(), "", *self._problems()])
+
+    def _classes(self) -> Iterator[str]:
+        shape = " x ".join(map(str, self.dataset.train.images.shape[1:]))
+        yield f"{self.dataset.name}: {len(self.dataset.classes)} classes, images {shape}"
+        names = [*self.dataset.classes, "all"]
+        width = max(len("class"), *(len(name) for name in names))
+        yield "class".ljust(width) + "".join(f"{split:>12}" for split in self.counts)
+        for label, name in enumerate(names):
+            cells = (
+                counts[label] if label < len(counts) else counts.sum()
+                for counts in self.counts.values()
+            )
+            yield name.ljust(width) + "".join(f"{int(cell):>12,}" for cell in cells)
+
+    def _pixels(self) -> Iterator[str]:
+        for form, count in list(self.forms.items())[:_SHOWN]:
+            yield f"{count:>8,} files of {form}"
+        if len(self.forms) > _SHOWN:
+            rest = sum(list(self.forms.values())[_SHOWN:])
+            yield f"{rest:>8,} files of {len(self.forms) - _SHOWN} other forms"
+        yield "mean      " + " ".join(f"{value:.4f}" for value in self.mean)
+        yield "deviation " + " ".join(f"{value:.4f}" for value in self.deviation)
+
+    def _problems(self) -> Iterator[str]:
+        for split, count in self.repeats.items():
+            yield f"{count:>8,} images of {split} equal another one of {split}"
+        for (one, two), count in self.leaks.items():
+            yield f"{count:>8,} images of {two} are in {one}, too"
+        yield f"{self.conflicts:>8,} images equal one of another class"
+        yield f"{len(self.dataset.left_out):>8,} files cannot be read"
+        for out in self.dataset.left_out[:_SHOWN]:
+            yield f"         {out.path}: {out.reason}"
+        if len(self.dataset.left_out) > _SHOWN:
+            yield f"         and {len(self.dataset.left_out) - _SHOWN} more"
+
+
+def inspect(data: DataConfig, seed: int = 0, sheet: Path | None = None) -> Inspection:
+    """Look at every image of a source.
+
+    Args:
+        data: the source and how it is read.
+        seed: chooses test images where the data name none.
+        sheet: where to write a picture of examples of each class (PNG), if anywhere.
+
+    Raises:
+        RequestError: the source cannot be read.
+    """
+    source = open_source(data, seed)
+    dataset = source.load()
+    splits = _splits(dataset)
+    classes = len(dataset.classes)
+    counts = {name: np.bincount(split.labels, minlength=classes) for name, split in splits.items()}
+    mean, deviation = statistics_of(dataset.train)
+    leaks, repeats, conflicts = _duplicates(splits)
+    if sheet is not None:
+        write_sheet(_examples(dataset), sheet)
+    return Inspection(dataset, counts, _forms(source), mean, deviation, leaks, repeats, conflicts)
+
+
+def show(config: Config, path: Path) -> None:
+    """Write a picture of what the network sees: training images as augmented in the first steps.
+
+    The first row holds images as they are, those below the same images varied.
+
+    Raises:
+        RequestError: the data cannot be read.
+        ThinnedError: the picture cannot be written.
+    """
+    dataset = load_data(config)
+    facts = Facts.of(dataset, config)
+    order = permutation(key_for(config.seed, "shuffle", 1), len(dataset.train))[:_PER_CLASS]
+    images, labels = dataset.train.images[order], dataset.train.labels[order]
+    rows = {"as they are": images}
+    augment = make_augment(config, facts)
+    if augment is None:
+        rows = {"as they are; nothing is varied (--augment.preset)": images}
+    for step in range(5 if augment else 0):
+        key = key_for(config.seed, "augment", step)
+        assert augment is not None
+        varied = augment(as_float(jnp.asarray(images)), jnp.asarray(labels), key).images
+        rows[f"varied, step {step + 1}"] = np.asarray(jnp.rint(varied * 255), np.uint8)
+    write_sheet(rows, path)
+
+
+def convert(data: DataConfig, out: Path, seed: int = 0) -> Dataset:
+    """Pack a source into one ``.npz`` file that `thinned.data.arrays.Npz` and NumPy read.
+
+    Args:
+        data: the source and how it is read.
+        out: the file, ending in .npz; replaced only when it is whole.
+        seed: chooses test images where the data name none.
+
+    Returns:
+        What was packed.
+
+    Raises:
+        RequestError: the source cannot be read, or `out` has another ending.
+        ThinnedError: the file cannot be written.
+    """
+    if out.suffix.lower() != ".npz":
+        raise RequestError(f"{out}: the packed file must end in .npz")
+    dataset = open_source(data, seed).load()
+    names = {"train": "train", "validation": "val", "test": "test"}
+    draft = out.with_name(out.name + ".unfinished")
+    try:
+        with zipfile.ZipFile(draft, "w", allowZip64=True) as archive:
+            for split, part in _splits(dataset).items():
+                _add_images(archive, f"x_{names[split]}", part)
+                _add(archive, f"y_{names[split]}", part.labels)
+            _add(archive, "classes", np.asarray(dataset.classes))
+        draft.replace(out)
+    except OSError as error:
+        raise ThinnedError(f"cannot write {out}: {error.strerror or error}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+    return dataset
+
+
+def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+        np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def _add_images(archive: zipfile.ZipFile, name: str, split: Split) -> None:
+    """Images part by part: they need not fit into the memory."""
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+        header: dict[str, Any] = {
+            "descr": "|u1",
+            "fortran_order": False,
+            "shape": tuple(map(int, split.images.shape)),
+        }
+        np.lib.format.write_array_header_1_0(file, header)
+        for part, _ in _parts(split):
+            file.write(np.ascontiguousarray(part).data)
+
+
+def _parts(split: Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for start in range(0, len(split), _PART):
+        rows = np.arange(start, min(start + _PART, len(split)))
+        yield split.images[rows], split.labels[rows]
+
+
+def _splits(dataset: Dataset) -> dict[str, Split]:
+    given = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+    return {name: split for name, split in given.items() if split is not None}
+
+
+def _duplicates(
+    splits: dict[str, Split],
+) -> tuple[dict[tuple[str, str], int], dict[str, int], int]:
+    seen: dict[bytes, list[tuple[str, int]]] = collections.defaultdict(list)
+    for name, split in splits.items():
+        for images, labels in _parts(split):
+            for image, label in zip(images, labels, strict=True):
+                digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+                seen[digest].append((name, int(label)))
+    leaks: collections.Counter[tuple[str, str]] = collections.Counter()
+    repeats: collections.Counter[str] = collections.Counter()
+    conflicts = 0
+    names = list(splits)
+    for places in seen.values():
+        if len(places) == 1:
+            continue
+        conflicts += len(places) if len({label for _, label in places}) > 1 else 0
+        held = collections.Counter(name for name, _ in places)
+        for index, one in enumerate(names):
+            repeats[one] += held[one] if held[one] > 1 else 0
+            for two in names[index + 1 :]:
+                leaks[one, two] += held[two] if held[one] else 0
+    return (
+        {pair: count for pair, count in leaks.items() if count},
+        {name: count for name, count in repeats.items() if count},
+        conflicts,
+    )
+
+
+def _forms(source: Any) -> dict[str, int]:
+    if not isinstance(source, ImageFolder | Table):
+        return {}
+    found = headers([entry.path for entry in source.entries()[0]])
+    forms = collections.Counter(
+        f"{header.size[0]} x {header.size[1]} {header.mode} {header.format}"
+        for header in found
+        if isinstance(header, Header)
+    )
+    return dict(forms.most_common())
+
+
+def _examples(dataset: Dataset) -> dict[str, np.ndarray]:
+    rows: dict[str, np.ndarray] = {}
+    for label, name in enumerate(dataset.classes):
+        members = np.flatnonzero(dataset.train.labels == label)[:_PER_CLASS]
+        rows[f"{name}"] = dataset.train.images[members]
+    return rows
