@@ -74,10 +74,10 @@ class Inspection:
 
     def _pixels(self) -> Iterator[str]:
         for form, count in list(self.forms.items())[:_SHOWN]:
-            yield f"{count:>8,} files of {form}"
+            yield f"{count:>8,} of {form}"
         if len(self.forms) > _SHOWN:
             rest = sum(list(self.forms.values())[_SHOWN:])
-            yield f"{rest:>8,} files of {len(self.forms) - _SHOWN} other forms"
+            yield f"{rest:>8,} of {len(self.forms) - _SHOWN} other forms"
         yield "mean      " + " ".join(f"{value:.4f}" for value in self.mean)
         yield "deviation " + " ".join(f"{value:.4f}" for value in self.deviation)
 

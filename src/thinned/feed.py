@@ -58,7 +58,7 @@ class Streamed:
         room = int(memory_bytes / 16 / max(step_bytes, 1))
         self.capacity = min(CHUNK_STEPS, max(1, room))
         self._pool = ThreadPoolExecutor(1)
-        self._next: tuple[tuple[int, int], Future[tuple[Batch, Chunk, int]]] | None = None
+        self._next: tuple[int, Future[tuple[Batch, Chunk, int]]] | None = None
 
     def fetch(self, step: int, wanted: int) -> tuple[Batch, Chunk, int]:
         """See `Feed.fetch`.
@@ -67,13 +67,14 @@ class Streamed:
             ThinnedError: images have vanished or cannot be read.
         """
         wanted = min(wanted, self.capacity)
-        if self._next is not None and self._next[0] == (step, wanted):
+        # What was read ahead is taken whatever number of steps is wanted by now.
+        if self._next is not None and self._next[0] == step:
             found = self._next[1].result()
         else:
             found = self._read(step, wanted)
         after = step + found[2]
         if after < self._plan.total_steps:
-            self._next = (after, wanted), self._pool.submit(self._read, after, wanted)
+            self._next = after, self._pool.submit(self._read, after, wanted)
         return found
 
     def _read(self, step: int, wanted: int) -> tuple[Batch, Chunk, int]:

@@ -72,7 +72,7 @@ def load_files(
         raise RequestError(f"{where} holds no images (JPEG, PNG, WebP, BMP, GIF, TIFF)")
     size, channels, notes = _form(entries, options)
     pack = _packed(entries, size, channels, options.fit)
-    left_out = tuple(LeftOut(str(entries[i].path), why) for i, why in pack.reasons.items())
+    left_out = tuple(LeftOut(_shown(entries[i].path), why) for i, why in pack.reasons.items())
     if left_out and options.on_error == "fail":
         raise RequestError(f"{left_out[0].path}: {left_out[0].reason} (--data.on-error fail)")
     labels = np.asarray([entries[i].label for i in pack.kept], np.int32)
@@ -138,6 +138,10 @@ def dataset_of(
         left_out=left_out,
         notes=notes,
     )
+
+
+def _shown(path: Path) -> str:
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def headers(paths: Sequence[Path]) -> list[Header | str]:

@@ -76,8 +76,10 @@ class ImageFolder:
                     f"{root} has no folders: put the images of each class into a folder of its own"
                 )
             for folder in folders:
+                # A name that is no UTF-8 could neither be shown nor saved.
+                name = os.fsencode(folder.name).decode("utf-8", "replace")
                 for path in _images(folder):
-                    yield folder.name, split, path
+                    yield name, split, path
 
 
 def _folders(path: Path) -> list[Path]:

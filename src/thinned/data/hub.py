@@ -62,6 +62,11 @@ class Tfds:
             }
         except Exception as error:
             raise RequestError(f"{where} cannot be read: {_line(error)}") from error
+        if not sources:
+            raise RequestError(
+                f"{where} is not prepared in {builder.data_dir}: run tfds build {builder.name} "
+                "--file_format=array_record"
+            )
         if not {"image", "label"} <= set(features):
             raise RequestError(f"{where} has no image and label: it has {', '.join(features)}")
         classes = tuple(features["label"].names)
@@ -98,6 +103,7 @@ class HuggingFace:
         """
         library = _import("datasets", "hf")
         where, path = f"hf:{self.target}", Path(self.target)
+        library.disable_progress_bars()
         try:
             if path.is_file():
                 found = library.load_dataset("parquet", data_files=str(path))

@@ -10,6 +10,7 @@ cropped, or so that it fits in and is padded with black.
 from __future__ import annotations
 
 import io
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -25,6 +26,8 @@ SUFFIXES = frozenset(
 ) | {".tiff"}
 # Named, because Pillow loads these two plugins only when it is asked for every format at once.
 _PLUGINS = (TiffImagePlugin, WebPImagePlugin)
+# What Pillow logs of a damaged file, it also raises.
+logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
 LARGEST_PIXELS = 100_000_000
 """Images of more pixels are refused before they are unpacked, whatever the file's own size."""
 
