@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, blobs, write_idx
+from PIL import Image
 
 import thinned
 from thinned.cli import main, parse
@@ -38,7 +39,11 @@ def workplace(tmp_path_factory) -> Path:
     """A folder where the README's commands can run: small data stand in for the large."""
     base = tmp_path_factory.mktemp("readme")
     write_idx(base / "shared" / "data" / "fashion-mnist", blobs(64, 0), blobs(9, 1))
-    (base / "main").mkdir()
+    images, labels = blobs(90, 2)
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        folder = base / "main" / "photos" / f"class {label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).convert("RGB").save(folder / f"{index}.png")
     return base / "main"
 
 
@@ -46,7 +51,7 @@ def small(command: str) -> list[str]:
     """The words of a command, with what makes it quick put last."""
     words = shlex.split(command)[1:]
     if words[0] == "train" and "--resume" not in words:
-        count = "48" if "--data.path" in words else "96"
+        count = "48" if "--data" in words else "96"
         words += ["--data.limit", count]
         if "--epochs" not in words:
             words += ["--epochs", "1"]
@@ -57,6 +62,7 @@ def small(command: str) -> list[str]:
 
 def test_the_readmes_commands_run_in_their_order(workplace, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(workplace / "cache"))
     given = commands()
     assert len(given) >= 5
     for command in given:

@@ -1,0 +1,249 @@
+"""From photos to a trained run: streaming, balance, normalisation, prediction without the data."""
+
+import dataclasses
+import json
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import thinned
+from thinned.assembly import Facts, class_weights, initial_state, make_plan, statistics_of
+from thinned.cli import main
+from thinned.config import AugmentConfig, Config, DataConfig, DropoutConfig
+from thinned.feed import Resident, Streamed
+from thinned.plan import Plan
+from thinned.run import load_data, on_device, train
+from thinned.step import Batch, train_step
+from thinned.types import Split
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Photos of three colours in several sizes, unequally many; one of them broken."""
+    base = tmp_path_factory.mktemp("photos") / "colours"
+    random = np.random.default_rng(0)
+    for split, counts in (("train", (60, 20, 10)), ("test", (8, 7, 6))):
+        for label, count in enumerate(counts):
+            folder = base / split / ("red", "green", "blue")[label]
+            folder.mkdir(parents=True)
+            for index in range(count):
+                size = (int(random.integers(20, 90)), int(random.integers(20, 90)), 3)
+                pixels = random.integers(0, 120, size).astype(np.uint8)
+                pixels[..., label] += 100
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    (base / "train" / "red" / "broken.jpg").write_bytes(b"nothing")
+    return base
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def config(photos, **data):
+    options = {"path": str(photos), "size": 16, **data}
+    return Config(data=DataConfig(**options), batch_size=10, epochs=4, learning_rate=0.01)
+
+
+@pytest.fixture(scope="module")
+def finished(photos, tmp_path_factory):
+    return train(config(photos), runs=tmp_path_factory.mktemp("runs"))
+
+
+def final(run):
+    return [record["loss"] for record in run.metrics]
+
+
+def test_photos_are_learned_and_what_was_left_out_is_listed(finished):
+    assert finished.evaluate().totals.accuracy > 0.8
+    assert finished.folder.name == "colours-resnet-001"
+    listed = (finished.folder / "left-out.txt").read_text()
+    assert "broken.jpg\tno image of a format" in listed
+    assert finished.facts.classes == ("blue", "green", "red")
+    assert finished.facts.train_size == 90
+
+
+def test_a_run_predicts_without_its_data_and_normalises_as_in_training(finished, tmp_path):
+    dataset = load_data(finished.config)
+    moved = tmp_path / "moved"
+    shutil.copytree(finished.folder, moved)
+    saved = json.loads((moved / "config.json").read_text())
+    saved["data"]["path"] = "/gone"
+    (moved / "config.json").write_text(json.dumps(saved))
+    images = np.asarray(dataset.test.images[np.arange(21)])
+    probabilities = thinned.Run.open(moved).predict(images)
+    accuracy = np.mean(probabilities.argmax(1) == dataset.test.labels)
+    assert accuracy == pytest.approx(finished.evaluate().totals.accuracy)
+    mean, deviation = statistics_of(dataset.train)
+    pixels = np.asarray(dataset.train.images[np.arange(90)]).reshape(-1, 3) / 255
+    np.testing.assert_allclose(mean, pixels.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(deviation, pixels.std(0), rtol=1e-6)
+    assert thinned.Run.open(moved).facts.mean == pytest.approx(mean)
+
+
+def test_a_run_is_evaluated_on_other_photos_by_the_names_of_their_classes(
+    finished, photos, tmp_path, capsys
+):
+    other = tmp_path / "other"
+    for name in ("green", "red"):
+        shutil.copytree(photos / "test" / name, other / "train" / name)
+        shutil.copytree(photos / "test" / name, other / "test" / name)
+    assert main(["evaluate", str(finished.folder), "--data.path", str(other)]) == 0
+    shown = capsys.readouterr().out
+    assert "of 15 images" in shown
+    assert "class blue: nan% of 0" in shown
+    shutil.copytree(photos / "test" / "blue", other / "train" / "violet")
+    shutil.copytree(photos / "test" / "blue", other / "test" / "violet")
+    assert main(["evaluate", str(finished.folder), "--data.path", str(other)]) == 2
+    assert "label violet is none of the run's 3 classes" in capsys.readouterr().err
+
+
+def test_streaming_gives_the_same_course_as_memory_and_resumes_in_it(finished, photos, tmp_path):
+    whole = train(config(photos, in_memory="no"), name="whole", runs=tmp_path)
+    np.testing.assert_allclose(final(whole), final(finished), rtol=1e-4)
+    half = dataclasses.replace(config(photos, in_memory="no"), epochs=2)
+    train(half, name="cut", runs=tmp_path)
+    cut = thinned.resume(tmp_path / "cut", dataclasses.replace(half, epochs=4))
+    assert final(cut) == final(whole)
+
+
+@pytest.mark.parametrize("memory", [1.0, 0.02])
+def test_a_stream_gives_the_rows_of_the_plan_in_bounded_buffers(photos, memory):
+    options = config(photos)
+    dataset = load_data(options)
+    facts = Facts.of(dataset, options)
+    plan = make_plan(options, facts)
+    resident = Resident(plan, on_device(dataset.train))
+    streamed = Streamed(plan, dataset.train, memory * 1e6)
+    step = 3
+    while step < 25:
+        data, chunk, count = streamed.fetch(step, 4)
+        everything, order, _ = resident.fetch(step, count)
+        assert data.images.nbytes * 4 <= max(memory * 1e6 / 4, 4 * 10 * 16 * 16 * 3)
+        for index in range(count):
+            rows = order.order[index]
+            assert np.array_equal(data.images[chunk.order[index]], everything.images[rows])
+            assert np.array_equal(data.labels[chunk.order[index]], everything.labels[rows])
+        step += count
+
+
+def test_balanced_orders_draw_every_class_equally_often_and_each_image_in_turn():
+    labels = np.repeat(np.arange(3), (60, 20, 10)).astype(np.int32)
+    plan = Plan(Config(batch_size=9), 90, (), labels=labels)
+    rows = np.concatenate([plan.chunk(step, 1)[0].order[0] for step in range(10)])
+    assert np.bincount(labels[rows]).tolist() == [30, 30, 30]
+    assert len(np.unique(rows[labels[rows] == 0])) == 30
+    assert np.bincount(rows[labels[rows] == 2]).max() == 3
+    other = np.concatenate([plan.chunk(step, 1)[0].order[0] for step in range(10, 20)])
+    assert not np.array_equal(rows, other)
+    again = Plan(Config(batch_size=9), 90, (), labels=labels)
+    assert np.array_equal(again.chunk(4, 1)[0].order[0], plan.chunk(4, 1)[0].order[0])
+
+
+def test_class_weights_have_mean_one_and_make_classes_equal():
+    labels = np.repeat(np.arange(3), (60, 20, 10))
+    weights = class_weights(labels)
+    assert weights.mean() == pytest.approx(1)
+    np.testing.assert_allclose(np.bincount(labels, weights), 30, rtol=1e-5)
+
+
+@pytest.mark.parametrize("balance", ["weights", "sampling"])
+def test_balance_and_every_augmentation_train(photos, tmp_path, balance):
+    augment = AugmentConfig("photos", randaugment=1, cutout=0.2, mixup=0.2, cutmix=1.0, rotate=5)
+    options = dataclasses.replace(config(photos, balance=balance), augment=augment, epochs=1)
+    assert len(train(options, runs=tmp_path).metrics) == 2
+
+
+@pytest.mark.parametrize("kind", ["path", "channel", "block", "connect", "concrete"])
+def test_every_kind_of_dropout_works_in_the_residual_network(photos, tmp_path, kind, capsys):
+    dropout = DropoutConfig(kind=kind, rate=0.2, block_size=2)
+    options = dataclasses.replace(config(photos), dropout=dropout, epochs=1)
+    run = train(options, runs=tmp_path)
+    assert main(["doctor", str(run.folder), "--draws", "40"]) == 0, capsys.readouterr().out
+
+
+def test_weights_multiply_losses():
+    facts = Facts("x", ("a", "b"), (8, 8, 1), 4)
+    state = initial_state(Config(), facts)
+    images = jnp.ones((4, 8, 8, 1)) * jnp.linspace(0, 1, 4)[:, None, None, None]
+    labels = jnp.asarray([0, 1, 0, 1])
+    key, step = jax.random.key(0), jax.jit(train_step)
+    halves = Batch(images, labels, jnp.asarray([2.0, 2.0, 0.0, 0.0]))
+    part = Batch(images[:2], labels[:2])
+    rates = {"Dropout_0": {"rate": jnp.float32(0)}}
+    one, _ = step(state, halves, rates, key)
+    two, _ = step(state, part, rates, key)
+    flat = [jax.tree.leaves(each.params) for each in (one, two)]
+    for a, b in zip(*flat, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_data_that_have_changed_cannot_be_gone_on_with(photos, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(photos, copy)
+    run = train(dataclasses.replace(config(copy), epochs=1), runs=tmp_path)
+    shutil.rmtree(copy / "train" / "blue")
+    shutil.rmtree(copy / "test" / "blue")
+    assert main(["train", "--resume", str(run.folder), "--epochs", "2"]) == 2
+    assert "its data are no longer what it began with" in capsys.readouterr().err
+
+
+def test_statistics_of_one_value_do_not_divide_by_zero():
+    flat = Split(np.full((3, 4, 4, 1), 7, np.uint8), np.zeros(3, np.int32))
+    assert statistics_of(flat)[1] == (1 / 255,)
+
+
+# Tools.
+
+
+def size_of(path):
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_inspect_finds_leaks_repeats_conflicts_and_broken_files(
+    photos, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    copy = tmp_path / "copy"
+    shutil.copytree(photos, copy)
+    shutil.copy(copy / "train" / "red" / "0.png", copy / "test" / "red" / "leak.png")
+    shutil.copy(copy / "train" / "red" / "1.png", copy / "train" / "red" / "twice.png")
+    shutil.copy(copy / "train" / "red" / "2.png", copy / "train" / "blue" / "wrong.png")
+    assert main(["data", "inspect", str(copy)]) == 0
+    shown = capsys.readouterr().out
+    assert "1 images of test are in train, too" in shown
+    assert "4 images of train equal another one of train" in shown
+    assert "2 images equal one of another class" in shown
+    assert "1 files cannot be read" in shown
+    assert re.search(r"^red +61 +9$", shown, re.M)
+    assert size_of("sheet.png")[0] > 100
+
+
+def test_convert_packs_what_can_be_trained_on(photos, tmp_path, capsys):
+    out = tmp_path / "packed.npz"
+    assert main(["data", "convert", str(photos), str(out), "--data.size", "16"]) == 0
+    assert "90 training, 0 validation, 21 test images of 3 classes; 1 files left out" in (
+        capsys.readouterr().out
+    )
+    packed, loose = load_data(config(out, size=None)), load_data(config(photos))
+    assert packed.classes == loose.classes
+    assert np.array_equal(packed.train.images, loose.train.images[np.arange(90)])
+    assert main(["data", "convert", str(photos), str(tmp_path / "x.zip")]) == 2
+    assert main(["data", "convert", str(photos), "/nowhere/x.npz", "--data.size", "16"]) == 1
+
+
+def test_show_writes_what_the_network_sees(photos, tmp_path, capsys):
+    out = tmp_path / "seen.png"
+    words = ["data", "show", "--data.path", str(photos), "--data.size", "16", "--out", str(out)]
+    assert main(words) == 0
+    assert size_of(out)[1] > 300
+    assert main([*words, "--augment.preset", "none"]) == 0
+    assert size_of(out)[1] < 100
