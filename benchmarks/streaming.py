@@ -28,7 +28,7 @@ from thinned.feed import Resident, Streamed
 from thinned.run import load_data, on_device
 from thinned.step import train_steps
 
-COUNT = int(os.environ.get("IMAGES", "12000"))
+COUNT = int(os.environ.get("IMAGES", "24000"))
 ROUNDS, STEPS = int(os.environ.get("ROUNDS", "15")), 40
 
 

@@ -126,7 +126,7 @@ def test_a_stream_gives_the_rows_of_the_plan_in_bounded_buffers(photos, memory):
     while step < 25:
         data, chunk, count = streamed.fetch(step, 4)
         everything, order, _ = resident.fetch(step, count)
-        assert data.images.nbytes * 4 <= max(memory * 1e6 / 4, 4 * 10 * 16 * 16 * 3)
+        assert data.images.nbytes * 4 <= max(memory * 1e6 / 2, 4 * 10 * 16 * 16 * 3)
         for index in range(count):
             rows = order.order[index]
             assert np.array_equal(data.images[chunk.order[index]], everything.images[rows])

@@ -130,7 +130,7 @@ class DataConfig:
     memory_mb: Annotated[
         float,
         Option(
-            "Images of more than this are streamed; buffers stay below a quarter of it.",
+            "Images of more than this are streamed; buffers stay below half of it.",
             "MB of 10^6 bytes",
             low=1,
         ),

@@ -49,13 +49,14 @@ class Streamed:
         Args:
             plan: the course.
             split: the training images.
-            memory_bytes: a quarter of it bounds all buffers: two in host memory, two on the device.
+            memory_bytes: half of it bounds all buffers: two in host memory, two on the device.
             weights: f32 [example] or None, see `Batch`.
         """
         self._plan, self._split, self._weights = plan, split, weights
         self._batch = plan.config.batch_size
         step_bytes = self._batch * int(np.prod(split.images.shape[1:]))
-        room = int(memory_bytes / 16 / max(step_bytes, 1))
+        # Long chunks pay: XLA allocates its working memory anew for each of them.
+        room = int(memory_bytes / 8 / max(step_bytes, 1))
         self.capacity = min(CHUNK_STEPS, max(1, room))
         self._pool = ThreadPoolExecutor(1)
         self._next: tuple[int, Future[tuple[Batch, Chunk, int]]] | None = None
@@ -67,15 +68,16 @@ class Streamed:
             ThinnedError: images have vanished or cannot be read.
         """
         wanted = min(wanted, self.capacity)
-        # What was read ahead is taken whatever number of steps is wanted by now.
+        # What was read ahead is taken, whatever number of steps is wanted by now.
         if self._next is not None and self._next[0] == step:
-            found = self._next[1].result()
+            data, chunk, count = self._next[1].result()
         else:
-            found = self._read(step, wanted)
-        after = step + found[2]
+            data, chunk, count = self._read(step, wanted)
+        count = min(count, wanted)
+        after = step + count
         if after < self._plan.total_steps:
             self._next = after, self._pool.submit(self._read, after, wanted)
-        return found
+        return data, chunk, count
 
     def _read(self, step: int, wanted: int) -> tuple[Batch, Chunk, int]:
         chunk, count = self._plan.chunk(step, wanted)
