@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg, subcommand
@@ -56,30 +56,114 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Loss and accuracy of a run on all test images, per class too."""
+    """Every usual score on all test images; of several runs, as an ensemble."""
 
-    run: Annotated[Positional[Path], Option("Run folder.")]
+    runs: Annotated[Positional[tuple[Path, ...]], Option("Run folders.")]
     data_path: Annotated[
         str | None,
         Option("Data whose test images to use, as for train; the run's own when absent."),
         arg(name="data.path"),
     ] = None
+    samples: Annotated[
+        int, Option("Thinned networks of each run to average; 0 for dropout off.", "samples", low=0)
+    ] = 0
+    calibrated: Annotated[bool, Option("Divide logits by the run's fitted temperature.")] = False
+    ood: Annotated[
+        str | None, Option("Other images, to see how well uncertainty tells them apart.")
+    ] = None
+    corrupt: Annotated[bool, Option("Score damaged test images, too: six ways, three levels.")] = (
+        False
+    )
     debug: Annotated[bool, Option("Show the traceback of an error.")] = False
 
     def __call__(self) -> None:
-        """Evaluate and print a line for each class."""
+        """Evaluate and print the scores."""
+        from thinned import trust
+
+        runs = trust.load_runs(self.runs)
+        test = runs[0].test_images(self.data_path)
+        found = trust.appraise(runs, test, self.samples, self.calibrated)
+        print(found, flush=True)
+        if self.ood is not None:
+            told = trust.outsiders(runs, self.ood, found.predictions, self.samples)
+            print(f"\n{told.pop('images'):,} other images ({self.ood}), told apart by")
+            for name, score in told.items():
+                print(f"{name:<22}AUROC {score['auroc']:.4f}, FPR95 {score['fpr95']:.4f}")
+        if self.corrupt:
+            print(f"\n{'damage':<11}severity  accuracy    NLL     ECE")
+        for kind in trust.CORRUPTIONS if self.corrupt else ():
+            for severity in trust.SEVERITIES:
+                damaged = trust.corrupted(test, kind, severity)
+                score = trust.appraise(runs, damaged, self.samples, self.calibrated).scores
+                print(
+                    f"{kind:<11}{severity:>8}{score['accuracy']:>10.2%}{score['nll']:>8.4f}"
+                    f"{score['ece']:>8.4f}",
+                    flush=True,
+                )
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Classify image files; with --samples, say how sure that is."""
+
+    paths: Annotated[
+        Positional[tuple[Path, ...]],
+        Option("Run folder (or several, as an ensemble), then image files and folders of them."),
+    ]
+    samples: Annotated[
+        int, Option("Thinned networks of each run to average; 0 for dropout off.", "samples", low=0)
+    ] = 0
+    calibrated: Annotated[bool, Option("Divide logits by the run's fitted temperature.")] = False
+    risk: Annotated[
+        float | None,
+        Option(
+            "Mark answers as unsure, so that of the others only this part is wrong on validation "
+            "images.",
+            "of the answers",
+            low=0,
+            high=1,
+        ),
+    ] = None
+    format: Annotated[
+        Literal["table", "csv", "json"], Option("A table, CSV, or JSON with one object a line.")
+    ] = "table"
+    out: Annotated[Path | None, Option("File to write; the terminal when absent.")] = None
+    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+
+    def __call__(self) -> None:
+        """Predict, and print or write a row for each file."""
+        from thinned import prediction, trust
+
+        folders = [path for path in self.paths if (path / "config.json").is_file()]
+        if not folders:
+            first = self.paths[0] if self.paths else "nothing"
+            raise RequestError(f"{first} is no run folder: it has no config.json")
+        rows = prediction.predict_files(
+            trust.load_runs(folders),
+            [path for path in self.paths if path not in folders],
+            samples=self.samples,
+            calibrated=self.calibrated,
+            risk=self.risk,
+        )
+        errors = prediction.write_rows(rows, self.format, self.out)
+        if errors:
+            raise ThinnedError(f"{errors} of the files could not be read")
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """Fit a run's temperature on its validation images, for --calibrated."""
+
+    run: Annotated[Positional[Path], Option("Run folder.")]
+    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+
+    def __call__(self) -> None:
+        """Fit, save, and say what it changed."""
+        from thinned import trust
         from thinned.run import Run
 
-        run = Run.open(self.run)
-        found = run.evaluate(self.data_path)
-        totals = found.totals
-        print(
-            f"loss {totals.mean_loss:.4f} nats, accuracy {totals.accuracy:.2%} "
-            f"({totals.correct:,} of {totals.count:,} images)"
-        )
-        for label, name in enumerate(run.facts.classes):
-            examples = found.confusion[label].sum()
-            print(f"class {name}: {found.class_accuracy[label]:.2%} of {examples:,}")
+        temperature, before, after = trust.calibrate(Run.open(self.run))
+        print(f"temperature {temperature:.4f}: NLL {before:.4f} to {after:.4f} nats on validation")
 
 
 @dataclass(frozen=True)
@@ -211,6 +295,8 @@ class Data:
 COMMANDS: dict[str, type[Any]] = {
     "train": Train,
     "evaluate": Evaluate,
+    "predict": Predict,
+    "calibrate": Calibrate,
     "doctor": Doctor,
     "data": Data,
     "verify-resume": VerifyResume,
@@ -351,7 +437,6 @@ def _closing(run: Any) -> str:
             f"evaluate  thinned evaluate {run.folder}",
             f"audit     thinned doctor {run.folder}",
             f"go on     thinned train --resume {run.folder} --epochs {run.config.epochs * 2}",
-            f"predict   thinned.Run.open('{run.folder}').predict(images)  "
-            "(Python; images u8 [n, height, width, channel])",
+            f"predict   thinned predict {run.folder} IMAGES --samples 100",
         )
     )

@@ -16,8 +16,9 @@ import numpy as np
 
 from thinned.types import Key
 
-Stream = Literal["params", "shuffle", "split", "dropout", "augment"]
-"""The named streams. `split` holds out validation images; the others say what they draw."""
+Stream = Literal["params", "shuffle", "split", "dropout", "augment", "sample"]
+"""The named streams. `split` holds out images, `sample` draws masks at prediction time; the others
+say what they draw."""
 
 Derivation = Literal["named", "tutorial"]
 """How a seed becomes the roots of the streams.

@@ -125,18 +125,25 @@ class Run:
         Raises:
             RequestError: the data have other classes or image shapes than the run's.
         """
-        state, dataset = self.state, self.dataset
-        if path is not None:
-            height, width, channels = self.facts.image_shape
-            data = replace(self.config.data, path=str(path), size=None, channels=None)
-            source = open_source(data, self.config.seed)
-            if decodes_files(source) and height == width:
-                # Photos of any size are brought to the run's; arrays have to fit.
-                data = replace(data, size=height, channels=1 if channels == 1 else 3)
-                source = open_source(data, self.config.seed)
-            dataset = source.load()
-        test = matched(dataset, self.facts)
+        state, test = self.state, self.test_images(path)
         return evaluate(state.apply_fn, state.variables, self._placed(test))
+
+    def test_images(self, path: Path | str | None = None) -> Split:
+        """The test images of the run's own data, or of others, with the run's labels.
+
+        Raises:
+            RequestError: as `evaluate`.
+        """
+        if path is None:
+            return matched(self.dataset, self.facts)
+        height, width, channels = self.facts.image_shape
+        data = replace(self.config.data, path=str(path), size=None, channels=None)
+        source = open_source(data, self.config.seed)
+        if decodes_files(source) and height == width:
+            # Photos of any size are brought to the run's; arrays have to fit.
+            data = replace(data, size=height, channels=1 if channels == 1 else 3)
+            source = open_source(data, self.config.seed)
+        return matched(source.load(), self.facts)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Class probabilities f32 [image, class] of images u8 [image, height, width, channel]."""

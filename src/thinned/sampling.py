@@ -33,13 +33,13 @@ class SampleSums(NamedTuple):
         probabilities: f32 [image, class].
         squares: f32 [image, class], of the probabilities.
         entropies: f32 [image], of each sample's probabilities, in nats.
-        count: i32 [], samples.
+        samples: i32 [].
     """
 
     probabilities: jax.Array
     squares: jax.Array
     entropies: jax.Array
-    count: jax.Array
+    samples: jax.Array
 
 
 class Predictions(NamedTuple):
@@ -106,40 +106,34 @@ def split_by_key(
             head.append(equation)
         else:
             trunk.append(equation)
-    out = jaxpr.outvars[0]
-    produced = {var for equation in head for var in equation.outvars}
-    needed = {
-        var: None
-        for equation in head
-        for var in equation.invars
-        if not isinstance(var, jex_core.Literal) and var not in produced
+    (out,) = jaxpr.outvars
+    used = {
+        var for equation in head for var in equation.invars if not isinstance(var, jex_core.Literal)
     }
-    border = [var for var in needed if var is not jaxpr.invars[0]]
-    if out not in random and not isinstance(out, jex_core.Literal):
-        border.append(out)
-    first = _part(closed, jaxpr.invars[1:], border, trunk)
-    values: list[Any] = jex_core.jaxpr_as_fun(first)(*flat) if border else []
-    rest = _part(closed, [*border, jaxpr.invars[0]], [out], head, constants=False)
+    given = [*jaxpr.constvars, *jaxpr.invars[1:]]
+    made = [var for equation in trunk for var in equation.outvars]
+    border = [var for var in dict.fromkeys([*given, *made]) if var in used or var is out]
+    values = _function_of(jaxpr, given, border, trunk)(*closed.consts, *flat)
+    rest = _function_of(jaxpr, [*border, jaxpr.invars[0]], [out], head)
 
     def sample(values: list[Any], key: Key) -> jax.Array:
-        return jex_core.jaxpr_as_fun(rest)(*values, key)[0]
+        return rest(*values, key)[0]
 
     return values, sample, out in random
 
 
-def _part(
-    closed: Any,
-    inputs: Sequence[Any],
-    outputs: Sequence[Any],
-    equations: list[Any],
-    constants: bool = True,
-) -> Any:
-    """Some of the equations of a jaxpr, as one of their own."""
-    jaxpr = closed.jaxpr
-    known = list(jaxpr.constvars) if constants else []
-    effects: Any = jex_core.Jaxpr([], [], [], []).effects
-    part = jex_core.Jaxpr(known, list(inputs), list(outputs), equations, effects)
-    return jex_core.ClosedJaxpr(part, list(closed.consts) if constants else [])
+def _function_of(
+    jaxpr: Any, inputs: Sequence[Any], outputs: Sequence[Any], equations: Sequence[Any]
+) -> Callable[..., list[Any]]:
+    """Some equations of a jaxpr as a function of some of its variables."""
+    part = jaxpr.replace(
+        constvars=[],
+        invars=list(inputs),
+        outvars=list(outputs),
+        eqns=list(equations),
+        debug_info=jaxpr.debug_info.with_unknown_names(),
+    )
+    return jex_core.jaxpr_as_fun(jex_core.ClosedJaxpr(part, []))
 
 
 @partial(jax.jit, static_argnames="apply_fn")
@@ -180,7 +174,7 @@ def sample_block(
             sums.probabilities + p.sum(0),
             sums.squares + (p * p).sum(0),
             sums.entropies - jnp.sum(p * log_p, (0, 2)),
-            sums.count + real.sum().astype(jnp.int32),
+            sums.samples + real.sum().astype(jnp.int32),
         )
 
     shape = jax.eval_shape(lambda: sample(values, key)).shape
@@ -248,7 +242,7 @@ def sample_predictions(
 
 
 def _finished(sums: SampleSums, rows: int) -> Predictions:
-    count = int(sums.count)
+    count = int(sums.samples)
     mean = np.asarray(sums.probabilities, np.float64)[:rows] / count
     mean = mean / mean.sum(1, keepdims=True)
     squares = np.asarray(sums.squares, np.float64)[:rows] / count

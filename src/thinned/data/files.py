@@ -153,7 +153,7 @@ def headers(paths: Sequence[Path]) -> list[Header | str]:
         except Unreadable as error:
             return str(error)
 
-    return list(_parallel(one, paths))
+    return list(in_parallel(one, paths))
 
 
 def _form(
@@ -190,7 +190,7 @@ def _packed(entries: Sequence[Entry], size: Size, channels: int, fit: Fit) -> Pa
         except MemoryError:
             return "too large for the memory"
 
-    return write_pack(folder, (*size, channels), enumerate(_parallel(one, entries)))
+    return write_pack(folder, (*size, channels), enumerate(in_parallel(one, entries)))
 
 
 def _digest(entries: Sequence[Entry], size: Size, channels: int, fit: Fit) -> str:
@@ -206,7 +206,7 @@ def _digest(entries: Sequence[Entry], size: Size, channels: int, fit: Fit) -> st
     return total.hexdigest()[:32]
 
 
-def _parallel(function: Any, items: Sequence[Any]) -> Iterator[Any]:
+def in_parallel(function: Any, items: Sequence[Any]) -> Iterator[Any]:
     """`map` over threads, in order, with only a few results waiting: Pillow lets others run."""
     workers = os.cpu_count() or 1
     waiting: collections.deque[Future[Any]] = collections.deque()

@@ -1,0 +1,172 @@
+"""`thinned predict`: image files in, a table out; nothing half-written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from thinned.data.files import in_parallel
+from thinned.data.images import SUFFIXES, Unreadable, decode
+from thinned.errors import RequestError, ThinnedError
+from thinned.logs import write_whole
+from thinned.run import Run
+from thinned.trust import predictions_of, threshold_for
+
+Format = Literal["table", "csv", "json"]
+_TOGETHER = 1000
+
+
+def predict_files(
+    runs: Sequence[Run],
+    inputs: Sequence[Path],
+    *,
+    samples: int = 0,
+    calibrated: bool = False,
+    risk: float | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Predict image files, a thousand at a time.
+
+    Args:
+        runs: one, or several as an ensemble.
+        inputs: image files, and folders that are searched for them.
+        samples, calibrated: see `thinned.trust.predictions_of`.
+        risk: the part of wrong answers that is wanted among those not marked unsure.
+
+    Yields:
+        For each file ``path``, ``class``, ``probability``; with samples ``entropy``,
+        ``mutual_information`` (nats) and ``deviation``; with a risk ``unsure``; or ``path`` and
+        ``error`` where it cannot be read.
+
+    Raises:
+        RequestError: there is no such file, or no image at all.
+    """
+    files = list(_files(inputs))
+    if not files:
+        raise RequestError("no images are given (JPEG, PNG, WebP, BMP, GIF, TIFF)")
+    threshold = None if risk is None else threshold_for(runs, risk, samples, calibrated)
+    for start in range(0, len(files), _TOGETHER):
+        part = files[start : start + _TOGETHER]
+        yield from _rows(runs, part, samples, calibrated, threshold)
+
+
+def _rows(
+    runs: Sequence[Run],
+    files: Sequence[Path],
+    samples: int,
+    calibrated: bool,
+    threshold: float | None,
+) -> Iterator[dict[str, Any]]:
+    facts = runs[0].facts
+    height, width, channels = facts.image_shape
+    fit = runs[0].config.data.fit
+
+    def read(path: Path) -> np.ndarray | str:
+        try:
+            return decode(path, (height, width), channels, fit)
+        except Unreadable as error:
+            return str(error)
+
+    read_all = list(in_parallel(read, files))
+    images = [image for image in read_all if not isinstance(image, str)]
+    found = predictions_of(runs, np.stack(images), samples, calibrated) if images else None
+    place = 0
+    for path, image in zip(files, read_all, strict=True):
+        if isinstance(image, str) or found is None:
+            yield {"path": str(path), "error": str(image)}
+            continue
+        probabilities = found.probabilities[place]
+        best = int(probabilities.argmax())
+        row: dict[str, Any] = {
+            "path": str(path),
+            "class": facts.classes[best],
+            "probability": float(probabilities[best]),
+        }
+        if samples:
+            row["entropy"] = float(found.entropy[place])
+            row["mutual_information"] = float(found.mutual_information[place])
+            row["deviation"] = float(found.deviation[place])
+        if threshold is not None:
+            row["unsure"] = bool(probabilities[best] < threshold)
+        place += 1
+        yield row
+
+
+def _files(inputs: Sequence[Path]) -> Iterator[Path]:
+    for path in inputs:
+        try:
+            if path.is_dir():
+                yield from sorted(
+                    each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES
+                )
+            elif path.exists():
+                yield path
+            else:
+                raise RequestError(f"{path} does not exist")
+        except OSError as error:
+            raise RequestError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def write_rows(rows: Iterator[dict[str, Any]], form: Format, out: Path | None) -> int:
+    """Write predictions to a file, whole or not at all, or to the terminal as they come.
+
+    Args:
+        rows: from `predict_files`.
+        form: a table for people, CSV with a header, or JSON, one object a line.
+        out: the file; None for the terminal.
+
+    Returns:
+        How many files could not be read.
+
+    Raises:
+        ThinnedError: the file cannot be written.
+    """
+    buffer = io.StringIO()
+    target = sys.stdout if out is None else buffer
+    errors = 0
+    header: list[str] = []
+    for row in rows:
+        if "error" in row:
+            errors += 1
+            print(f"{row['path']}: {row['error']}", file=sys.stderr)
+            if form != "json":
+                continue
+        if form == "json":
+            target.write(json.dumps(row, ensure_ascii=False) + "\n")
+            continue
+        first = not header
+        header = header or list(row)
+        if form == "csv":
+            writer = csv.DictWriter(target, header)
+            if first:
+                writer.writeheader()
+            writer.writerow(row)
+        else:
+            if first:
+                target.write(
+                    "  ".join(name.ljust(_width(name)) for name in header[1:]) + "  path\n"
+                )
+            cells = (_cell(row[name]).ljust(_width(name)) for name in header[1:])
+            target.write("  ".join(cells) + f"  {row['path']}\n")
+    if out is not None:
+        try:
+            write_whole(out, buffer.getvalue())
+        except OSError as error:
+            raise ThinnedError(f"cannot write {out}: {error.strerror or error}") from error
+    return errors
+
+
+def _width(name: str) -> int:
+    return 16 if name == "class" else max(len(name), 6)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "unsure" if value else ""
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

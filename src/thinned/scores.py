@@ -1,0 +1,222 @@
+"""Scores of predicted probabilities: right to the last example, in double precision.
+
+All take arrays over every example at once, so that no batch size can matter. Definitions are those
+of the field; where it has several, the docstring says which.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+BINS = 15
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Reliability: confidence against accuracy, bin by bin.
+
+    Attributes:
+        edges: f64 [bin + 1], of the confidence.
+        confidence: f64 [bin], mean confidence; NaN in empty bins.
+        accuracy: f64 [bin]; NaN in empty bins.
+        count: i64 [bin].
+    """
+
+    edges: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    count: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """Mean of |accuracy - confidence| weighted by count: ECE. Empty bins count for nothing."""
+        filled = self.count > 0
+        gaps = np.abs(self.accuracy[filled] - self.confidence[filled])
+        return float(np.sum(gaps * self.count[filled]) / self.count.sum())
+
+
+@dataclass(frozen=True)
+class RiskCoverage:
+    """Selective prediction: the error among the most confident part of the examples.
+
+    Attributes:
+        coverage: f64 [example], the part that is answered, growing to 1.
+        risk: f64 [example], the error rate among those.
+        threshold: f64 [example], the confidence down to which they reach.
+    """
+
+    coverage: np.ndarray
+    risk: np.ndarray
+    threshold: np.ndarray
+
+    @property
+    def area(self) -> float:
+        """AURC, the mean risk over all coverages (Geifman & El-Yaniv 2017)."""
+        return float(self.risk.mean())
+
+    def accuracy_at(self, coverage: float) -> float:
+        """Accuracy among the most confident part `coverage` of the examples, above 0, at most 1."""
+        count = max(1, math.ceil(coverage * len(self.risk) - 1e-9))
+        return float(1 - self.risk[count - 1])
+
+
+def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Mean negative log-likelihood of the labels, in nats; probabilities below 1e-15 count as it.
+
+    Args:
+        probabilities: f64 [example, class].
+        labels: int [example].
+    """
+    own = probabilities[np.arange(len(labels)), labels]
+    return float(-np.mean(np.log(np.maximum(own, 1e-15))))
+
+
+def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Brier score (1950): the squared distance to the label's one-hot vector, 0 to 2, averaged."""
+    distance = probabilities.copy()
+    distance[np.arange(len(labels)), labels] -= 1
+    return float(np.mean(np.sum(np.square(distance), 1)))
+
+
+def accuracy_interval(correct: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval (1927) of an accuracy, 95 % by default."""
+    if not count:
+        return 0.0, 1.0
+    share, square = correct / count, z * z
+    middle = (share + square / (2 * count)) / (1 + square / count)
+    half = (
+        z / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count**2))
+    )
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def top_k(probabilities: np.ndarray, labels: np.ndarray, k: int) -> float:
+    """Part of the examples whose label is among the `k` most probable classes.
+
+    Ties are decided as by a stable sort: among equals, the class of the lower index is taken first.
+    """
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+    return float(np.mean(np.any(order == labels[:, None], 1)))
+
+
+def confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Counts i64 [true class, predicted class]."""
+    cells = np.bincount(labels * classes + predicted, minlength=classes * classes)
+    return cells.reshape(classes, classes)
+
+
+def per_class(cells: np.ndarray) -> np.ndarray:
+    """Precision, recall and F1 f64 [class, 3] from a confusion matrix; NaN for 0 / 0."""
+    hits = np.diagonal(cells).astype(float)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision, recall = hits / cells.sum(0), hits / cells.sum(1)
+        f1 = 2 * hits / (cells.sum(0) + cells.sum(1))
+    return np.stack([precision, recall, f1], 1)
+
+
+def reliability(
+    probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS, adaptive: bool = False
+) -> Bins:
+    """Reliability bins of the most probable class (Guo et al. 2017, section 2).
+
+    Args:
+        probabilities: f64 [example, class].
+        labels: int [example].
+        bins: how many.
+        adaptive: whether bins hold equally many examples (Nguyen & O'Connor 2015) instead of being
+            equally wide. Equally wide bins hold their upper edge, the first also 0.
+    """
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    if adaptive:
+        order = np.argsort(confidence, kind="stable")
+        parts = np.array_split(order, bins)
+        place = np.empty(len(order), np.int64)
+        for index, part in enumerate(parts):
+            place[part] = index
+        ends = [float(confidence[part].max()) for part in parts if len(part)]
+        edges = np.asarray([0.0, *ends, *[1.0] * (bins - len(ends))])
+    else:
+        edges = np.linspace(0, 1, bins + 1)
+        place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    count = np.bincount(place, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        mean = np.bincount(place, confidence, bins) / count
+        accuracy = np.bincount(place, right, bins) / count
+    return Bins(edges, mean, accuracy, count)
+
+
+def risk_coverage(confidence: np.ndarray, right: np.ndarray) -> RiskCoverage:
+    """The risk-coverage curve (El-Yaniv & Wiener 2010).
+
+    Args:
+        confidence: f64 [example], larger is surer; ties keep the order of the examples.
+        right: bool [example].
+    """
+    order = np.argsort(-confidence, kind="stable")
+    answered = np.arange(1, len(order) + 1)
+    risk = np.cumsum(~right[order]) / answered
+    return RiskCoverage(answered / len(order), risk, confidence[order])
+
+
+def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
+    """Area under the ROC curve: the chance that an outsider scores higher; ties count half.
+
+    Args:
+        inside: f64 [example], uncertainty of examples like the training data.
+        outside: f64 [example], of others.
+    """
+    from scipy.stats import rankdata
+
+    ranks = rankdata(np.concatenate([inside, outside]))[len(inside) :]
+    wins = ranks.sum() - len(outside) * (len(outside) + 1) / 2
+    return float(wins / (len(inside) * len(outside)))
+
+
+def fpr_at_95(inside: np.ndarray, outside: np.ndarray) -> float:
+    """False positive rate at 95 % true positives (Hendrycks & Gimpel 2017).
+
+    The part of the outsiders that is taken for insiders by the threshold at or below which at least
+    95 % of the insiders' uncertainties lie.
+    """
+    threshold = np.sort(inside)[math.ceil(0.95 * len(inside)) - 1]
+    return float(np.mean(outside <= threshold))
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature above 0 by which to divide logits for the least NLL (Guo et al. 2017).
+
+    Args:
+        logits: f64 [example, class]; log-probabilities serve as well.
+        labels: int [example].
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    def loss(log_temperature: float) -> float:
+        scaled = log_softmax(logits / math.exp(log_temperature), 1)
+        return float(-scaled[np.arange(len(labels)), labels].mean())
+
+    found = minimize_scalar(loss, bounds=(-4.0, 4.0), method="bounded", options={"xatol": 1e-6})
+    return math.exp(float(found.x))
+
+
+def with_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities as they would be had their logits been divided by `temperature`."""
+    logs = np.log(np.maximum(probabilities, 1e-30)) / temperature
+    scaled = np.exp(logs - logs.max(1, keepdims=True))
+    return scaled / scaled.sum(1, keepdims=True)
+
+
+def bootstrap(
+    values: np.ndarray, repeats: int = 1000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval (Efron 1979) of the mean of values f64 [example]; of their differences
+    for a paired comparison.
+    """
+    random = np.random.default_rng(seed)
+    means = [values[random.integers(0, len(values), len(values))].mean() for _ in range(repeats)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
