@@ -98,7 +98,7 @@ def test_a_run_is_evaluated_on_other_photos_by_the_names_of_their_classes(
     assert main(["evaluate", str(finished.folder), "--data.path", str(other)]) == 0
     shown = capsys.readouterr().out
     assert "of 15 images" in shown
-    assert "class blue: nan% of 0" in shown
+    assert re.search(r"^blue +0 .*-", shown, re.M)
     shutil.copytree(photos / "test" / "blue", other / "train" / "violet")
     shutil.copytree(photos / "test" / "blue", other / "test" / "violet")
     assert main(["evaluate", str(finished.folder), "--data.path", str(other)]) == 2

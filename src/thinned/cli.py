@@ -167,6 +167,31 @@ class Calibrate:
 
 
 @dataclass(frozen=True)
+class Report:
+    """One HTML page that shows what a run is worth, or compares several."""
+
+    runs: Annotated[Positional[tuple[Path, ...]], Option("Run folders.")]
+    out: Annotated[
+        Path | None, Option("The page to write; RUN/report.html, or report.html for several.")
+    ] = None
+    samples: Annotated[
+        int, Option("Thinned networks of each run to average; 0 for dropout off.", "samples", low=0)
+    ] = 0
+    figures: Annotated[Path | None, Option("Folder for the figures as SVG and PNG files, too.")] = (
+        None
+    )
+    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+
+    def __call__(self) -> None:
+        """Write the page and say where it is."""
+        from thinned import report, trust
+
+        runs = trust.load_runs(self.runs)
+        alone = runs[0].folder / "report.html" if len(runs) == 1 else Path("report.html")
+        print(report.write_report(runs, self.out or alone, self.samples, self.figures))
+
+
+@dataclass(frozen=True)
 class VerifyResume:
     """Prove that a killed and resumed run ends bit-identical to one that was never stopped."""
 
@@ -297,6 +322,7 @@ COMMANDS: dict[str, type[Any]] = {
     "evaluate": Evaluate,
     "predict": Predict,
     "calibrate": Calibrate,
+    "report": Report,
     "doctor": Doctor,
     "data": Data,
     "verify-resume": VerifyResume,

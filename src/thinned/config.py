@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -137,8 +138,9 @@ class DataConfig:
     ] = 2000.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.path, Path):
-            object.__setattr__(self, "path", str(self.path))
+        # Absolute, so that a run finds its data from wherever it is opened.
+        if self.path is not None and not str(self.path).startswith(("tfds:", "hf:")):
+            object.__setattr__(self, "path", os.path.abspath(self.path))
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,11 @@ class Plan:
     def _orders(self) -> dict[int, np.ndarray]:
         return {}
 
+    def rates_at(self, steps: np.ndarray) -> dict[str, np.ndarray]:
+        """The rate of each site at steps i64 [n], each f32 [n]."""
+        factors = np.asarray(self._schedule(jnp.asarray(steps)))
+        return {site: np.float32(rate) * factors for site, rate in self.full_rates.items()}
+
     @cached_property
     def peak_rates(self) -> dict[str, float]:
         """The largest rate that each site has at any step of the run."""

@@ -1,0 +1,383 @@
+"""`thinned report`: one HTML page, with nothing outside itself, that shows what runs are worth."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from thinned import scores
+from thinned.assembly import make_plan
+from thinned.config import to_json
+from thinned.errors import RequestError
+from thinned.logs import write_whole
+from thinned.run import Run
+from thinned.trust import Appraisal, appraise
+
+_INK = "#010203"
+_SHOWN = 24
+_FIGURE_WIDTH = 6.4
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --soft: #6663; --link: #0b57d0 }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8e8e8; --paper: #16181c; --soft: #9996; --link: #8ab4f8 }
+}
+* { box-sizing: border-box }
+body { margin: 0 auto; padding: 1rem; max-width: 70rem; color: var(--ink); background: var(--paper);
+  font: 1rem/1.5 system-ui, sans-serif }
+h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem }
+.grid { display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)) }
+figure { margin: 0 } figure svg { width: 100%; height: auto }
+figcaption { font-size: .875rem }
+.wide { overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid var(--soft) }
+th:first-child, td:first-child { text-align: left }
+.tiles { display: flex; flex-wrap: wrap; gap: .75rem }
+.tile { width: 6.5rem; font-size: .75rem; line-height: 1.25 }
+.tile img { width: 100%; image-rendering: pixelated; border: 1px solid var(--soft) }
+pre { overflow-x: auto; padding: .75rem; border: 1px solid var(--soft); font-size: .8rem }
+@media print { body { max-width: none } figure, .tile, tr { break-inside: avoid } }
+"""
+
+
+def write_report(
+    runs: Sequence[Run], out: Path, samples: int = 0, figures: Path | None = None
+) -> Path:
+    """Write the page, whole or not at all.
+
+    Args:
+        runs: one, or several to compare.
+        out: the HTML file.
+        samples: thinned networks to average, see `thinned.trust.predictions_of`.
+        figures: a folder for the figures as SVG and PNG files, if wanted.
+
+    Raises:
+        RequestError: matplotlib is missing, or a run has no checkpoint.
+        ThinnedError: a file cannot be written.
+    """
+    plots = _Plots(figures)
+    found = [appraise([run], run.test_images(), samples) for run in runs]
+    parts = [_summary(runs, found), _curves(runs, plots)]
+    for number, (run, appraisal) in enumerate(zip(runs, found, strict=True), 1):
+        parts += _one(run, appraisal, plots, f"run{number}", many=len(runs) > 1)
+    title = "Thinned: " + ", ".join(run.folder.name for run in runs)
+    page = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<link rel="icon" href="data:,"><title>{html.escape(title)}</title>'
+        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
+        + "\n".join(parts)
+        + "</body></html>\n"
+    )
+    write_whole(out, page)
+    return out
+
+
+class _Plots:
+    """Figures by matplotlib, as SVG that takes the page's own colour."""
+
+    def __init__(self, folder: Path | None) -> None:
+        try:
+            import matplotlib as mpl
+            from matplotlib import figure
+        except ImportError as error:
+            raise RequestError(
+                "the report needs matplotlib: install it with pip install 'thinned[report]'"
+            ) from error
+        self._mpl: Any = mpl
+        self._figure: Any = figure
+        self._folder = folder
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def draw(
+        self, name: str, caption: str, paint: Callable[[Any], None], height: float = 4.0
+    ) -> str:
+        """A figure element; `paint` gets the axes."""
+        inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+        options = {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "thinned",
+            "font.family": "sans-serif",
+            "font.size": 11,
+            **dict.fromkeys(inks, _INK),
+        }
+        with self._mpl.rc_context(options):
+            sheet = self._figure.Figure((_FIGURE_WIDTH, height), layout="constrained")
+            axes = sheet.add_subplot()
+            axes.spines[["top", "right"]].set_visible(False)
+            paint(axes)
+            buffer = io.StringIO()
+            sheet.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+            if self._folder is not None:
+                for kind in ("svg", "png"):
+                    sheet.savefig(self._folder / f"{name}.{kind}", facecolor="white", dpi=150)
+        svg = buffer.getvalue()
+        svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+        # Ids are the same in every figure of matplotlib, but have to differ within a page.
+        svg = svg.replace('id="', f'id="{name}-').replace("url(#", f"url(#{name}-")
+        svg = svg.replace('href="#', f'href="#{name}-')
+        label = html.escape(caption)
+        svg = svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+        return f"<figure>{svg}<figcaption>{label}</figcaption></figure>"
+
+
+def _summary(runs: Sequence[Run], found: Sequence[Appraisal]) -> str:
+    names = list(found[0].scores)
+    rows = []
+    for name in names:
+        cells = [f"{appraisal.scores.get(name, float('nan')):.4f}" for appraisal in found]
+        rows.append([name.replace("_", " "), *cells])
+    table = _table(["test images", *(run.folder.name for run in runs)], rows)
+    if len(runs) == 1:
+        return f"<h2>Scores</h2>{table}"
+    lines = []
+    for run, other in zip(runs[1:], found[1:], strict=True):
+        if len(other.labels) != len(found[0].labels):
+            continue
+        difference = other.right.astype(float) - found[0].right.astype(float)
+        low, high = scores.bootstrap(difference)
+        lines.append([run.folder.name, f"{difference.mean():+.4f}", f"{low:+.4f} to {high:+.4f}"])
+    compared = _table(
+        [f"accuracy against {runs[0].folder.name}", "difference", "95 % (paired bootstrap)"], lines
+    )
+    return f"<h2>Scores</h2>{table}<h2>Differences</h2>{compared}"
+
+
+def _curves(runs: Sequence[Run], plots: _Plots) -> str:
+    parts = []
+    for quantity in ("loss", "accuracy"):
+
+        def paint(axes: Any, quantity: str = quantity) -> None:
+            for number, run in enumerate(runs):
+                for split, style in (("train", "--"), ("validation", ":"), ("test", "-")):
+                    points = [r for r in run.metrics if r["split"] == split]
+                    if points:
+                        label = split if len(runs) == 1 else f"{run.folder.name}, {split}"
+                        epochs = [r["epoch"] for r in points]
+                        values = [r[quantity] for r in points]
+                        axes.plot(
+                            epochs, values, style, color=f"C{number}", label=label, marker="."
+                        )
+            axes.set(xlabel="epoch", ylabel=f"{quantity}{' (nats)' if quantity == 'loss' else ''}")
+            axes.legend(frameon=False)
+
+        last = _last(runs[0], quantity)
+        caption = f"{quantity.capitalize()} by epoch; {last}"
+        parts.append(plots.draw(f"curve-{quantity}", caption, paint))
+    return f'<h2>Learning curves</h2><div class="grid">{"".join(parts)}</div>'
+
+
+def _last(run: Run, quantity: str) -> str:
+    ends = {record["split"]: record[quantity] for record in run.metrics}
+    told = ", ".join(f"{split} {value:.4f}" for split, value in ends.items())
+    gap = ends.get("test", 0) - ends.get("train", 0)
+    return f"at the end {told}; test less train {gap:+.4f} (train with dropout on)"
+
+
+def _one(run: Run, found: Appraisal, plots: _Plots, name: str, many: bool) -> list[str]:
+    head = f"<h1>{html.escape(run.folder.name)}</h1>" if many else ""
+    figures = [
+        _confusion(found, plots, name),
+        _reliability(found, plots, name),
+        _selective(found, plots, name),
+        _entropies(found, plots, name),
+        _rates(run, plots, name),
+    ]
+    return [
+        head,
+        f'<h2>What it gets right, and what it knows</h2><div class="grid">{"".join(figures)}</div>',
+        _pictures(run, found),
+        _filters(run),
+        _repeat(run),
+    ]
+
+
+def _confusion(found: Appraisal, plots: _Plots, name: str) -> str:
+    cells = found.confusion
+    shares = cells / np.maximum(cells.sum(1, keepdims=True), 1)
+
+    def paint(axes: Any) -> None:
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        places = range(len(found.classes))
+        axes.set_xticks(places, found.classes, rotation=60, ha="right")
+        axes.set_yticks(places, found.classes)
+        axes.set(xlabel="predicted", ylabel="true")
+        if len(found.classes) <= 20:
+            for row in places:
+                for column in places:
+                    if cells[row, column]:
+                        ink = "white" if shares[row, column] > 0.5 else "#1a1a1a"
+                        axes.text(
+                            column,
+                            row,
+                            str(cells[row, column]),
+                            ha="center",
+                            va="center",
+                            color=ink,
+                            fontsize=8,
+                        )
+
+    off = cells - np.diag(np.diagonal(cells))
+    row, column = np.unravel_index(off.argmax(), off.shape)
+    caption = (
+        f"Confusion matrix; most often {found.classes[row]} is taken for {found.classes[column]} "
+        f"({off.max()} times)"
+    )
+    return plots.draw(f"{name}-confusion", caption, paint, 5.2)
+
+
+def _reliability(found: Appraisal, plots: _Plots, name: str) -> str:
+    bins = scores.reliability(found.probabilities, found.labels)
+
+    def paint(axes: Any) -> None:
+        middles = (bins.edges[1:] + bins.edges[:-1]) / 2
+        axes.bar(middles, np.nan_to_num(bins.accuracy), 1 / len(bins.count), alpha=0.5)
+        axes.plot([0, 1], [0, 1], "--", color=_INK, linewidth=1)
+        axes.plot(bins.confidence, bins.accuracy, ".", color="C1")
+        axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+
+    caption = f"Reliability: accuracy by confidence; ECE {bins.error:.4f} ({scores.BINS} bins)"
+    return plots.draw(f"{name}-reliability", caption, paint)
+
+
+def _selective(found: Appraisal, plots: _Plots, name: str) -> str:
+    curve = found.selective
+    # A few hundred points draw the same line as ten thousand, in a fraction of the file.
+    chosen = np.unique(np.linspace(0, len(curve.risk) - 1, 300).astype(int))
+
+    def paint(axes: Any) -> None:
+        axes.plot(curve.coverage[chosen], curve.risk[chosen])
+        axes.set(xlabel="part that is answered", ylabel="error among the answers", xlim=(0, 1))
+
+    caption = (
+        f"Risk and coverage; accuracy {curve.accuracy_at(0.9):.2%} on the surest 90 %, "
+        f"AURC {curve.area:.5f}"
+    )
+    return plots.draw(f"{name}-selective", caption, paint)
+
+
+def _entropies(found: Appraisal, plots: _Plots, name: str) -> str:
+    entropy, right = found.predictions.entropy, found.right
+
+    def paint(axes: Any) -> None:
+        bins = np.linspace(0, np.log(len(found.classes)), 31).tolist()
+        for chosen, label in ((right, "right"), (~right, "wrong")):
+            if chosen.any():
+                weights = np.full(int(chosen.sum()), 1 / chosen.sum())
+                axes.hist(entropy[chosen], bins, weights=weights, alpha=0.6, label=label)
+        axes.set(xlabel="predictive entropy (nats)", ylabel="part of the answers")
+        axes.legend(frameon=False)
+
+    means = [entropy[chosen].mean() if chosen.any() else float("nan") for chosen in (right, ~right)]
+    caption = f"Entropy of right (mean {means[0]:.3f}) and wrong answers (mean {means[1]:.3f})"
+    return plots.draw(f"{name}-entropy", caption, paint)
+
+
+def _rates(run: Run, plots: _Plots, name: str) -> str:
+    plan = make_plan(run.config, run.facts)
+    steps = np.unique(np.linspace(0, max(plan.total_steps - 1, 0), 200).astype(int))
+    params = run.state.params
+    learned = [
+        float(jax.nn.sigmoid(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if "rate_logit" in jax.tree_util.keystr(path)
+    ]
+
+    def paint(axes: Any) -> None:
+        for site, rates in plan.rates_at(steps).items():
+            axes.plot(steps / plan.steps_per_epoch, rates, label=site)
+        for rate in learned:
+            axes.axhline(rate, linestyle="--", label=f"learned {rate:.3f}")
+        axes.set(xlabel="epoch", ylabel="rate", ylim=(0, 1))
+        if learned or plan.sites:
+            axes.legend(frameon=False)
+
+    kind = run.config.dropout.kind
+    caption = f"Dropout ({kind}): the rate of each site over the run"
+    return plots.draw(f"{name}-rates", caption, paint)
+
+
+def _pictures(run: Run, found: Appraisal) -> str:
+    test = run.test_images()
+    confidence = found.probabilities.max(1)
+    wrong = np.flatnonzero(~found.right)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:_SHOWN]
+    unsure = np.argsort(confidence, kind="stable")[:_SHOWN]
+    parts = []
+    for title, chosen in (("The worst mistakes", worst), ("The least sure", unsure)):
+        tiles = "".join(_tile(test.images[np.asarray([row])][0], int(row), found) for row in chosen)
+        parts.append(f'<h2>{title}</h2><div class="tiles">{tiles or "none"}</div>')
+    return "".join(parts)
+
+
+def _tile(image: np.ndarray, row: int, found: Appraisal) -> str:
+    p = found.probabilities[row]
+    best, label = int(p.argmax()), int(found.labels[row])
+    names = found.classes
+    says = f"{names[best]} {p[best]:.0%}, is {names[label]} ({p[label]:.0%})"
+    shown = html.escape(says)
+    return (
+        f'<div class="tile"><img src="{_data_url(image)}" alt="test image {row}: {shown}">'
+        f"{shown}</div>"
+    )
+
+
+def _filters(run: Run) -> str:
+    kernel = next(
+        (
+            np.asarray(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(run.state.params)
+            if "Conv_0" in jax.tree_util.keystr(path) and jnp.ndim(leaf) == 4
+        ),
+        None,
+    )
+    if kernel is None or kernel.shape[2] not in (1, 3):
+        return ""
+    low, high = kernel.min(), kernel.max()
+    scaled = np.rint((kernel - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
+    tiles = "".join(
+        f'<div class="tile" style="width:3rem"><img src="{_data_url(scaled[..., index])}" '
+        f'alt="filter {index} of the first layer"></div>'
+        for index in range(scaled.shape[3])
+    )
+    return f'<h2>Filters of the first layer</h2><div class="tiles">{tiles}</div>'
+
+
+def _repeat(run: Run) -> str:
+    try:
+        environment = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        environment = {}
+    shown = html.escape(json.dumps(environment, indent=2))
+    return (
+        "<h2>To repeat it</h2>"
+        f"<pre>thinned train -c {html.escape(str(run.folder / 'config.json'))}</pre>"
+        f"<details><summary>Configuration</summary><pre>{html.escape(to_json(run.config))}</pre>"
+        f"</details><details><summary>Environment</summary><pre>{shown}</pre></details>"
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _data_url(image: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
