@@ -137,6 +137,50 @@ def test_a_temperature_is_fitted_saved_and_applied(runs, base, capsys):
     assert "is not calibrated" in refused(capsys, "evaluate", str(folder), "--calibrated")
 
 
+def test_the_worth_of_samples_is_one_table(runs, base, capsys):
+    folder = base / "worth"
+    shutil.copytree(runs[0].folder, folder)
+    assert main(["calibrate", str(folder)]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(folder), str(runs[1].folder), "--worth"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:18].strip() for line in lines[1:]] == [
+        "plain pass",
+        "temperature",
+        "MC, 1 samples",
+        "MC, 10 samples",
+        "MC, 30 samples",
+        "MC, 100 samples",
+        "ensemble of 2",
+    ]
+    methods = trust.worth(trust.load_runs([folder]), counts=(20,))
+    plain, sampled = methods[0], methods[-1]
+    assert plain.nll_difference == (0.0, 0.0, 0.0)
+    assert plain.p_value == 1.0
+    mean = sampled.appraisal.scores["nll"] - plain.appraisal.scores["nll"]
+    assert sampled.nll_difference[0] == pytest.approx(mean)
+    assert sampled.nll_difference[1] <= mean <= sampled.nll_difference[2]
+
+
+def test_samples_are_enough_when_the_interval_is_narrow(runs):
+    images = np.asarray(runs[0].dataset.test.images)
+    few, many = (trust.enough_samples(runs[:1], images, wide) for wide in (0.5, 0.0005))
+    assert few == 16
+    assert many > few
+    found = trust.predictions_of(runs[:1], images, many)
+    assert 1.96 * found.deviation.mean() / np.sqrt(many) <= 0.0005 or many == 1024
+
+
+def test_parquet_and_auto(runs, pictures, base, capsys):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    out = base / "out.parquet"
+    words = ["predict", str(runs[0].folder), str(pictures), "--samples", "auto"]
+    assert main([*words, "--format", "parquet", "--out", str(out)]) == 0
+    assert "samples" in capsys.readouterr().err
+    assert parquet.read_table(out).num_rows == 12
+    assert "needs --out" in refused(capsys, *words[:3], "--format", "parquet")
+
+
 @pytest.mark.parametrize("form", ["table", "csv", "json"])
 def test_files_are_predicted_in_every_format(runs, pictures, form, capsys):
     words = ["predict", str(runs[0].folder), str(pictures), "--samples", "5", "--risk", "0.1"]

@@ -71,6 +71,9 @@ class Evaluate:
     ood: Annotated[
         str | None, Option("Other images, to see how well uncertainty tells them apart.")
     ] = None
+    worth: Annotated[
+        bool, Option("Compare a plain pass with samples, temperature and ensemble instead.")
+    ] = False
     corrupt: Annotated[bool, Option("Score damaged test images, too: six ways, three levels.")] = (
         False
     )
@@ -81,6 +84,9 @@ class Evaluate:
         from thinned import trust
 
         runs = trust.load_runs(self.runs)
+        if self.worth:
+            print(trust.told_worth(trust.worth(runs)))
+            return
         test = runs[0].test_images(self.data_path)
         found = trust.appraise(runs, test, self.samples, self.calibrated)
         print(found, flush=True)
@@ -111,7 +117,13 @@ class Predict:
         Option("Run folder (or several, as an ensemble), then image files and folders of them."),
     ]
     samples: Annotated[
-        int, Option("Thinned networks of each run to average; 0 for dropout off.", "samples", low=0)
+        int | Literal["auto"],
+        Option(
+            "Thinned networks of each run to average; 0 for dropout off; auto for as many as "
+            "narrow probabilities to 0.005.",
+            "samples",
+            low=0,
+        ),
     ] = 0
     calibrated: Annotated[bool, Option("Divide logits by the run's fitted temperature.")] = False
     risk: Annotated[
@@ -125,7 +137,8 @@ class Predict:
         ),
     ] = None
     format: Annotated[
-        Literal["table", "csv", "json"], Option("A table, CSV, or JSON with one object a line.")
+        Literal["table", "csv", "json", "parquet"],
+        Option("A table, CSV, JSON with one object a line, or Parquet (with --out)."),
     ] = "table"
     out: Annotated[Path | None, Option("File to write; the terminal when absent.")] = None
     debug: Annotated[bool, Option("Show the traceback of an error.")] = False

@@ -17,9 +17,9 @@ from thinned.data.images import SUFFIXES, Unreadable, decode
 from thinned.errors import RequestError, ThinnedError
 from thinned.logs import write_whole
 from thinned.run import Run
-from thinned.trust import predictions_of, threshold_for
+from thinned.trust import enough_samples, predictions_of, threshold_for
 
-Format = Literal["table", "csv", "json"]
+Format = Literal["table", "csv", "json", "parquet"]
 _TOGETHER = 1000
 
 
@@ -27,7 +27,7 @@ def predict_files(
     runs: Sequence[Run],
     inputs: Sequence[Path],
     *,
-    samples: int = 0,
+    samples: int | Literal["auto"] = 0,
     calibrated: bool = False,
     risk: float | None = None,
 ) -> Iterator[dict[str, Any]]:
@@ -36,7 +36,8 @@ def predict_files(
     Args:
         runs: one, or several as an ensemble.
         inputs: image files, and folders that are searched for them.
-        samples, calibrated: see `thinned.trust.predictions_of`.
+        samples, calibrated: see `thinned.trust.predictions_of`; ``auto`` takes as many samples as
+            the first thousand files need, see `thinned.trust.enough_samples`.
         risk: the part of wrong answers that is wanted among those not marked unsure.
 
     Yields:
@@ -50,6 +51,12 @@ def predict_files(
     files = list(_files(inputs))
     if not files:
         raise RequestError("no images are given (JPEG, PNG, WebP, BMP, GIF, TIFF)")
+    if samples == "auto":
+        images = [
+            image for image in _read(runs[0], files[:_TOGETHER]) if isinstance(image, np.ndarray)
+        ]
+        samples = enough_samples(runs, np.stack(images)) if images else 1
+        print(f"{samples} samples", file=sys.stderr)
     threshold = None if risk is None else threshold_for(runs, risk, samples, calibrated)
     for start in range(0, len(files), _TOGETHER):
         part = files[start : start + _TOGETHER]
@@ -64,16 +71,7 @@ def _rows(
     threshold: float | None,
 ) -> Iterator[dict[str, Any]]:
     facts = runs[0].facts
-    height, width, channels = facts.image_shape
-    fit = runs[0].config.data.fit
-
-    def read(path: Path) -> np.ndarray | str:
-        try:
-            return decode(path, (height, width), channels, fit)
-        except Unreadable as error:
-            return str(error)
-
-    read_all = list(in_parallel(read, files))
+    read_all = _read(runs[0], files)
     images = [image for image in read_all if not isinstance(image, str)]
     found = predictions_of(runs, np.stack(images), samples, calibrated) if images else None
     place = 0
@@ -98,6 +96,19 @@ def _rows(
         yield row
 
 
+def _read(run: Run, files: Sequence[Path]) -> list[np.ndarray | str]:
+    """Each file as an image of the run's own shape, or why it cannot be read."""
+    height, width, channels = run.facts.image_shape
+
+    def one(path: Path) -> np.ndarray | str:
+        try:
+            return decode(path, (height, width), channels, run.config.data.fit)
+        except Unreadable as error:
+            return str(error)
+
+    return list(in_parallel(one, files))
+
+
 def _files(inputs: Sequence[Path]) -> Iterator[Path]:
     for path in inputs:
         try:
@@ -118,15 +129,18 @@ def write_rows(rows: Iterator[dict[str, Any]], form: Format, out: Path | None) -
 
     Args:
         rows: from `predict_files`.
-        form: a table for people, CSV with a header, or JSON, one object a line.
+        form: a table for people, CSV with a header, JSON with one object a line, or Parquet.
         out: the file; None for the terminal.
 
     Returns:
         How many files could not be read.
 
     Raises:
+        RequestError: Parquet was asked for without a file, or without pyarrow.
         ThinnedError: the file cannot be written.
     """
+    if form == "parquet":
+        return _write_parquet(rows, out)
     buffer = io.StringIO()
     target = sys.stdout if out is None else buffer
     errors = 0
@@ -160,6 +174,32 @@ def write_rows(rows: Iterator[dict[str, Any]], form: Format, out: Path | None) -
         except OSError as error:
             raise ThinnedError(f"cannot write {out}: {error.strerror or error}") from error
     return errors
+
+
+def _write_parquet(rows: Iterator[dict[str, Any]], out: Path | None) -> int:
+    if out is None:
+        raise RequestError("--format parquet needs --out FILE")
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise RequestError(
+            "--format parquet needs pyarrow: install it with pip install 'thinned[parquet]'"
+        ) from error
+    held = list(rows)
+    good = [row for row in held if "error" not in row]
+    for row in held:
+        if "error" in row:
+            print(f"{row['path']}: {row['error']}", file=sys.stderr)
+    draft = out.with_name(out.name + ".unfinished")
+    try:
+        parquet.write_table(pyarrow.Table.from_pylist(good), draft)
+        draft.replace(out)
+    except OSError as error:
+        raise ThinnedError(f"cannot write {out}: {error.strerror or error}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+    return len(held) - len(good)
 
 
 def _width(name: str) -> int:

@@ -1,0 +1,104 @@
+"""Monte Carlo dropout against one plain pass: `python benchmarks/sampling.py`.
+
+Contract: 100 samples of the tutorial's CNN over the 10,000 test images of MNIST (500 for the
+contenders that pass through the whole network for each sample, scaled up), all in every round in
+random order, compiled before the first is timed; ratios to the plain pass of the same library in
+the same round, median [quartiles]. The plain pass is our fastest, in batches of 100; batches of 500
+are shown, too. Bar: at most 1.6 plain passes.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from thinned.data.source import open_source
+from thinned.dropout.recording import dropout_on
+from thinned.models.cnn import CNN
+from thinned.predict import predict
+from thinned.sampling import sample_predictions
+from thinned.step import as_float
+
+ROUNDS, SAMPLES, FEW = int(os.environ.get("ROUNDS", "7")), 100, 500
+
+IMAGES = np.asarray(open_source().load().test.images)
+MODEL = CNN()
+VARIABLES = dict(MODEL.init(jax.random.key(0), jnp.ones((1, 28, 28, 1))))
+RATES = {**VARIABLES, "rates": {"Dropout_0": {"rate": jnp.float32(0.5)}}}
+KEY = jax.random.key(1)
+
+
+@jax.jit
+def whole(images: jax.Array, key: jax.Array) -> jax.Array:
+    with dropout_on():
+        logits = MODEL.apply(RATES, as_float(images), rngs={"dropout": key})
+    return jax.nn.softmax(logits)
+
+
+def naive() -> None:
+    images = jnp.asarray(IMAGES[:FEW])
+    total = jnp.zeros((FEW, 10))
+    for index in range(SAMPLES):
+        for start in range(0, FEW, 100):
+            key = jax.random.fold_in(KEY, index * 1000 + start)
+            total = total.at[start : start + 100].add(whole(images[start : start + 100], key))
+    jax.block_until_ready(total)
+
+
+def torch_contenders() -> dict[str, Callable[[], object]]:
+    try:
+        import torch
+        from torch import nn
+    except ImportError:
+        print("torch is not installed: `pip install torch` to compare with it")
+        return {}
+
+    convolutions = [nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)]
+    convolutions += [nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)]
+    net = nn.Sequential(*convolutions, nn.Flatten(), nn.Dropout(0.5), nn.Linear(3136, 10))
+    images = torch.tensor(IMAGES).permute(0, 3, 1, 2).float() / 255
+
+    def run(count: int, samples: int) -> None:
+        net.train(samples > 1)
+        with torch.inference_mode():
+            for _ in range(samples):
+                for start in range(0, count, 100):
+                    net(images[start : start + 100]).softmax(1)
+
+    return {"torch plain": partial(run, 10_000, 1), "torch MC": partial(run, FEW, SAMPLES)}
+
+
+def main() -> None:
+    print(f"python {platform.python_version()}, jax {jax.__version__}, {os.cpu_count()} cores")
+    contenders: dict[str, Callable[[], object]] = {
+        "plain": lambda: predict(MODEL.apply, VARIABLES, IMAGES),
+        "plain, batch 500": lambda: predict(MODEL.apply, VARIABLES, IMAGES, 500),
+        "ours": lambda: sample_predictions(MODEL.apply, RATES, IMAGES, KEY, SAMPLES),
+        "naive loop": naive,
+        **torch_contenders(),
+    }
+    for call in contenders.values():
+        call()
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    order = np.random.default_rng(0)
+    for _ in range(ROUNDS):
+        for name in order.permutation(list(contenders)):
+            start = time.perf_counter()
+            contenders[name]()
+            scale = len(IMAGES) / FEW if name in ("naive loop", "torch MC") else 1
+            taken[name].append((time.perf_counter() - start) * scale)
+    for name, seconds in taken.items():
+        base = taken["torch plain" if name.startswith("torch") else "plain"]
+        low, middle, high = np.percentile(np.asarray(seconds) / np.asarray(base), [25, 50, 75])
+        print(f"{name:17} {middle:8.2f} [{low:.2f}, {high:.2f}]")
+
+
+if __name__ == "__main__":
+    main()
