@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import blobs, write_idx
 from PIL import Image
+from scipy import special
 from sklearn import metrics
 
 from thinned import trust
@@ -68,6 +69,8 @@ def test_a_plain_prediction_is_the_runs_own_and_samples_are_around_it(runs):
     assert np.abs(sampled.probabilities - plain.probabilities).mean() < 0.1
     assert sampled.mutual_information.max() > 0.001
     both = trust.predictions_of(runs, test.images)
+    logits = runs[0].state.apply_fn(runs[0].state.variables, np.float32(test.images) / 255)
+    np.testing.assert_allclose(plain.energy, -special.logsumexp(logits, 1), rtol=1e-4, atol=1e-5)
     mean = np.mean([run.predict(np.asarray(test.images)) for run in runs], 0)
     np.testing.assert_allclose(both.probabilities, mean, atol=1e-6)
 
@@ -93,7 +96,7 @@ def test_other_images_and_damage_are_scored(runs, base, capsys):
     assert main(words) == 0
     shown = capsys.readouterr().out
     assert "40 other images" in shown
-    assert shown.count("AUROC") == 3
+    assert shown.count("AUROC") == 4
     assert shown.count("occlusion") == 3
     found = trust.appraise(runs[:1], runs[0].dataset.test, 10)
     told = trust.outsiders(runs[:1], str(other), found.predictions, 10)

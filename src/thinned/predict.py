@@ -51,8 +51,18 @@ def predict(
     Returns:
         f32 [image, class], each row summing to 1.
     """
+    return np.asarray(jax.nn.softmax(predict_logits(apply_fn, variables, images, batch_size)))
+
+
+def predict_logits(
+    apply_fn: Callable[..., Any],
+    variables: Variables,
+    images: Any,
+    batch_size: int = BATCH_SIZE,
+) -> np.ndarray:
+    """Logits f32 [image, class] with dropout off; arguments as for `predict`."""
     batches = [
-        np.asarray(jax.nn.softmax(logits_of(apply_fn, variables, jnp.asarray(images[rows]))))[mask]
+        np.asarray(logits_of(apply_fn, variables, jnp.asarray(images[rows])))[mask]
         for rows, mask in padded_batches(len(images), min(batch_size, max(len(images), 1)))
     ]
     return np.concatenate(batches)

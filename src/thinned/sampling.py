@@ -33,12 +33,14 @@ class SampleSums(NamedTuple):
         probabilities: f32 [image, class].
         squares: f32 [image, class], of the probabilities.
         entropies: f32 [image], of each sample's probabilities, in nats.
+        energies: f32 [image], the free energy -log sum exp of each sample's logits.
         samples: i32 [].
     """
 
     probabilities: jax.Array
     squares: jax.Array
     entropies: jax.Array
+    energies: jax.Array
     samples: jax.Array
 
 
@@ -50,12 +52,15 @@ class Predictions(NamedTuple):
         deviation: f64 [image], standard deviation over samples of the most probable class's
             probability; 0 without samples.
         expected_entropy: f64 [image], mean entropy of single samples, in nats.
+        energy: f64 [image], mean free energy -log sum exp of the logits (Liu et al. 2020); higher
+            is less like the training data.
         samples: thinned networks behind each row; 1 for a plain pass.
     """
 
     probabilities: np.ndarray
     deviation: np.ndarray
     expected_entropy: np.ndarray
+    energy: np.ndarray
     samples: int
 
     @property
@@ -174,12 +179,13 @@ def sample_block(
             sums.probabilities + p.sum(0),
             sums.squares + (p * p).sum(0),
             sums.entropies - jnp.sum(p * log_p, (0, 2)),
+            sums.energies - jnp.sum(jax.nn.logsumexp(logits, -1) * real[:, None], 0),
             sums.samples + real.sum().astype(jnp.int32),
         )
 
     shape = jax.eval_shape(lambda: sample(values, key)).shape
     nothing = jnp.zeros(shape, jnp.float32)
-    empty = SampleSums(nothing, nothing, nothing[:, 0], jnp.int32(0))
+    empty = SampleSums(nothing, nothing, nothing[:, 0], nothing[:, 0], jnp.int32(0))
     return jax.lax.fori_loop(0, -(-count // _TOGETHER), body, empty)
 
 
@@ -250,9 +256,10 @@ def _finished(sums: SampleSums, rows: int) -> Predictions:
     variance = np.take_along_axis(squares - mean**2, top, 1)[:, 0]
     scale = count / (count - 1) if count > 1 else 0.0
     deviation = np.sqrt(np.maximum(variance, 0) * scale)
-    return Predictions(
-        mean, deviation, np.asarray(sums.entropies, np.float64)[:rows] / count, count
+    entropies, energies = (
+        np.asarray(each, np.float64)[:rows] / count for each in (sums.entropies, sums.energies)
     )
+    return Predictions(mean, deviation, entropies, energies, count)
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:
@@ -261,6 +268,7 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
         np.concatenate([part.probabilities for part in parts]),
         np.concatenate([part.deviation for part in parts]),
         np.concatenate([part.expected_entropy for part in parts]),
+        np.concatenate([part.energy for part in parts]),
         parts[0].samples if parts else 1,
     )
 
@@ -274,4 +282,5 @@ def averaged(members: Sequence[Predictions]) -> Predictions:
     # Spread within the networks and between them.
     deviation = np.sqrt(inner + tops.var(0)) if len(members) > 1 else members[0].deviation
     entropy = np.mean([member.expected_entropy for member in members], 0)
-    return Predictions(mean, deviation, entropy, sum(member.samples for member in members))
+    energy = np.mean([member.energy for member in members], 0)
+    return Predictions(mean, deviation, entropy, energy, sum(m.samples for m in members))

@@ -22,7 +22,7 @@ from thinned.data.source import open_source
 from thinned.dropout.sites import rates_collection
 from thinned.errors import RequestError
 from thinned.logs import write_whole
-from thinned.predict import predict
+from thinned.predict import predict_logits
 from thinned.rng import key_for
 from thinned.run import Run
 from thinned.sampling import Predictions, averaged, entropy_of, sample_predictions
@@ -64,13 +64,13 @@ def _member(run: Run, images: Any, samples: int, calibrated: bool) -> Prediction
         raise RequestError(f"--samples is {samples}: must be at least 0")
     state = run.state
     if samples == 0:
-        parts = [
-            predict(state.apply_fn, state.variables, images[np.arange(start, stop)])
-            for start, stop in _blocks(len(images))
-        ]
-        mean = np.concatenate(parts).astype(np.float64)
-        mean /= mean.sum(1, keepdims=True)
-        found = Predictions(mean, np.zeros(len(mean)), entropy_of(mean), 1)
+        logits = predict_logits(state.apply_fn, state.variables, images).astype(np.float64)
+        highest = logits.max(1, keepdims=True)
+        weights = np.exp(logits - highest)
+        totals = weights.sum(1, keepdims=True)
+        energy = -(highest + np.log(totals))[:, 0]
+        mean = weights / totals
+        found = Predictions(mean, np.zeros(len(mean)), entropy_of(mean), energy, 1)
     else:
         variables = dict(state.variables)
         rates = make_plan(run.config, run.facts).full_rates
@@ -259,6 +259,7 @@ def uncertainties(predictions: Predictions) -> dict[str, np.ndarray]:
     found = {
         "entropy": predictions.entropy,
         "1 - max probability": 1 - predictions.probabilities.max(1),
+        "energy": predictions.energy,
     }
     if predictions.samples > 1:
         found["mutual information"] = predictions.mutual_information
