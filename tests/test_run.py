@@ -195,3 +195,20 @@ def test_a_signal_saves_and_says_how_to_go_on(finished, tmp_path, number, code):
     step = run.checkpoints.steps()[-1]
     assert f"step {step}" in errors
     assert run.metrics[-1]["step"] <= step
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tensorboard_reads_what_was_recorded(tiny_data, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboardX")
+    event_accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
+    config = Config(data=DataConfig(path=tiny_data), epochs=2, batch_size=20, log="tensorboard")
+    run = thinned.train(config, runs=tmp_path)
+    events = event_accumulator.EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    shown = [(event.step, event.value) for event in events.Scalars("loss/test")]
+    recorded = [(r["step"], r["loss"]) for r in run.metrics if r["split"] == "test"]
+    np.testing.assert_allclose(shown, recorded, rtol=1e-6)
+    monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
+    with pytest.raises(RequestError, match=r"thinned\[tensorboard\]"):
+        thinned.train(config, runs=tmp_path)

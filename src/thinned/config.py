@@ -285,6 +285,10 @@ class Config:
         int, Option("Passes over the training images.", "epochs", low=1, changeable=True)
     ] = 10
     seed: Annotated[int, Option("Root of all randomness.", "integer", low=0, high=2**32 - 1)] = 0
+    log: Annotated[
+        Literal["none", "tensorboard"],
+        Option("Further records beside metrics.jsonl: events for TensorBoard.", changeable=True),
+    ] = "none"
     randomness: RandomnessConfig = field(default_factory=RandomnessConfig)
     checkpoint_every_s: Annotated[
         float,

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from thinned.errors import ThinnedError
+from thinned.errors import RequestError, ThinnedError
 
 
 class MetricsLog:
@@ -57,6 +57,48 @@ class MetricsLog:
         draft = self.path.with_suffix(".tmp")
         draft.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         draft.replace(self.path)
+
+
+class TensorBoardLog(MetricsLog):
+    """``metrics.jsonl``, and the same numbers as events that TensorBoard shows.
+
+    Args:
+        path: of ``metrics.jsonl``; the events go into the folder ``tensorboard`` beside it.
+
+    Raises:
+        RequestError: tensorboardX is not installed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise RequestError(
+                "--log tensorboard needs tensorboardX: install it with "
+                "pip install 'thinned[tensorboard]'"
+            ) from error
+        self._open: Any = SummaryWriter
+
+    def append(self, records: Iterable[dict[str, Any]]) -> None:
+        """Add records to both.
+
+        Raises:
+            ThinnedError: as `MetricsLog.append`.
+        """
+        held = list(records)
+        super().append(held)
+        try:
+            # A file for each epoch, closed: what is only flushed may not be on the disk yet.
+            suffix = f".{held[0]['step']:09d}" if held else ""
+            folder = str(self.path.parent / "tensorboard")
+            with self._open(folder, filename_suffix=suffix) as writer:
+                for record in held:
+                    for name in ("loss", "accuracy"):
+                        tag = f"{name}/{record['split']}"
+                        writer.add_scalar(tag, record[name], record["step"])
+        except OSError as error:
+            raise ThinnedError(f"cannot write events: {error.strerror or error}") from error
 
 
 def write_whole(path: Path, text: str) -> None:

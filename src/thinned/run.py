@@ -35,7 +35,7 @@ from thinned.environment import describe_environment, environment_changes
 from thinned.errors import RequestError
 from thinned.evaluate import Evaluation, evaluate
 from thinned.feed import Feed, Resident, Streamed
-from thinned.logs import MetricsLog, Plain, Silent, view_for, write_whole
+from thinned.logs import MetricsLog, Plain, Silent, TensorBoardLog, view_for, write_whole
 from thinned.loop import Parts, Progress, StopSignal, arrays_of
 from thinned.loop import train as run_loop
 from thinned.plan import Plan
@@ -239,7 +239,8 @@ def _train_in(run: Run, dataset: Dataset, facts: Facts, quiet: bool) -> Run:
     progress = Progress()
     if found is not None:
         state, progress = with_arrays(state, found), Progress.from_json(found.progress)
-    log = MetricsLog(run.folder / "metrics.jsonl")
+    kind = TensorBoardLog if config.log == "tensorboard" else MetricsLog
+    log = kind(run.folder / "metrics.jsonl")
     log.keep_until(progress.step)
     plan = make_plan(config, facts, dataset.train.labels)
     held_out = {"validation": dataset.validation, "test": dataset.test}
