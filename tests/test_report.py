@@ -5,7 +5,9 @@ import shutil
 import subprocess
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from conftest import write_idx
 
 from thinned.cli import main
 from thinned.config import Config, DataConfig, DropoutConfig
@@ -29,8 +31,12 @@ def runs(tmp_path_factory, tiny_data):
 
 
 @pytest.fixture(scope="module")
-def page(runs):
-    assert main(["report", str(runs[0].folder), "--samples", "5"]) == 0
+def page(runs, tmp_path_factory):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 8, 8)).astype(np.uint8)
+    labels = np.arange(40) % 3
+    other = write_idx(tmp_path_factory.mktemp("noise"), (noise, labels), (noise, labels))
+    words = ["report", str(runs[0].folder), "--samples", "5", "--ood", str(other)]
+    assert main(words) == 0
     return runs[0].folder / "report.html"
 
 
@@ -53,6 +59,8 @@ def test_its_figures_are_those_of_the_records(page, runs):
     assert f"at the end {told}" in text
     gap = ends["test"]["accuracy"] - ends["train"]["accuracy"]
     assert f"test less train {gap:+.4f}" in text
+    assert "and of other images (mean" in text
+    assert "<td>Conv_0</td>" in text
 
 
 def test_every_figure_is_well_formed_and_says_what_it_shows(page):

@@ -190,6 +190,9 @@ class Report:
     samples: Annotated[
         int, Option("Thinned networks of each run to average; 0 for dropout off.", "samples", low=0)
     ] = 0
+    ood: Annotated[
+        str | None, Option("Other images, whose entropy is shown beside the test images'.")
+    ] = None
     figures: Annotated[Path | None, Option("Folder for the figures as SVG and PNG files, too.")] = (
         None
     )
@@ -201,7 +204,8 @@ class Report:
 
         runs = trust.load_runs(self.runs)
         alone = runs[0].folder / "report.html" if len(runs) == 1 else Path("report.html")
-        print(report.write_report(runs, self.out or alone, self.samples, self.figures))
+        out = self.out or alone
+        print(report.write_report(runs, out, self.samples, self.figures, self.ood))
 
 
 @dataclass(frozen=True)

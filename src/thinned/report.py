@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from PIL import Image
 
 from thinned import scores
@@ -21,10 +22,12 @@ from thinned.config import to_json
 from thinned.errors import RequestError
 from thinned.logs import write_whole
 from thinned.run import Run
-from thinned.trust import Appraisal, appraise
+from thinned.step import as_float
+from thinned.trust import Appraisal, appraise, other_images, predictions_of
 
 _INK = "#010203"
 _SHOWN = 24
+_WATCHED = 200
 _FIGURE_WIDTH = 6.4
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --soft: #6663; --link: #0b57d0 }
@@ -52,7 +55,11 @@ pre { overflow-x: auto; padding: .75rem; border: 1px solid var(--soft); font-siz
 
 
 def write_report(
-    runs: Sequence[Run], out: Path, samples: int = 0, figures: Path | None = None
+    runs: Sequence[Run],
+    out: Path,
+    samples: int = 0,
+    figures: Path | None = None,
+    ood: str | None = None,
 ) -> Path:
     """Write the page, whole or not at all.
 
@@ -61,6 +68,7 @@ def write_report(
         out: the HTML file.
         samples: thinned networks to average, see `thinned.trust.predictions_of`.
         figures: a folder for the figures as SVG and PNG files, if wanted.
+        ood: other images, whose entropy is shown beside that of the test images.
 
     Raises:
         RequestError: matplotlib is missing, or a run has no checkpoint.
@@ -70,7 +78,11 @@ def write_report(
     found = [appraise([run], run.test_images(), samples) for run in runs]
     parts = [_summary(runs, found), _curves(runs, plots)]
     for number, (run, appraisal) in enumerate(zip(runs, found, strict=True), 1):
-        parts += _one(run, appraisal, plots, f"run{number}", many=len(runs) > 1)
+        other = None
+        if ood is not None:
+            found_other = predictions_of([run], other_images(run, ood).images, samples)
+            other = found_other.entropy
+        parts += _one(run, appraisal, other, plots, f"run{number}", many=len(runs) > 1)
     title = "Thinned: " + ", ".join(run.folder.name for run in runs)
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -186,13 +198,20 @@ def _last(run: Run, quantity: str) -> str:
     return f"at the end {told}; test less train {gap:+.4f} (train with dropout on)"
 
 
-def _one(run: Run, found: Appraisal, plots: _Plots, name: str, many: bool) -> list[str]:
+def _one(
+    run: Run,
+    found: Appraisal,
+    other: np.ndarray | None,
+    plots: _Plots,
+    name: str,
+    many: bool,
+) -> list[str]:
     head = f"<h1>{html.escape(run.folder.name)}</h1>" if many else ""
     figures = [
         _confusion(found, plots, name),
         _reliability(found, plots, name),
         _selective(found, plots, name),
-        _entropies(found, plots, name),
+        _entropies(found, other, plots, name),
         _rates(run, plots, name),
     ]
     return [
@@ -200,6 +219,7 @@ def _one(run: Run, found: Appraisal, plots: _Plots, name: str, many: bool) -> li
         f'<h2>What it gets right, and what it knows</h2><div class="grid">{"".join(figures)}</div>',
         _pictures(run, found),
         _filters(run),
+        _silence(run),
         _repeat(run),
     ]
 
@@ -268,20 +288,25 @@ def _selective(found: Appraisal, plots: _Plots, name: str) -> str:
     return plots.draw(f"{name}-selective", caption, paint)
 
 
-def _entropies(found: Appraisal, plots: _Plots, name: str) -> str:
+def _entropies(found: Appraisal, other: np.ndarray | None, plots: _Plots, name: str) -> str:
     entropy, right = found.predictions.entropy, found.right
 
     def paint(axes: Any) -> None:
         bins = np.linspace(0, np.log(len(found.classes)), 31).tolist()
-        for chosen, label in ((right, "right"), (~right, "wrong")):
-            if chosen.any():
-                weights = np.full(int(chosen.sum()), 1 / chosen.sum())
-                axes.hist(entropy[chosen], bins, weights=weights, alpha=0.6, label=label)
+        groups = {"right": entropy[right], "wrong": entropy[~right]}
+        if other is not None:
+            groups["other images"] = other
+        for label, values in groups.items():
+            if len(values):
+                weights = np.full(len(values), 1 / len(values))
+                axes.hist(values, bins, weights=weights, alpha=0.6, label=label)
         axes.set(xlabel="predictive entropy (nats)", ylabel="part of the answers")
         axes.legend(frameon=False)
 
     means = [entropy[chosen].mean() if chosen.any() else float("nan") for chosen in (right, ~right)]
     caption = f"Entropy of right (mean {means[0]:.3f}) and wrong answers (mean {means[1]:.3f})"
+    if other is not None:
+        caption += f", and of other images (mean {other.mean():.3f})"
     return plots.draw(f"{name}-entropy", caption, paint)
 
 
@@ -353,6 +378,28 @@ def _filters(run: Run) -> str:
         for index in range(scaled.shape[3])
     )
     return f'<h2>Filters of the first layer</h2><div class="tiles">{tiles}</div>'
+
+
+def _silence(run: Run) -> str:
+    """How sparse activations are; Srivastava et al. (2014), section 7.2: dropout makes them so.
+
+    A table of the layers whose outputs ReLU silences where they are not above 0.
+    """
+    shares: dict[str, float] = {}
+
+    def note(call: Any, values: Any, options: Any, context: Any) -> Any:
+        outputs = call(*values, **options)
+        layer = context.module
+        if isinstance(layer, nn.Conv | nn.Dense | nn.BatchNorm) and layer.path:
+            shares["/".join(layer.path)] = float(np.mean(np.asarray(outputs) <= 0))
+        return outputs
+
+    images = run.test_images().images[np.arange(min(_WATCHED, len(run.test_images())))]
+    with nn.intercept_methods(note):
+        run.state.apply_fn(run.state.variables, as_float(jnp.asarray(images)), train=False)
+    rows = [[layer, f"{share:.1%}"] for layer, share in shares.items()]
+    table = _table(["layer", "outputs at or below 0"], rows)
+    return f"<h2>Silent units, with dropout off</h2>{table}"
 
 
 def _repeat(run: Run) -> str:

@@ -266,6 +266,19 @@ def uncertainties(predictions: Predictions) -> dict[str, np.ndarray]:
     return found
 
 
+def other_images(run: Run, data: str) -> Split:
+    """The test images of other data, brought to a run's own size; their labels mean nothing here.
+
+    Raises:
+        RequestError: they cannot be read, or the run's images are not square.
+    """
+    height, width, channels = run.facts.image_shape
+    if height != width:
+        raise RequestError(f"other images cannot be brought to {height} x {width}: not square")
+    options = DataConfig(path=data, size=height, channels=1 if channels == 1 else 3)
+    return open_source(options).load().test
+
+
 def outsiders(runs: Sequence[Run], data: str, inside: Predictions, samples: int) -> dict[str, Any]:
     """How well other images are told from the test images, by each measure of uncertainty.
 
@@ -281,12 +294,7 @@ def outsiders(runs: Sequence[Run], data: str, inside: Predictions, samples: int)
     Raises:
         RequestError: the images cannot be read, or are the test images themselves.
     """
-    facts, own = runs[0].facts, runs[0].dataset.test
-    height, width, channels = facts.image_shape
-    if height != width:
-        raise RequestError(f"other images cannot be brought to {height} x {width}: not square")
-    options = DataConfig(path=data, size=height, channels=1 if channels == 1 else 3)
-    other = open_source(options).load().test
+    own, other = runs[0].dataset.test, other_images(runs[0], data)
     if len(other) == len(own) and all(
         np.array_equal(other.images[np.arange(a, b)], own.images[np.arange(a, b)])
         for a, b in _blocks(len(own))
