@@ -180,6 +180,8 @@ def test_parquet_and_auto(runs, pictures, base, capsys):
     words = ["predict", str(runs[0].folder), str(pictures), "--samples", "auto"]
     assert main([*words, "--format", "parquet", "--out", str(out)]) == 0
     assert "samples" in capsys.readouterr().err
+    assert main(["evaluate", str(runs[0].folder), "--samples", "auto"]) == 0
+    assert capsys.readouterr().out.startswith("16 samples")
     assert parquet.read_table(out).num_rows == 12
     assert "needs --out" in refused(capsys, *words[:3], "--format", "parquet")
 

@@ -65,7 +65,13 @@ class Evaluate:
         arg(name="data.path"),
     ] = None
     samples: Annotated[
-        int, Option("Thinned networks of each run to average; 0 for dropout off.", "samples", low=0)
+        int | Literal["auto"],
+        Option(
+            "Thinned networks of each run to average; 0 for dropout off; auto for as many as "
+            "narrow probabilities to 0.005.",
+            "samples",
+            low=0,
+        ),
     ] = 0
     calibrated: Annotated[bool, Option("Divide logits by the run's fitted temperature.")] = False
     ood: Annotated[
@@ -88,10 +94,14 @@ class Evaluate:
             print(trust.told_worth(trust.worth(runs)))
             return
         test = runs[0].test_images(self.data_path)
-        found = trust.appraise(runs, test, self.samples, self.calibrated)
+        samples = self.samples
+        if samples == "auto":
+            samples = trust.enough_samples(runs, test.images)
+            print(f"{samples} samples")
+        found = trust.appraise(runs, test, samples, self.calibrated)
         print(found, flush=True)
         if self.ood is not None:
-            told = trust.outsiders(runs, self.ood, found.predictions, self.samples)
+            told = trust.outsiders(runs, self.ood, found.predictions, samples)
             print(f"\n{told.pop('images'):,} other images ({self.ood}), told apart by")
             for name, score in told.items():
                 print(f"{name:<22}AUROC {score['auroc']:.4f}, FPR95 {score['fpr95']:.4f}")
@@ -100,7 +110,7 @@ class Evaluate:
         for kind in trust.CORRUPTIONS if self.corrupt else ():
             for severity in trust.SEVERITIES:
                 damaged = trust.corrupted(test, kind, severity)
-                score = trust.appraise(runs, damaged, self.samples, self.calibrated).scores
+                score = trust.appraise(runs, damaged, samples, self.calibrated).scores
                 print(
                     f"{kind:<11}{severity:>8}{score['accuracy']:>10.2%}{score['nll']:>8.4f}"
                     f"{score['ece']:>8.4f}",
