@@ -398,8 +398,9 @@ def _connections(
         return row @ jnp.where(mask, kernel, jnp.zeros((), kernel.dtype))
 
     rows = x.reshape(-1, x.shape[-1])
-    # Zeros like the rows, so that the indices lie on the devices where the rows are.
-    indices = jnp.zeros_like(rows[:, 0], jnp.uint32) + jnp.arange(len(rows), dtype=jnp.uint32)
+    # Zeros made from the rows, so that the indices lie on the devices where the rows are.
+    nothing = (rows[:, 0] > 0).astype(jnp.uint32) * jnp.uint32(0)
+    indices = nothing + jnp.arange(len(rows), dtype=jnp.uint32)
     if jax.default_backend() == "cpu" and jax.device_count() == 1:
         # One by one: all thinned kernels at once would fill the memory, and every cache. But a
         # loop over examples cannot be spread over devices.
