@@ -98,6 +98,20 @@ def test_a_damaged_checkpoint_can_be_saved_over(saved):
     assert saved.restore(arrays(0)).step == 3
 
 
+def test_a_kill_while_an_old_one_is_removed_leaves_none_that_looks_finished(saved, monkeypatch):
+    def killed(path):
+        (path / "_CHECKPOINT_METADATA").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("thinned.checkpoint.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        saved.save(4, arrays(4), {"step": 4})
+    monkeypatch.undo()
+    assert saved.steps() == [2, 3, 4]
+    saved.save(5, arrays(5), {"step": 5})
+    assert sorted(entry.name for entry in saved.folder.iterdir()) == ["3", "4", "5"]
+
+
 def test_arrays_of_another_shape_are_not_accepted(saved):
     other = arrays(0) | {"params": {"dense": {"kernel": np.zeros((4, 3), np.float32)}}}
     with pytest.raises(ThinnedError, match="no usable checkpoint"):

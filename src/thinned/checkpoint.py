@@ -71,11 +71,13 @@ class Checkpoints:
         try:
             self._clear_unfinished()
             self._ensure_room(sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
+            if step in self.steps():
+                # It can only be a damaged one that resuming passed over.
+                self._discard(step)
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
-                # A checkpoint of this step can only be a damaged one that resuming passed over.
-                writer.save(self.folder.resolve() / str(step), items, force=True)
+                writer.save(self.folder.resolve() / str(step), items)
             for old in self.steps()[:-KEPT]:
-                shutil.rmtree(self.folder / str(old))
+                self._discard(old)
         except (OSError, ValueError, RuntimeError) as error:
             raise ThinnedError(
                 f"cannot save checkpoint {step} in {self.folder}: {_reason(error)}; "
@@ -130,9 +132,16 @@ class Checkpoints:
         finally:
             probe.unlink(missing_ok=True)
 
+    def _discard(self, step: int) -> None:
+        """Remove a checkpoint so that a kill in the midst leaves none that looks finished."""
+        aside = self.folder / f"{step}.discarded"
+        (self.folder / str(step)).rename(aside)
+        shutil.rmtree(aside)
+
     def _clear_unfinished(self) -> None:
-        for entry in self.folder.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(entry, ignore_errors=True)
+        for pattern in ("*.orbax-checkpoint-tmp*", "*.discarded"):
+            for entry in self.folder.glob(pattern):
+                shutil.rmtree(entry, ignore_errors=True)
 
 
 def digest(arrays: Any) -> str:
