@@ -92,38 +92,34 @@ class Dropout(DropoutLayer):
         return dropout(inputs, rate, key, bits=self.bits, broadcast_dims=self.broadcast_dims)
 
 
-class ChannelDropout(DropoutLayer):
-    """Drops whole feature maps, see `thinned.dropout.functional.channel_dropout`.
+class SimpleDropout(DropoutLayer):
+    """What the kinds with no options of their own share.
 
     Attributes:
         rate, deterministic, rng_collection, rng, bits: as for `Dropout`.
     """
 
-    kind: ClassVar[str] = "channel"
     rate: Rate
     deterministic: bool | None = None
     rng_collection: str = "dropout"
     rng: Key | None = None
     bits: Bits = "threefry"
+
+
+class ChannelDropout(SimpleDropout):
+    """Drops whole feature maps, see `thinned.dropout.functional.channel_dropout`."""
+
+    kind: ClassVar[str] = "channel"
 
     def drop(self, inputs: jax.Array, rate: Rate, key: Key) -> jax.Array:
         """See `thinned.dropout.functional.channel_dropout`."""
         return channel_dropout(inputs, rate, key, bits=self.bits)
 
 
-class DropPath(DropoutLayer):
-    """Drops whole examples' branches, see `thinned.dropout.functional.drop_path`.
-
-    Attributes:
-        rate, deterministic, rng_collection, rng, bits: as for `Dropout`.
-    """
+class DropPath(SimpleDropout):
+    """Drops whole examples' branches, see `thinned.dropout.functional.drop_path`."""
 
     kind: ClassVar[str] = "path"
-    rate: Rate
-    deterministic: bool | None = None
-    rng_collection: str = "dropout"
-    rng: Key | None = None
-    bits: Bits = "threefry"
 
     def drop(self, inputs: jax.Array, rate: Rate, key: Key) -> jax.Array:
         """See `thinned.dropout.functional.drop_path`."""
@@ -152,38 +148,20 @@ class DropBlock(DropoutLayer):
         return drop_block(inputs, rate, key, block_size=self.block_size, bits=self.bits)
 
 
-class GaussianDropout(DropoutLayer):
-    """Multiplies by normal noise, see `thinned.dropout.functional.gaussian_dropout`.
-
-    Attributes:
-        rate, deterministic, rng_collection, rng, bits: as for `Dropout`.
-    """
+class GaussianDropout(SimpleDropout):
+    """Multiplies by normal noise, see `thinned.dropout.functional.gaussian_dropout`."""
 
     kind: ClassVar[str] = "gaussian"
-    rate: Rate
-    deterministic: bool | None = None
-    rng_collection: str = "dropout"
-    rng: Key | None = None
-    bits: Bits = "threefry"
 
     def drop(self, inputs: jax.Array, rate: Rate, key: Key) -> jax.Array:
         """See `thinned.dropout.functional.gaussian_dropout`."""
         return gaussian_dropout(inputs, rate, key, bits=self.bits)
 
 
-class AlphaDropout(DropoutLayer):
-    """Dropout for SELU networks, see `thinned.dropout.functional.alpha_dropout`.
-
-    Attributes:
-        rate, deterministic, rng_collection, rng, bits: as for `Dropout`.
-    """
+class AlphaDropout(SimpleDropout):
+    """Dropout for SELU networks, see `thinned.dropout.functional.alpha_dropout`."""
 
     kind: ClassVar[str] = "alpha"
-    rate: Rate
-    deterministic: bool | None = None
-    rng_collection: str = "dropout"
-    rng: Key | None = None
-    bits: Bits = "threefry"
 
     def drop(self, inputs: jax.Array, rate: Rate, key: Key) -> jax.Array:
         """See `thinned.dropout.functional.alpha_dropout`."""
