@@ -67,12 +67,14 @@ class Plan:
         steps = step + np.arange(CHUNK_STEPS, dtype=np.uint32)
         factors = self._schedule(jnp.asarray(steps))
         rates = {site: jnp.float32(rate) * factors for site, rate in self.full_rates.items()}
-        varied = _step_keys(self.config.seed, jnp.asarray(steps), "named", "augment")
+        varied = None
+        if self.augments:
+            varied = _step_keys(self.config.seed, jnp.asarray(steps), "named", "augment")
         chunk = Chunk(
             jnp.asarray(order),
             self._keys(steps),
             rates_collection(rates),
-            varied if self.augments else None,
+            varied,
         )
         return chunk, count
 
