@@ -18,6 +18,7 @@ from jax.extend import core as jex_core
 
 from thinned.dropout.recording import dropout_on
 from thinned.errors import RequestError
+from thinned.predict import padded_batches
 from thinned.step import as_float
 from thinned.types import Key, Variables
 
@@ -147,29 +148,23 @@ def sample_block(
     variables: Variables,
     images: jax.Array,
     key: Key,
-    start: jax.Array,
     count: jax.Array,
 ) -> SampleSums:
-    """Sums over samples `start` to ``start + count`` of a block of images.
+    """Sums over the first `count` samples of a block of images.
 
     Args:
         apply_fn: the ``apply`` of a module called as ``module(images, train=bool)``.
         variables: its variables, the rates to sample with among them.
         images: u8 or f32 [image, height, width, channel].
         key: of this block; sample i uses ``fold_in(key, i)``.
-        start, count: i32 [], traced: one program serves any number.
+        count: i32 [], traced: one program serves any number.
     """
     together = jnp.arange(_TOGETHER)
-
-    def network(key: Key, variables: Variables, images: jax.Array) -> jax.Array:
-        with dropout_on():
-            return apply_fn(variables, as_float(images), train=False, rngs={"dropout": key})
-
-    values, sample, _ = split_by_key(network, key, variables, images)
+    values, sample, _ = split_by_key(_thinned(apply_fn), key, variables, images)
 
     def body(turn: jax.Array, sums: SampleSums) -> SampleSums:
         places = turn * _TOGETHER + together
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, start + places)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
         logits = jax.vmap(lambda own: sample(values, own))(keys).astype(jnp.float32)
         log_p = jax.nn.log_softmax(logits)
         # Samples beyond the last count for nothing.
@@ -191,18 +186,23 @@ def sample_block(
 
 def is_random(apply_fn: Callable[..., Any], variables: Variables, images: jax.Array) -> bool:
     """Whether a network's outputs depend on the dropout key when its dropout is on."""
+    found: list[bool] = []
+
+    def look(variables: Variables, images: jax.Array) -> None:
+        found.append(split_by_key(_thinned(apply_fn), jax.random.key(0), variables, images)[2])
+
+    jax.eval_shape(look, variables, images)
+    return found[0]
+
+
+def _thinned(apply_fn: Callable[..., Any]) -> Callable[..., jax.Array]:
+    """Logits of a network with its dropout on, as a function of the key first."""
 
     def network(key: Key, variables: Variables, images: jax.Array) -> jax.Array:
         with dropout_on():
             return apply_fn(variables, as_float(images), train=False, rngs={"dropout": key})
 
-    found: list[bool] = []
-
-    def look(variables: Variables, images: jax.Array) -> None:
-        found.append(split_by_key(network, jax.random.key(0), variables, images)[2])
-
-    jax.eval_shape(look, variables, images)
-    return found[0]
+    return network
 
 
 def sample_predictions(
@@ -226,24 +226,13 @@ def sample_predictions(
     """
     if samples < 1:
         raise RequestError(f"samples is {samples}: must be at least 1")
-    rows = np.arange(len(images))
-    if not is_random(apply_fn, variables, jnp.asarray(images[rows[:1]])):
+    if not is_random(apply_fn, variables, jnp.asarray(images[np.arange(1)])):
         raise RequestError("the network drops nothing: it cannot be sampled")
     parts: list[Predictions] = []
-    for block, start in enumerate(range(0, len(rows), BLOCK)):
-        chosen = rows[start : start + BLOCK]
-        # Filled up, so that one program serves the last block, too.
-        padded = np.concatenate([chosen, np.zeros(BLOCK - len(chosen), np.int64)])
+    for block, (rows, mask) in enumerate(padded_batches(len(images), BLOCK)):
         own = jax.random.fold_in(key, block)
-        sums = sample_block(
-            apply_fn,
-            variables,
-            jnp.asarray(images[padded]),
-            own,
-            jnp.int32(0),
-            jnp.int32(samples),
-        )
-        parts.append(_finished(jax.device_get(sums), len(chosen)))
+        sums = sample_block(apply_fn, variables, jnp.asarray(images[rows]), own, jnp.int32(samples))
+        parts.append(_finished(jax.device_get(sums), int(mask.sum())))
     return joined(parts)
 
 

@@ -16,7 +16,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from thinned.dropout.layers import LOSSES, RATES
-from thinned.dropout.recording import Recording, Visit, key_words, recording
+from thinned.dropout.recording import Recording, Visit, dropout_on, key_words, recording
 from thinned.errors import RequestError
 from thinned.types import Key
 
@@ -487,7 +487,7 @@ class _Inspection:
         if not self.state:
             return Check(question, "", None, "the network keeps no statistics")
         run = self._apply(self.evaluation, self.modes[1])
-        with recording(force=True):
+        with dropout_on():
             _, after = jax.jit(run)(self.variables, self.rngs(0))
         for name in self.state:
             before = jax.tree.leaves(self.variables[name])

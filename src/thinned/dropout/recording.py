@@ -58,17 +58,16 @@ class Recording:
 
 
 @contextmanager
-def recording(probe: frozenset[str] = frozenset(), force: bool = False) -> Generator[Recording]:
+def recording(probe: frozenset[str] = frozenset()) -> Generator[Recording]:
     """Record what modules do inside the context.
 
     Args:
         probe: sites whose inputs are replaced by ones; those of alpha dropout by normal numbers.
-        force: whether dropout layers drop even where they are deterministic.
 
     Yields:
         The `Recording`, filled as modules run.
     """
-    recorder = _Recorder(Recording(), probe, force)
+    recorder = _Recorder(Recording(), probe)
     scopes: Any = Scope
     original = scopes.make_rng
 
@@ -112,8 +111,8 @@ def key_words(key: Any) -> jax.Array:
 
 
 class _Recorder:
-    def __init__(self, found: Recording, probe: frozenset[str], force: bool) -> None:
-        self.found, self.probe, self.force = found, probe, force
+    def __init__(self, found: Recording, probe: frozenset[str]) -> None:
+        self.found, self.probe = found, probe
         self.level = tracers.current_trace()
         self.active: list[str] = []
         self.counts: dict[str, int] = {}
@@ -155,10 +154,7 @@ class _Recorder:
         self._note_given_key(name, layer, values, options)
         if name in self.probe and values and not connect:
             values = (_probe(layer, inputs), *values[1:])
-        if self.force and _is_known(layer):
-            outputs = _forced(run, layer, values, options)
-        else:
-            outputs = run(*values, **options)
+        outputs = run(*values, **options)
         if getattr(outputs, "shape", None) != inputs.shape:
             visit.leaf = False
         if name in self.probe and not connect:
