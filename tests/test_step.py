@@ -205,7 +205,7 @@ def test_a_rate_beside_the_batch_overrides_the_modules_own():
     state = create_state(CNN(), jnp.ones((1, 28, 28, 1)), key_for(0, "params"), adam())
     batch = Batch(jnp.asarray(SMALL.train.images[:64]), jnp.asarray(SMALL.train.labels[:64]))
     key = key_for(0, "dropout", 0)
-    _, off = jax.jit(train_step)(state, batch, rates_collection({"Dropout_0": jnp.float32(0)}), key)
+    _, off = jax.jit(train_step)(state, batch, rates_collection({"Dropout_0": 0.0}), key)
     _, own = jax.jit(train_step)(state, batch, {}, key)
     plain = evaluate(state.apply_fn, state.variables, batch)
     assert float(off.loss) == pytest.approx(plain.totals.loss, rel=1e-5)

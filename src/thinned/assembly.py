@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 
 from thinned.augment import Augment, augment_for
-from thinned.config import Config
+from thinned.config import Config, DataConfig
 from thinned.dropout.sites import DropoutSpec, Site, dropout_sites
 from thinned.errors import RequestError
 from thinned.models.cnn import CNN
@@ -28,7 +28,6 @@ from thinned.types import Dataset, Key, Split
 
 MODELS: dict[str, type[Any]] = {"cnn": CNN, "resnet": ResNet}
 RESIDUAL = ("resnet",)
-_PART = 1024
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,11 @@ class Facts:
         mean, deviation = statistics_of(dataset.train)
         return replace(facts, mean=mean, deviation=deviation)
 
+    def form_of(self, data: DataConfig) -> DataConfig:
+        """Options that bring other, square images to the size and channels of these."""
+        height, _, channels = self.image_shape
+        return replace(data, size=height, channels=1 if channels == 1 else 3)
+
     def to_json(self) -> str:
         """As the text of ``data.json``."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
@@ -94,8 +98,7 @@ def statistics_of(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """
     total = squares = np.zeros(split.images.shape[3])
     count = 0
-    for start in range(0, len(split), _PART):
-        part = split.images[np.arange(start, min(start + _PART, len(split)))]
+    for part, _ in split.parts():
         pixels = part.reshape(-1, part.shape[3]).astype(np.float64) / 255
         total, squares = total + pixels.sum(0), squares + np.square(pixels).sum(0)
         count += len(pixels)

@@ -21,7 +21,8 @@ from thinned.data.images import Header
 from thinned.data.sheet import write_sheet
 from thinned.data.source import open_source
 from thinned.data.table import Table
-from thinned.errors import RequestError, ThinnedError
+from thinned.errors import RequestError
+from thinned.logs import whole
 from thinned.rng import key_for, permutation
 from thinned.run import load_data
 from thinned.step import as_float
@@ -29,7 +30,6 @@ from thinned.types import Dataset, Split
 
 _PER_CLASS = 10
 _SHOWN = 10
-_PART = 1024
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def inspect(data: DataConfig, seed: int = 0, sheet: Path | None = None) -> Inspe
     """
     source = open_source(data, seed)
     dataset = source.load()
-    splits = _splits(dataset)
+    splits = dataset.splits
     classes = len(dataset.classes)
     counts = {name: np.bincount(split.labels, minlength=classes) for name, split in splits.items()}
     mean, deviation = statistics_of(dataset.train)
@@ -161,18 +161,11 @@ def convert(data: DataConfig, out: Path, seed: int = 0) -> Dataset:
         raise RequestError(f"{out}: the packed file must end in .npz")
     dataset = open_source(data, seed).load()
     names = {"train": "train", "validation": "val", "test": "test"}
-    draft = out.with_name(out.name + ".unfinished")
-    try:
-        with zipfile.ZipFile(draft, "w", allowZip64=True) as archive:
-            for split, part in _splits(dataset).items():
-                _add_images(archive, f"x_{names[split]}", part)
-                _add(archive, f"y_{names[split]}", part.labels)
-            _add(archive, "classes", np.asarray(dataset.classes))
-        draft.replace(out)
-    except OSError as error:
-        raise ThinnedError(f"cannot write {out}: {error.strerror or error}") from error
-    finally:
-        draft.unlink(missing_ok=True)
+    with whole(out) as draft, zipfile.ZipFile(draft, "w", allowZip64=True) as archive:
+        for split, part in dataset.splits.items():
+            _add_images(archive, f"x_{names[split]}", part)
+            _add(archive, f"y_{names[split]}", part.labels)
+        _add(archive, "classes", np.asarray(dataset.classes))
     return dataset
 
 
@@ -190,19 +183,8 @@ def _add_images(archive: zipfile.ZipFile, name: str, split: Split) -> None:
             "shape": tuple(map(int, split.images.shape)),
         }
         np.lib.format.write_array_header_1_0(file, header)
-        for part, _ in _parts(split):
+        for part, _ in split.parts():
             file.write(np.ascontiguousarray(part).data)
-
-
-def _parts(split: Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for start in range(0, len(split), _PART):
-        rows = np.arange(start, min(start + _PART, len(split)))
-        yield split.images[rows], split.labels[rows]
-
-
-def _splits(dataset: Dataset) -> dict[str, Split]:
-    given = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
-    return {name: split for name, split in given.items() if split is not None}
 
 
 def _duplicates(
@@ -210,7 +192,7 @@ def _duplicates(
 ) -> tuple[dict[tuple[str, str], int], dict[str, int], int]:
     seen: dict[bytes, list[tuple[str, int]]] = collections.defaultdict(list)
     for name, split in splits.items():
-        for images, labels in _parts(split):
+        for images, labels in split.parts():
             for image, label in zip(images, labels, strict=True):
                 digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
                 seen[digest].append((name, int(label)))

@@ -18,6 +18,7 @@ from thinned.assembly import (
     Facts,
     apply_of,
     build_model,
+    example,
     initial_state,
     make_augment,
     make_plan,
@@ -60,13 +61,10 @@ def diagnose(target: Path | str, draws: int = 64) -> Audit:
     case = _Case.open(target)
     plan, variables = case.plan, dict(case.state.variables)
     if plan.peak_rates:
-        variables["rates"] = rates_collection(
-            {site: jnp.float32(rate) for site, rate in plan.peak_rates.items()}
-        )
-    shape = (AUDIT_EXAMPLES, *case.facts.image_shape)
+        variables["rates"] = rates_collection(plan.peak_rates)
     found = audit(
         build_model(case.config, case.facts),
-        jnp.ones(shape, jnp.float32),
+        example(case.facts, AUDIT_EXAMPLES),
         variables=variables,
         rngs=lambda step: {"dropout": plan.dropout_key(step)},
         init_rngs=params_key(case.config),
@@ -194,9 +192,8 @@ class _Case:
 def _without_dropout(case: _Case) -> TrainState:
     """The state of the same network with plain layers where something was dropped."""
     model: Any = build_model(case.config, case.facts)
-    images = jnp.ones((1, *case.facts.image_shape), jnp.float32)
     bare = model.clone(dropout=DropoutSpec(rate=0.0))
-    state = create_state(bare, images, params_key(case.config), adam())
+    state = create_state(bare, example(case.facts), params_key(case.config), adam())
     return state.replace(apply_fn=apply_of(bare, case.facts))
 
 

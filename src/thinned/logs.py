@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,9 +55,7 @@ class MetricsLog:
     def keep_until(self, step: int) -> None:
         """Forget what was recorded after `step`: a resumed run will record it again."""
         kept = [record for record in self.read() if record["step"] <= step]
-        draft = self.path.with_suffix(".tmp")
-        draft.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        draft.replace(self.path)
+        write_whole(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 class TensorBoardLog(MetricsLog):
@@ -107,12 +106,26 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         ThinnedError: the disk is full, read-only, or fails otherwise.
     """
+    with whole(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def whole(path: Path) -> Generator[Path]:
+    """Another path to write to, which becomes `path` only once the context ends well.
+
+    Raises:
+        ThinnedError: the disk is full, read-only, or fails otherwise.
+    """
     draft = path.with_name(path.name + ".tmp")
     try:
-        draft.write_text(text, encoding="utf-8")
+        yield draft
         draft.replace(path)
     except OSError as error:
-        raise ThinnedError(f"cannot write {path}: {error.strerror}") from error
+        raise ThinnedError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 class Silent:

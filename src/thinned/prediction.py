@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 from thinned.data.files import in_parallel
-from thinned.data.images import SUFFIXES, Unreadable, decode
+from thinned.data.images import SUFFIXES, decode, or_reason
 from thinned.errors import RequestError, ThinnedError
-from thinned.logs import write_whole
+from thinned.logs import whole, write_whole
 from thinned.run import Run
 from thinned.trust import enough_samples, predictions_of, threshold_for
 
@@ -99,14 +99,10 @@ def _rows(
 def _read(run: Run, files: Sequence[Path]) -> list[np.ndarray | str]:
     """Each file as an image of the run's own shape, or why it cannot be read."""
     height, width, channels = run.facts.image_shape
-
-    def one(path: Path) -> np.ndarray | str:
-        try:
-            return decode(path, (height, width), channels, run.config.data.fit)
-        except Unreadable as error:
-            return str(error)
-
-    return list(in_parallel(one, files))
+    fit = run.config.data.fit
+    return list(
+        in_parallel(lambda path: or_reason(decode, path, (height, width), channels, fit), files)
+    )
 
 
 def _files(inputs: Sequence[Path]) -> Iterator[Path]:
@@ -191,14 +187,8 @@ def _write_parquet(rows: Iterator[dict[str, Any]], out: Path | None) -> int:
     for row in held:
         if "error" in row:
             print(f"{row['path']}: {row['error']}", file=sys.stderr)
-    draft = out.with_name(out.name + ".unfinished")
-    try:
+    with whole(out) as draft:
         parquet.write_table(pyarrow.Table.from_pylist(good), draft)
-        draft.replace(out)
-    except OSError as error:
-        raise ThinnedError(f"cannot write {out}: {error.strerror or error}") from error
-    finally:
-        draft.unlink(missing_ok=True)
     return len(held) - len(good)
 
 

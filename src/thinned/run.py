@@ -126,7 +126,7 @@ class Run:
             RequestError: the data have other classes or image shapes than the run's.
         """
         state, test = self.state, self.test_images(path)
-        return evaluate(state.apply_fn, state.variables, self._placed(test))
+        return evaluate(state.apply_fn, state.variables, _placed(self.config, test))
 
     def test_images(self, path: Path | str | None = None) -> Split:
         """The test images of the run's own data, or of others, with the run's labels.
@@ -136,21 +136,17 @@ class Run:
         """
         if path is None:
             return matched(self.dataset, self.facts)
-        height, width, channels = self.facts.image_shape
+        height, width, _ = self.facts.image_shape
         data = replace(self.config.data, path=str(path), size=None, channels=None)
         source = open_source(data, self.config.seed)
         if decodes_files(source) and height == width:
             # Photos of any size are brought to the run's; arrays have to fit.
-            data = replace(data, size=height, channels=1 if channels == 1 else 3)
-            source = open_source(data, self.config.seed)
+            source = open_source(self.facts.form_of(data), self.config.seed)
         return matched(source.load(), self.facts)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Class probabilities f32 [image, class] of images u8 [image, height, width, channel]."""
         return predict(self.state.apply_fn, self.state.variables, np.asarray(images))
-
-    def _placed(self, split: Split) -> Batch | Split:
-        return on_device(split) if fits_in_memory(self.config, split) else split
 
 
 def train(
@@ -243,7 +239,6 @@ def _train_in(run: Run, dataset: Dataset, facts: Facts, quiet: bool) -> Run:
     log = kind(run.folder / "metrics.jsonl")
     log.keep_until(progress.step)
     plan = make_plan(config, facts, dataset.train.labels)
-    held_out = {"validation": dataset.validation, "test": dataset.test}
     batch = config.batch_size
     with view_for(quiet, progress.step * batch, plan.total_steps * batch) as view:
         _announce(view, run, dataset, found, plan)
@@ -253,9 +248,9 @@ def _train_in(run: Run, dataset: Dataset, facts: Facts, quiet: bool) -> Run:
             feed=_feed(plan, dataset.train),
             augment=make_augment(config, facts),
             held_out={
-                name: on_device(split) if fits_in_memory(config, split) else split
-                for name, split in held_out.items()
-                if split
+                name: _placed(config, split)
+                for name, split in dataset.splits.items()
+                if name != "train" and len(split)
             },
             checkpoints=run.checkpoints,
             log=log,
@@ -273,6 +268,10 @@ def _feed(plan: Plan, split: Split) -> Feed:
         return Streamed(plan, split, config.data.memory_mb * 1e6, weights)
     data = on_device(split)
     return Resident(plan, data if weights is None else data._replace(weights=jnp.asarray(weights)))
+
+
+def _placed(config: Config, split: Split) -> Batch | Split:
+    return on_device(split) if fits_in_memory(config, split) else split
 
 
 def fits_in_memory(config: Config, split: Split) -> bool:

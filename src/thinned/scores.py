@@ -64,14 +64,22 @@ class RiskCoverage:
 
 
 def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Mean negative log-likelihood of the labels, in nats; probabilities below 1e-15 count as it.
+    """Mean of `losses`, in nats."""
+    return float(np.mean(losses(probabilities, labels)))
+
+
+def losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Negative log-likelihood of each label, in nats; probabilities below 1e-15 count as it.
 
     Args:
         probabilities: f64 [example, class].
         labels: int [example].
+
+    Returns:
+        f64 [example].
     """
     own = probabilities[np.arange(len(labels)), labels]
-    return float(-np.mean(np.log(np.maximum(own, 1e-15))))
+    return -np.log(np.maximum(own, 1e-15))
 
 
 def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import logsumexp, softmax
 
 from thinned import scores
 from thinned.assembly import make_plan
@@ -30,7 +31,6 @@ from thinned.types import Split
 
 COVERAGES = (0.8, 0.9, 0.95)
 SEVERITIES = (1, 3, 5)
-_BLOCK = 5000
 _PILOT = 500
 
 
@@ -65,11 +65,8 @@ def _member(run: Run, images: Any, samples: int, calibrated: bool) -> Prediction
     state = run.state
     if samples == 0:
         logits = predict_logits(state.apply_fn, state.variables, images).astype(np.float64)
-        highest = logits.max(1, keepdims=True)
-        weights = np.exp(logits - highest)
-        totals = weights.sum(1, keepdims=True)
-        energy = -(highest + np.log(totals))[:, 0]
-        mean = weights / totals
+        mean = softmax(logits, 1)
+        energy = -np.asarray(logsumexp(logits, 1))
         found = Predictions(mean, np.zeros(len(mean)), entropy_of(mean), energy, 1)
     else:
         variables = dict(state.variables)
@@ -77,9 +74,7 @@ def _member(run: Run, images: Any, samples: int, calibrated: bool) -> Prediction
         if rates and not any(rates.values()):
             raise RequestError(f"{run.folder} was trained without dropout: it cannot be sampled")
         if rates:
-            variables["rates"] = rates_collection(
-                {site: jnp.float32(rate) for site, rate in rates.items()}
-            )
+            variables["rates"] = rates_collection(rates)
         key = key_for(run.config.seed, "sample")
         try:
             found = sample_predictions(state.apply_fn, variables, images, key, samples)
@@ -91,11 +86,6 @@ def _member(run: Run, images: Any, samples: int, calibrated: bool) -> Prediction
     # What the samples disagree about stays what it was: only the mean is tempered.
     rest = entropy_of(scaled) - found.mutual_information
     return found._replace(probabilities=scaled, expected_entropy=rest)
-
-
-def _blocks(count: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, count, _BLOCK):
-        yield start, min(start + _BLOCK, count)
 
 
 def calibrate(run: Run) -> tuple[float, float, float]:
@@ -185,6 +175,11 @@ class Appraisal:
         return self.probabilities.argmax(1) == self.labels
 
     @cached_property
+    def losses(self) -> np.ndarray:
+        """f64 [example], negative log-likelihood of the label, in nats."""
+        return scores.losses(self.probabilities, self.labels)
+
+    @cached_property
     def confusion(self) -> np.ndarray:
         """Counts i64 [true class, predicted class]."""
         return scores.confusion(self.probabilities.argmax(1), self.labels, len(self.classes))
@@ -272,11 +267,10 @@ def other_images(run: Run, data: str) -> Split:
     Raises:
         RequestError: they cannot be read, or the run's images are not square.
     """
-    height, width, channels = run.facts.image_shape
+    height, width, _ = run.facts.image_shape
     if height != width:
         raise RequestError(f"other images cannot be brought to {height} x {width}: not square")
-    options = DataConfig(path=data, size=height, channels=1 if channels == 1 else 3)
-    return open_source(options).load().test
+    return open_source(run.facts.form_of(DataConfig(path=data))).load().test
 
 
 def outsiders(runs: Sequence[Run], data: str, inside: Predictions, samples: int) -> dict[str, Any]:
@@ -296,8 +290,8 @@ def outsiders(runs: Sequence[Run], data: str, inside: Predictions, samples: int)
     """
     own, other = runs[0].dataset.test, other_images(runs[0], data)
     if len(other) == len(own) and all(
-        np.array_equal(other.images[np.arange(a, b)], own.images[np.arange(a, b)])
-        for a, b in _blocks(len(own))
+        np.array_equal(theirs, ours)
+        for (theirs, _), (ours, _) in zip(other.parts(), own.parts(), strict=True)
     ):
         raise RequestError(f"--ood {data}: these are the run's own test images")
     outside = predictions_of(runs, other.images, samples)
@@ -444,7 +438,7 @@ def worth(runs: Sequence[Run], counts: Sequence[int] = (1, 10, 30, 100)) -> list
         appraisal = way()
         taken = time.perf_counter() - started
         plain, base = (appraisal, taken) if plain is None else (plain, base)
-        difference = _losses(appraisal) - _losses(plain)
+        difference = appraisal.losses - plain.losses
         low, high = scores.bootstrap(difference)
         found.append(
             Method(
@@ -473,11 +467,6 @@ def told_worth(methods: Sequence[Method]) -> str:
             f"{score['ece']:>8.4f}{score['aurc']:>9.5f}"
         )
     return "\n".join(lines)
-
-
-def _losses(appraisal: Appraisal) -> np.ndarray:
-    own = appraisal.probabilities[np.arange(len(appraisal.labels)), appraisal.labels]
-    return -np.log(np.maximum(own, 1e-15))
 
 
 def _mcnemar(one: np.ndarray, two: np.ndarray) -> float:

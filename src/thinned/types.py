@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
+
+_PART = 1024
 
 Key = jax.Array
 """A JAX PRNG key (typed, or a legacy uint32 key), used once."""
@@ -70,6 +72,12 @@ class Split:
         chosen = images[indices] if isinstance(images, np.ndarray) else images.select(indices)
         return Split(chosen, self.labels[indices])
 
+    def parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Images and labels part by part, in order: those on the disk need not fit in memory."""
+        for start in range(0, len(self), _PART):
+            rows = np.arange(start, min(start + _PART, len(self)))
+            yield self.images[rows], self.labels[rows]
+
 
 @dataclass(frozen=True)
 class LeftOut:
@@ -105,3 +113,9 @@ class Dataset:
     validation: Split | None = None
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits that there are, by name: train, validation, test."""
+        given = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: split for name, split in given.items() if split is not None}

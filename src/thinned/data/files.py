@@ -9,24 +9,24 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
 from thinned.config import DataConfig
-from thinned.data.images import Fit, Header, Size, Unreadable, decode, read_header
+from thinned.data.images import Fit, Header, Size, decode, or_reason, read_header
 from thinned.data.pack import Pack, PackedImages, cache_folder, open_pack, write_pack
 from thinned.data.split import stratified
 from thinned.errors import RequestError
 from thinned.types import Dataset, LeftOut, Split
 
 SplitName = Literal["train", "validation", "test"]
-LARGEST_NATIVE = 64
-"""Images that all have one size up to this side keep it; others are brought to `DEFAULT_SIDE`."""
-DEFAULT_SIDE = 64
+_LARGEST_NATIVE = 64
+"""Images that all have one size up to this side keep it; others are brought to `_DEFAULT_SIDE`."""
+_DEFAULT_SIDE = 64
 _VERSION = b"1"
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,6 @@ def load_files(
     size, channels, notes = _form(entries, options)
     pack = _packed(entries, size, channels, options.fit)
     left_out = tuple(LeftOut(_shown(entries[i].path), why) for i, why in pack.reasons.items())
-    if left_out and options.on_error == "fail":
-        raise RequestError(f"{left_out[0].path}: {left_out[0].reason} (--data.on-error fail)")
     labels = np.asarray([entries[i].label for i in pack.kept], np.int32)
     splits = np.asarray([entries[i].split or "" for i in pack.kept])
     return dataset_of(
@@ -101,8 +99,11 @@ def dataset_of(
             are then chosen by the seed, the same fraction of each class.
 
     Raises:
-        RequestError: no images, fewer than two classes, a class without training images.
+        RequestError: no images, fewer than two classes, a class without training images; or
+            something was left out and `options` say to fail.
     """
+    if left_out and options.on_error == "fail":
+        raise RequestError(f"{left_out[0].path}: {left_out[0].reason} (--data.on-error fail)")
     splits = np.where(splits == "", "train", splits)
     if not np.any(splits == "test"):
         chosen = stratified(labels, options.test_fraction, seed, np.flatnonzero(splits == "train"))
@@ -146,14 +147,7 @@ def _shown(path: Path) -> str:
 
 def headers(paths: Sequence[Path]) -> list[Header | str]:
     """The header of each file, or why it has none; in parallel, nothing is unpacked."""
-
-    def one(path: Path) -> Header | str:
-        try:
-            return read_header(path)
-        except Unreadable as error:
-            return str(error)
-
-    return list(in_parallel(one, paths))
+    return list(in_parallel(partial(or_reason, read_header), paths))
 
 
 def _form(
@@ -163,17 +157,23 @@ def _form(
     if options.size is not None and options.channels is not None:
         return (options.size, options.size), options.channels, ()
     found = [header for header in headers([e.path for e in entries]) if isinstance(header, Header)]
+    sizes = {header.size for header in found}
     grey = bool(found) and all(header.is_grey for header in found)
+    size, channels = form_for(sizes, grey, options)
+    if options.size is not None or not sizes or sizes == {size}:
+        return size, channels, ()
+    note = f"images of {len(sizes)} sizes are brought to {size[0]} x {size[1]} (--data.size)"
+    return size, channels, (note,)
+
+
+def form_for(sizes: set[Size], grey: bool, options: DataConfig) -> tuple[Size, Literal[1, 3]]:
+    """Size and channels for images of `sizes`, all `grey` or not, where `options` leave it open."""
     channels = options.channels or (1 if grey else 3)
-    sizes = collections.Counter(header.size for header in found)
     if options.size is not None:
-        return (options.size, options.size), channels, ()
+        return (options.size, options.size), channels
     common = next(iter(sizes)) if len(sizes) == 1 else None
-    if common is not None and max(common) <= LARGEST_NATIVE:
-        return common, channels, ()
-    side = DEFAULT_SIDE
-    note = f"images of {len(sizes)} sizes are brought to {side} x {side} (--data.size)"
-    return (side, side), channels, (note,) if sizes else ()
+    small = common is not None and max(common) <= _LARGEST_NATIVE
+    return (common if common and small else (_DEFAULT_SIDE, _DEFAULT_SIDE)), channels
 
 
 def _packed(entries: Sequence[Entry], size: Size, channels: int, fit: Fit) -> Pack:
@@ -184,9 +184,7 @@ def _packed(entries: Sequence[Entry], size: Size, channels: int, fit: Fit) -> Pa
 
     def one(entry: Entry) -> np.ndarray | str:
         try:
-            return decode(entry.path, size, channels, fit)
-        except Unreadable as error:
-            return str(error)
+            return or_reason(decode, entry.path, size, channels, fit)
         except MemoryError:
             return "too large for the memory"
 

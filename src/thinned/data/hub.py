@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from thinned.config import DataConfig
-from thinned.data.files import DEFAULT_SIDE, LARGEST_NATIVE, dataset_of
+from thinned.data.files import dataset_of, form_for
 from thinned.data.folder import SPLITS
-from thinned.data.images import Unreadable, decode_image
+from thinned.data.images import decode_image, or_reason
 from thinned.data.pack import cache_folder, write_pack
 from thinned.errors import RequestError
 from thinned.types import Dataset, LeftOut
@@ -140,13 +141,10 @@ def _joined(
         size, channels = _form([row[1] for row in first], options)
 
         def images() -> Iterator[tuple[int, np.ndarray | str]]:
-            for index, (split, image, label) in enumerate(_chained(first, rows)):
+            for index, (split, image, label) in enumerate(itertools.chain(first, rows)):
                 labels.append(label)
                 splits.append(split)
-                try:
-                    yield index, decode_image(image, size, channels, options.fit)
-                except Unreadable as error:
-                    yield index, str(error)
+                yield index, or_reason(decode_image, image, size, channels, options.fit)
 
         folder = cache_folder() / f"{name.replace('/', '-')}-{size[0]}x{size[1]}x{channels}"
         pack = write_pack(folder, (*size, channels), images())
@@ -155,8 +153,6 @@ def _joined(
     except OSError as error:
         raise RequestError(f"{where} cannot be read: {_line(error)}") from error
     left_out = tuple(LeftOut(f"{where}[{i}]", why) for i, why in pack.reasons.items())
-    if left_out and options.on_error == "fail":
-        raise RequestError(f"{left_out[0].path}: {left_out[0].reason} (--data.on-error fail)")
     kept = pack.kept
     return dataset_of(
         name,
@@ -171,20 +167,11 @@ def _joined(
     )
 
 
-def _chained(first: Sequence[Any], rest: Iterator[Any]) -> Iterator[Any]:
-    yield from first
-    yield from rest
-
-
 def _form(images: list[Any], options: DataConfig) -> tuple[tuple[int, int], int]:
     if not images:
         raise RequestError("the data set has no examples in a split for training or testing")
-    sizes = {(image.height, image.width) for image in images}
-    common = next(iter(sizes)) if len(sizes) == 1 else None
-    native = common if common and max(common) <= LARGEST_NATIVE else (DEFAULT_SIDE, DEFAULT_SIDE)
-    size = native if options.size is None else (options.size, options.size)
     grey = all(image.mode in ("1", "L", "LA") for image in images)
-    return size, options.channels or (1 if grey else 3)
+    return form_for({(image.height, image.width) for image in images}, grey, options)
 
 
 def _squeezed(image: np.ndarray) -> np.ndarray:

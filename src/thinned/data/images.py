@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, WebPImagePlugin
@@ -33,10 +34,19 @@ LARGEST_PIXELS = 100_000_000
 
 Fit = Literal["crop", "pad"]
 Size = tuple[int, int]
+T = TypeVar("T")
 
 
 class Unreadable(ThinnedError):
     """An image that cannot be used; its text is the reason."""
+
+
+def or_reason(read: Callable[..., T], *given: Any) -> T | str:
+    """What `read` makes of `given`, or why it is unreadable: one bad file stops no others."""
+    try:
+        return read(*given)
+    except Unreadable as error:
+        return str(error)
 
 
 @dataclass(frozen=True)

@@ -86,12 +86,6 @@ class PackedImages:
             raise ThinnedError(f"cannot read {self.path}: {error.strerror or error}") from error
         return out if np.ndim(wanted) else out[0]
 
-    def in_memory(self) -> np.ndarray:
-        """All images, u8 [image, height, width, channel], read-only."""
-        array = self[np.arange(len(self))]
-        array.flags.writeable = False
-        return array
-
 
 @dataclass(frozen=True)
 class Pack:

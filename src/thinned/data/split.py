@@ -12,8 +12,6 @@ from thinned.errors import RequestError
 from thinned.rng import key_for, permutation
 from thinned.types import Dataset, Split
 
-_PART = 4096
-
 
 def hold_out(dataset: Dataset, count: int, seed: int) -> Dataset:
     """Move `count` training images, chosen by the seed, to the validation split.
@@ -91,13 +89,12 @@ def stratified(labels: np.ndarray, fraction: float, seed: int, among: np.ndarray
 def fingerprint(dataset: Dataset) -> str:
     """SHA-256, as hex, over shapes, dtypes, pixels and labels of all splits."""
     total = hashlib.sha256()
-    for split in (dataset.train, dataset.validation, dataset.test):
-        for array in (split.images, split.labels) if split else ():
-            total.update(f"{array.dtype.str}{array.shape}".encode())
-            # By parts: images on the disk need not fit into the memory.
-            for start in range(0, len(array), _PART):
-                part = array[np.arange(start, min(start + _PART, len(array)))]
-                total.update(np.ascontiguousarray(part).data)
+    for split in dataset.splits.values():
+        total.update(f"{split.images.dtype.str}{split.images.shape}".encode())
+        for part, _ in split.parts():
+            total.update(np.ascontiguousarray(part).data)
+        total.update(f"{split.labels.dtype.str}{split.labels.shape}".encode())
+        total.update(np.ascontiguousarray(split.labels).data)
     return total.hexdigest()
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from thinned.dropout.layers import (
@@ -140,11 +141,14 @@ def dropout_sites(module: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Sit
 
 
 def rates_collection(rates: Mapping[str, Any]) -> dict[str, Any]:
-    """Rates by site name as the variable collection ``rates``: nested as the names' paths."""
+    """Rates by site name as the variable collection ``rates``: nested as the names' paths.
+
+    Plain numbers become f32 arrays, so that a compiled call takes any of them.
+    """
     nested: dict[str, Any] = {}
     for site, rate in rates.items():
         place = nested
         for part in site.split("/"):
             place = place.setdefault(part, {})
-        place["rate"] = rate
+        place["rate"] = jnp.asarray(rate, jnp.float32)
     return nested
