@@ -21,6 +21,16 @@ from thinned.errors import RequestError, ThinnedError
 
 # JAX is imported only once a command runs: `thinned --help` must answer at once.
 
+Samples = Annotated[
+    int | Literal["auto"],
+    Option(
+        "Thinned networks of each run to average; 0 for dropout off; auto for as many as "
+        "narrow probabilities to 0.005.",
+        "samples",
+        low=0,
+    ),
+]
+
 
 @dataclass(frozen=True)
 class Train:
@@ -64,15 +74,7 @@ class Evaluate:
         Option("Data whose test images to use, as for train; the run's own when absent."),
         arg(name="data.path"),
     ] = None
-    samples: Annotated[
-        int | Literal["auto"],
-        Option(
-            "Thinned networks of each run to average; 0 for dropout off; auto for as many as "
-            "narrow probabilities to 0.005.",
-            "samples",
-            low=0,
-        ),
-    ] = 0
+    samples: Samples = 0
     calibrated: Annotated[bool, Option("Divide logits by the run's fitted temperature.")] = False
     ood: Annotated[
         str | None, Option("Other images, to see how well uncertainty tells them apart.")
@@ -126,15 +128,7 @@ class Predict:
         Positional[tuple[Path, ...]],
         Option("Run folder (or several, as an ensemble), then image files and folders of them."),
     ]
-    samples: Annotated[
-        int | Literal["auto"],
-        Option(
-            "Thinned networks of each run to average; 0 for dropout off; auto for as many as "
-            "narrow probabilities to 0.005.",
-            "samples",
-            low=0,
-        ),
-    ] = 0
+    samples: Samples = 0
     calibrated: Annotated[bool, Option("Divide logits by the run's fitted temperature.")] = False
     risk: Annotated[
         float | None,
