@@ -46,7 +46,7 @@ def ours(bits: str) -> Runner:
     config = with_values(Config(), {"dropout": {"bits": bits}}, "bench")
     dataset = load_data(config)
     state, data = initial_state(config, Facts.of(dataset, config)), on_device(dataset.train)
-    plan, done = Plan(config, len(dataset.train), ("Dropout_0",)), 0
+    plan, done = Plan(config, len(dataset.train), {"Dropout_0": 0.5}), 0
 
     def run(steps: int) -> None:
         nonlocal state, done

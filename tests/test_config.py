@@ -132,6 +132,6 @@ def test_only_what_cannot_alter_the_past_may_change():
     assert differences(past, later) == []
     other = with_values(past, {"dropout": {"rate": 0.1}, "seed": 1}, "test")
     assert differences(past, other) == [
-        "--dropout.rate: was 0.5, asked for 0.1",
+        "--dropout.rate: was unset, asked for 0.1",
         "--seed: was 0, asked for 1",
     ]

@@ -136,14 +136,14 @@ def test_a_stream_gives_the_rows_of_the_plan_in_bounded_buffers(photos, memory):
 
 def test_balanced_orders_draw_every_class_equally_often_and_each_image_in_turn():
     labels = np.repeat(np.arange(3), (60, 20, 10)).astype(np.int32)
-    plan = Plan(Config(batch_size=9), 90, (), labels=labels)
+    plan = Plan(Config(batch_size=9), 90, {}, labels=labels)
     rows = np.concatenate([plan.chunk(step, 1)[0].order[0] for step in range(10)])
     assert np.bincount(labels[rows]).tolist() == [30, 30, 30]
     assert len(np.unique(rows[labels[rows] == 0])) == 30
     assert np.bincount(rows[labels[rows] == 2]).max() == 3
     other = np.concatenate([plan.chunk(step, 1)[0].order[0] for step in range(10, 20)])
     assert not np.array_equal(rows, other)
-    again = Plan(Config(batch_size=9), 90, (), labels=labels)
+    again = Plan(Config(batch_size=9), 90, {}, labels=labels)
     assert np.array_equal(again.chunk(4, 1)[0].order[0], plan.chunk(4, 1)[0].order[0])
 
 

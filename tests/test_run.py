@@ -87,7 +87,7 @@ def test_validation_is_recorded_apart_and_shrinks_training(tiny_data, tmp_path):
     ("changes", "message"),
     [
         ({"seed": 1}, "--seed: was 0, asked for 1"),
-        ({"dropout": {"rate": 0.1}}, "--dropout.rate: was 0.5"),
+        ({"dropout": {"rate": 0.1}}, "--dropout.rate: was unset"),
         ({"epochs": 1}, "can only grow"),
     ],
 )

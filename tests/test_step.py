@@ -24,7 +24,7 @@ from thinned.types import Dataset, Split
 
 MNIST = open_source(None).load()
 SMALL = Dataset("small", MNIST.train.take(np.arange(700)), MNIST.test, MNIST.classes)
-SITES = ("Dropout_0",)
+SITES = {"Dropout_0": 0.5}
 
 
 def losses_of(config: Config, dataset: Dataset, steps: int, at_once: int) -> np.ndarray:
@@ -122,7 +122,10 @@ def test_one_program_serves_any_number_of_steps_rate_schedule_and_learning_rate(
     )
     for dropout, learning_rate, steps in courses:
         config = Config(batch_size=10, learning_rate=learning_rate, dropout=dropout)
-        plan, state = Plan(config, 700, SITES), initial_state(config, Facts.of(SMALL, config))
+        plan, state = (
+            Plan(config, 700, SITES),
+            initial_state(config, Facts.of(SMALL, config)),
+        )
         chunk, count = plan.chunk(0, steps)
         data = Batch(jnp.asarray(SMALL.train.images), jnp.asarray(SMALL.train.labels))
         train_steps(state, data, chunk, jnp.int32(count))

@@ -11,23 +11,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import errors as flax_errors
 from flax import linen as nn
 
 from thinned.augment import Augment, augment_for
-from thinned.config import Config, DataConfig
-from thinned.dropout.sites import DropoutSpec, Site, dropout_sites
+from thinned.config import Config, DataConfig, MlpConfig
+from thinned.dropout.sites import MAPS, DropoutSpec, Site, dropout_sites
 from thinned.errors import RequestError
-from thinned.models.cnn import CNN
-from thinned.models.resnet import ResNet
-from thinned.optim import adam, with_learning_rate
+from thinned.models.catalog import RESIDUAL, is_own, network
+from thinned.optim import LOSS_NUMBERS, Rule, numbers_at, optimizer, with_numbers
 from thinned.plan import Plan
 from thinned.rng import key_for, stream_root
 from thinned.state import TrainState, create_state
 from thinned.step import Normalised
 from thinned.types import Dataset, Key, Split
-
-MODELS: dict[str, type[Any]] = {"cnn": CNN, "resnet": ResNet}
-RESIDUAL = ("resnet",)
 
 
 @dataclass(frozen=True)
@@ -122,14 +119,14 @@ def build_model(config: Config, facts: Facts) -> nn.Module:
     if wanted.kind == "block":
         spec = replace(spec, block_size=wanted.block_size)
     if wanted.kind == "concrete":
-        spec = replace(spec, rate=wanted.rate, examples=facts.train_size)
-    return _network(model_name(config, facts), len(facts.classes), spec)
+        rate = spec.rate if wanted.rate is None else wanted.rate
+        spec = replace(spec, rate=rate, examples=facts.train_size)
+    name = model_name(config, facts)
+    return _network(name, len(facts.classes), spec, config.mlp if name == "mlp" else MlpConfig())
 
 
-@cache
-def _network(name: str, classes: int, spec: DropoutSpec) -> nn.Module:
-    """One object for equal networks: a compiled step is found again by it."""
-    return MODELS[name](classes=classes, dropout=spec)
+# One object for equal networks: a compiled step is found again by it.
+_network = cache(network)
 
 
 def apply_of(model: nn.Module, facts: Facts) -> Callable[..., Any]:
@@ -142,9 +139,21 @@ def apply_of(model: nn.Module, facts: Facts) -> Callable[..., Any]:
 def initial_state(config: Config, facts: Facts) -> TrainState:
     """The state at step 0: a pure function of the config and the facts."""
     model = build_model(config, facts)
-    state = create_state(model, example(facts), params_key(config), adam())
-    opt_state = with_learning_rate(state.opt_state, config.learning_rate)
-    return state.replace(apply_fn=apply_of(model, facts), opt_state=opt_state)
+    tx = optimizer(Rule.of(config.optim))
+    try:
+        state = create_state(model, example(facts), params_key(config), tx)
+    except (TypeError, ValueError, flax_errors.FlaxError) as error:
+        if not is_own(config.model):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise RequestError(f"--model {config.model} cannot be initialised: {reason}") from error
+    numbers = numbers_at(config, max(facts.train_size // config.batch_size, 1))(jnp.int32(0))
+    own = {name: numbers[name] for name in numbers if name not in LOSS_NUMBERS}
+    return state.replace(
+        apply_fn=apply_of(model, facts),
+        opt_state=with_numbers(state.opt_state, own),
+        average=None if config.optim.ema is None else jax.tree.map(jnp.copy, state.params),
+    )
 
 
 def params_key(config: Config) -> Key:
@@ -177,7 +186,7 @@ def make_plan(config: Config, facts: Facts, labels: np.ndarray | None = None) ->
                 f"--dropout.sites {name}: model {model_name(config, facts)} has no such site, "
                 f"but {', '.join(sites)}"
             )
-    fixed = tuple(name for name, site in sites.items() if not site.learned)
+    fixed = {name: float(site.rate) for name, site in sites.items() if not site.learned}
     balanced = labels if config.data.balance == "sampling" else None
     varied = make_augment(config, facts) is not None
     return Plan(config, facts.train_size, fixed, varied, balanced)
@@ -217,7 +226,13 @@ def refuse_unfit(config: Config, facts: Facts) -> None:
             f"--dropout.kind path drops residual branches, and model {name} has none: "
             f"take --model {RESIDUAL[0]}"
         )
-    make_plan(config, facts)
+    plan = make_plan(config, facts)
+    maps = config.dropout.kind in MAPS and not is_own(name)
+    if maps and not plan.sites:
+        raise RequestError(
+            f"--dropout.kind {config.dropout.kind} drops parts of feature maps, and model {name} "
+            "has none"
+        )
 
 
 def example(facts: Facts, batch: int = 1) -> jax.Array:

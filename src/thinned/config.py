@@ -207,14 +207,19 @@ class DropoutConfig:
         Option("What is dropped together; concrete learns its rate, connect drops weights."),
     ] = "element"
     rate: Annotated[
-        float,
+        float | None,
         Option(
-            "Probability of dropping, at every site; where concrete starts.",
+            "Probability of dropping, at every site; where concrete starts. Each layer's own when "
+            "absent, which is 0.5 in the package's networks.",
             "probability",
             low=0,
             high=1,
         ),
-    ] = 0.5
+    ] = None
+    input_rate: Annotated[
+        float,
+        Option("The rate of the site `input` is at most this.", "probability", low=0, high=1),
+    ] = 0.2
     sites: Annotated[
         Mapping[str, float],
         Option("Rates of single sites, as NAME RATE pairs.", "probability", low=0, high=1),
@@ -246,6 +251,79 @@ class DropoutConfig:
 
 
 @dataclass(frozen=True)
+class MlpConfig:
+    """The shape of model mlp."""
+
+    hidden: Annotated[
+        tuple[int, ...], Option("Units of each hidden layer.", "units", low=1, high=65_536)
+    ] = (1024, 1024, 1024)
+    units: Annotated[
+        Literal["relu", "logistic", "maxout"], Option("What the hidden units compute.")
+    ] = "relu"
+    pieces: Annotated[
+        int, Option("Linear pieces of which a maxout unit takes the largest.", low=2, high=64)
+    ] = 5
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How the weights are found: optimizer, its course, and what is added to the loss."""
+
+    name: Annotated[
+        Literal["adam", "adamw", "sgd"],
+        Option("Optimizer; adamw is adam with --optim.weight-decay, 0.01 when absent."),
+    ] = "adam"
+    momentum: Annotated[float, Option("Momentum of sgd.", "", low=0, high=0.9999)] = 0.9
+    momentum_start: Annotated[
+        float | None,
+        Option("Momentum of sgd at the first step, growing linearly.", "", low=0, high=0.9999),
+    ] = None
+    momentum_epochs: Annotated[
+        float | None, Option("How long the momentum grows.", "epochs", low=0, above=True)
+    ] = None
+    nesterov: Annotated[bool, Option("Nesterov's momentum (sgd).")] = False
+    schedule: Annotated[
+        Literal["constant", "linear", "cosine", "exponential", "onecycle"],
+        Option("Course of --learning-rate, over all epochs; onecycle has it at the peak."),
+    ] = "constant"
+    final: Annotated[
+        float,
+        Option("Where linear, cosine and exponential end.", "of the learning rate", low=0, high=1),
+    ] = 0.0
+    warmup_epochs: Annotated[
+        float, Option("Epochs in which the learning rate grows from 0.", "epochs", low=0)
+    ] = 0.0
+    weight_decay: Annotated[
+        float | None,
+        Option("Decoupled decay of weights; biases and scales keep theirs.", "per step", low=0),
+    ] = None
+    clip: Annotated[
+        float | None, Option("Largest norm of all gradients together.", "norm", low=0, above=True)
+    ] = None
+    max_norm: Annotated[
+        float | None,
+        Option("Largest norm of each unit's incoming weights.", "norm", low=0, above=True),
+    ] = None
+    l1: Annotated[float | None, Option("Times the weights' absolute sum, in the loss.", low=0)] = (
+        None
+    )
+    l2: Annotated[
+        float | None, Option("Times half the weights' sum of squares, in the loss.", low=0)
+    ] = None
+    label_smoothing: Annotated[
+        float | None,
+        Option("Part of each label spread over all classes.", "probability", low=0, high=1),
+    ] = None
+    r_drop: Annotated[
+        float | None, Option("Weight of the divergence between two masks (R-Drop).", low=0)
+    ] = None
+    ema: Annotated[
+        float | None,
+        Option("Evaluate a moving average of the weights, of this decay.", "", low=0, high=0.99999),
+    ] = None
+
+
+@dataclass(frozen=True)
 class RandomnessConfig:
     """How keys follow from the seed. The defaults are right; the others show what goes wrong."""
 
@@ -273,13 +351,18 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: Annotated[
-        Literal["auto", "cnn", "resnet"],
-        Option("Network: the tutorial's CNN, or a small residual network; auto chooses by size."),
+        str,
+        Option(
+            "Network: cnn, resnet, mlp, lenet, c20-c40-f1000-f1000 (see thinned models), or your "
+            "own as MODULE:CLASS; auto takes cnn for small grey images, else resnet."
+        ),
     ] = "auto"
+    mlp: MlpConfig = field(default_factory=MlpConfig)
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
-    learning_rate: Annotated[float, Option("Step size of Adam.", "per step", low=0, above=True)] = (
-        0.001
-    )
+    learning_rate: Annotated[
+        float, Option("Step size of the optimizer.", "per step", low=0, above=True)
+    ] = 0.001
+    optim: OptimConfig = field(default_factory=OptimConfig)
     batch_size: Annotated[int, Option("Images per training step.", "images", low=1)] = 32
     epochs: Annotated[
         int, Option("Passes over the training images.", "epochs", low=1, changeable=True)
@@ -289,6 +372,10 @@ class Config:
         Literal["none", "tensorboard"],
         Option("Further records beside metrics.jsonl: events for TensorBoard.", changeable=True),
     ] = "none"
+    test: Annotated[
+        Literal["epoch", "end"],
+        Option("Evaluate on the test images after every epoch, or once, after the last."),
+    ] = "epoch"
     randomness: RandomnessConfig = field(default_factory=RandomnessConfig)
     checkpoint_every_s: Annotated[
         float,
@@ -379,14 +466,18 @@ def validate(config: Any, prefix: str = "") -> None:
     if isinstance(config, Config) and config.recipe not in RECIPES:
         recipe(config.recipe)
     for name, option, value in options(config, prefix):
-        each = value if isinstance(value, Mapping) else {"": value}
-        for key, number in each.items():
+        if isinstance(value, Mapping):
+            each = list(value.items())
+        else:
+            each = [("", v) for v in (value if isinstance(value, tuple) else (value,))]
+        for key, number in each:
             numeric = isinstance(number, int | float)
             if numeric and option.range and not option.admits(number):
                 shown = f"{flag(name)} {key}".rstrip()
                 raise RequestError(f"{shown} is {number}: must be {_sentence(option)}")
     if isinstance(config, Config):
         _refuse_contradictions(config.dropout)
+        _refuse_unused(config.optim)
 
 
 def options(config: Any, prefix: str = "") -> Iterator[tuple[str, Option, Any]]:
@@ -402,7 +493,7 @@ def options(config: Any, prefix: str = "") -> Iterator[tuple[str, Option, Any]]:
 def differences(past: Config, wanted: Config) -> list[str]:
     """The flags that would change what a run has already done, as ``--flag: was X, asked Y``."""
     return [
-        f"{flag(name)}: was {before}, asked for {after}"
+        f"{flag(name)}: was {_shown(before)}, asked for {_shown(after)}"
         for (name, option, before), (_, _, after) in zip(
             options(past), options(wanted), strict=True
         )
@@ -430,6 +521,23 @@ def _refuse_contradictions(dropout: DropoutConfig) -> None:
             "--dropout.kind concrete learns its rates: "
             "it takes no --dropout.schedule, --dropout.sites or --dropout.depth"
         )
+
+
+def _refuse_unused(optim: OptimConfig) -> None:
+    if optim.name != "sgd" and (optim.nesterov or optim.momentum_start is not None):
+        raise RequestError(f"--optim.name {optim.name} has no momentum to set: take sgd")
+    if (optim.momentum_start is None) != (optim.momentum_epochs is None):
+        raise RequestError("--optim.momentum-start and --optim.momentum-epochs go together")
+    if optim.name == "adam" and optim.weight_decay is not None:
+        raise RequestError("--optim.weight-decay goes with adamw or sgd, not with adam")
+    if optim.schedule == "exponential" and optim.final == 0:
+        raise RequestError("--optim.schedule exponential needs an --optim.final above 0")
+    if optim.schedule == "onecycle" and optim.warmup_epochs:
+        raise RequestError("--optim.schedule onecycle has a warm-up of its own")
+
+
+def _shown(value: Any) -> Any:
+    return "unset" if value is None else value
 
 
 def _sentence(option: Option) -> str:
@@ -470,6 +578,11 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         return {
             str(name): _coerce(number, each, f"{where}: {name}") for name, each in value.items()
         }
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple) or not value:
+            raise RequestError(f"{where} is {value!r}: expected one or more values")
+        item: Any = Annotated[allowed[0], ""]
+        return tuple(_coerce(item, each, where) for each in value)
     if typing.get_origin(kind) is Literal:
         if value not in allowed:
             raise RequestError(f"{where} is {value!r}: choose from {', '.join(map(str, allowed))}")
@@ -488,6 +601,6 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
             return float(value)
         except ValueError:
             pass
-    if not isinstance(value, kind) or isinstance(value, bool):
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise RequestError(f"{where} is {value!r}: expected {kind.__name__}")
     return value

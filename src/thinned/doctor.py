@@ -31,6 +31,7 @@ from thinned.dropout.audit import Audit, Check, audit
 from thinned.dropout.bits import random_bits
 from thinned.dropout.masks import block_sizes, mask_shape, seed_shape
 from thinned.dropout.sites import DropoutSpec, Site, rates_collection
+from thinned.errors import RequestError
 from thinned.losses import cross_entropy
 from thinned.optim import adam
 from thinned.plan import Plan
@@ -192,6 +193,11 @@ class _Case:
 def _without_dropout(case: _Case) -> TrainState:
     """The state of the same network with plain layers where something was dropped."""
     model: Any = build_model(case.config, case.facts)
+    if not hasattr(model, "dropout"):
+        raise RequestError(
+            f"--cost compares with the same network without dropout: {case.config.model} of your "
+            "own cannot be had without"
+        )
     bare = model.clone(dropout=DropoutSpec(rate=0.0))
     state = create_state(bare, example(case.facts), params_key(case.config), adam())
     return state.replace(apply_fn=apply_of(bare, case.facts))

@@ -182,12 +182,13 @@ def save(checkpoints: Checkpoints, state: TrainState, progress: Progress) -> Non
 
 def arrays_of(state: TrainState) -> dict[str, Any]:
     """The part of a state that a checkpoint holds, as a plain nested mapping of arrays."""
-    return {
+    arrays = {
         "step": state.step,
         "params": state.params,
         "opt_state": state.opt_state,
         "model_state": state.model_state,
     }
+    return arrays if state.average is None else {**arrays, "average": state.average}
 
 
 def _advance(
@@ -207,7 +208,10 @@ def _end_epoch(parts: Parts, state: TrainState, progress: Progress) -> Progress:
     """Evaluate, record, tell; the sums of the next epoch start from nothing."""
     epoch = parts.plan.epoch_of(progress.step - 1)
     results = {"train": progress.totals}
+    config = parts.plan.config
     for split, data in parts.held_out.items():
+        if split == "test" and config.test == "end" and epoch < config.epochs:
+            continue
         results[split] = evaluate(state.apply_fn, state.variables, data).totals
     stamp = {"epoch": epoch, "step": progress.step, "time_s": round(time.time(), 3)}
     parts.log.append(
@@ -217,7 +221,7 @@ def _end_epoch(parts: Parts, state: TrainState, progress: Progress) -> Progress:
         f"{split} loss {totals.mean_loss:.4f} accuracy {totals.accuracy:.2%}"
         for split, totals in results.items()
     )
-    parts.view.epoch(f"epoch {epoch}/{parts.plan.config.epochs}: {told}")
+    parts.view.epoch(f"epoch {epoch}/{config.epochs}: {told}")
     return Progress(progress.step)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,8 @@ import numpy as np
 from thinned.config import Config
 from thinned.dropout.bits import random_bits
 from thinned.dropout.schedules import Schedule, over_depth, schedule
-from thinned.dropout.sites import rates_collection
+from thinned.dropout.sites import INPUT, rates_collection
+from thinned.optim import numbers_at
 from thinned.rng import key_for, permutation, stream_root
 from thinned.step import Chunk
 from thinned.types import Key
@@ -28,14 +31,15 @@ class Plan:
     Attributes:
         config: the run's config.
         train_size: number of training images.
-        sites: names of the model's dropout sites whose rates are not learned, in their order.
+        sites: the model's dropout sites whose rates are not learned, in their order: name -> the
+            layer's own rate, where the config names none.
         augments: whether steps need keys of the stream `augment`.
         labels: i32 [example] of the training images, for balanced sampling; else None.
     """
 
     config: Config
     train_size: int
-    sites: tuple[str, ...]
+    sites: Mapping[str, float]
     augments: bool = False
     labels: np.ndarray | None = field(default=None, compare=False)
 
@@ -75,15 +79,25 @@ class Plan:
             self._keys(steps),
             rates_collection(rates),
             varied,
+            self._numbers(jnp.asarray(steps)),
         )
         return chunk, count
+
+    @cached_property
+    def _numbers(self) -> Callable[[Any], dict[str, jax.Array]]:
+        return jax.jit(numbers_at(self.config, self.steps_per_epoch))
 
     @cached_property
     def full_rates(self) -> dict[str, float]:
         """The rate of each site where the schedule's factor is 1."""
         dropout = self.config.dropout
-        rates = {site: dropout.sites.get(site, dropout.rate) for site in self.sites}
-        return over_depth(rates, self.sites) if dropout.depth == "linear" else rates
+        rates: dict[str, float] = {}
+        for site, own in self.sites.items():
+            rate = own if dropout.rate is None else dropout.rate
+            if site == INPUT:
+                rate = min(rate, dropout.input_rate)
+            rates[site] = dropout.sites.get(site, rate)
+        return over_depth(rates, tuple(rates)) if dropout.depth == "linear" else rates
 
     @cached_property
     def _schedule(self) -> Schedule:

@@ -213,6 +213,12 @@ def resume(folder: Path | str, config: Config | None = None, *, quiet: bool = Tr
         raise RequestError(
             f"{folder} was asked for {run.config.epochs} epochs; --epochs can only grow"
         )
+    course = config.optim.schedule
+    if course != "constant" and config.epochs != run.config.epochs:
+        raise RequestError(
+            f"{folder} cannot go on to {config.epochs} epochs: --optim.schedule {course} was laid "
+            f"out over {run.config.epochs}"
+        )
     dataset, facts = load_data(config), run.facts
     with _locked(run.folder):
         now = describe_environment(dataset.name, fingerprint(dataset))

@@ -18,14 +18,17 @@ class TrainState(train_state.TrainState):
 
     Attributes:
         model_state: collections that the forward pass updates, e.g. ``batch_stats``; often empty.
+        average: a moving average of `params` that is evaluated in their stead, or None.
     """
 
     model_state: Variables
+    average: Any = None
 
     @property
     def variables(self) -> dict[str, Any]:
-        """All variables of the model, for its ``apply``."""
-        return {"params": self.params, **self.model_state}
+        """All variables of the model, for its ``apply`` at prediction time."""
+        params = self.params if self.average is None else self.average
+        return {"params": params, **self.model_state}
 
 
 def create_state(

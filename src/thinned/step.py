@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,8 +12,9 @@ import jax.numpy as jnp
 
 from thinned.augment import Augment
 from thinned.dropout.layers import LOSSES
-from thinned.losses import cross_entropy
+from thinned.losses import cross_entropy, disagreement, smoothed
 from thinned.metrics import BatchSums, batch_sums
+from thinned.optim import LOSS_NUMBERS, with_numbers
 from thinned.state import TrainState
 from thinned.types import Key, Variables
 
@@ -42,12 +43,14 @@ class Chunk(NamedTuple):
         keys: keys [step] of the stream `dropout`.
         rates: the collection ``rates`` of the model, each leaf f32 [step].
         augment_keys: keys [step] of the stream `augment`; None where nothing is varied.
+        numbers: of optimizer and loss by name, see `thinned.optim.numbers_at`; each f32 [step].
     """
 
     order: jax.Array
     keys: Key
     rates: Variables
     augment_keys: Key | None = None
+    numbers: dict[str, jax.Array] | None = None
 
 
 def as_float(images: jax.Array) -> jax.Array:
@@ -78,12 +81,17 @@ class Normalised:
 
 
 def train_step(
-    state: TrainState, batch: Batch, rates: Variables, key: Key
+    state: TrainState,
+    batch: Batch,
+    rates: Variables,
+    key: Key,
+    numbers: Mapping[str, jax.Array] | None = None,
 ) -> tuple[TrainState, BatchSums]:
     """One step of gradient descent on the mean loss of a batch.
 
     To that loss is added whatever layers sow into the collection ``losses`` (a learned rate's
-    regulariser); the sums that are returned hold the cross-entropy alone.
+    regulariser) and what `numbers` ask for; the sums that are returned hold the cross-entropy
+    alone, of labels that are not smoothed.
 
     Args:
         state: the state before the step. ``state.apply_fn`` is called as
@@ -93,30 +101,65 @@ def train_step(
             `thinned.dropout.sites.rates_collection`); f32 [], may be traced; empty means each
             layer's own.
         key: the dropout key of this step, see `thinned.key_for`.
+        numbers: of optimizer and loss by name, see `thinned.optim.numbers_at`, each f32 []; None
+            leaves the optimizer's as they are, and adds nothing to the loss.
 
     Returns:
         The state after the step, and the sums of the batch as the network saw it, masks included.
     """
+    given = dict(numbers or {})
+    extra = {name: given.pop(name) for name in LOSS_NUMBERS if name in given}
+    size = len(batch.labels)
 
     def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
         variables = {"params": params, **state.model_state, **({"rates": rates} if rates else {})}
+        images = as_float(batch.images)
+        if "r_drop" in extra:
+            images = jnp.concatenate([images, images])
         logits, updates = state.apply_fn(
             variables,
-            as_float(batch.images),
+            images,
             train=True,
             rngs={"dropout": key},
             mutable=[*state.model_state, LOSSES],
         )
         targets = batch.labels if batch.targets is None else batch.targets
-        losses = cross_entropy(logits, targets)
-        weighted = losses if batch.weights is None else losses * batch.weights
-        terms = jax.tree.leaves(updates.get(LOSSES, {}))
-        return weighted.mean() + sum(terms), (losses, logits, updates)
+        losses = cross_entropy(logits[:size], targets)
+        total = sum(jax.tree.leaves(updates.get(LOSSES, {})))
+        learned = losses
+        if "label_smoothing" in extra:
+            targets = smoothed(targets, logits.shape[-1], extra["label_smoothing"])
+            learned = cross_entropy(logits[:size], targets)
+        if "r_drop" in extra:
+            again = cross_entropy(logits[size:], targets)
+            divergence = disagreement(logits[:size], logits[size:])
+            learned = 0.5 * (learned + again + extra["r_drop"] * divergence)
+        if batch.weights is not None:
+            learned = learned * batch.weights
+        kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim > 1]
+        if "l1" in extra:
+            total += extra["l1"] * sum(jnp.abs(kernel).sum() for kernel in kernels)
+        if "l2" in extra:
+            total += 0.5 * extra["l2"] * sum(jnp.square(kernel).sum() for kernel in kernels)
+        return learned.mean() + total, (losses, logits[:size], updates)
 
     grads, (losses, logits, updates) = jax.grad(loss_of, has_aux=True)(state.params)
     updated = {name: updates[name] for name in state.model_state}
+    if given:
+        state = state.replace(opt_state=with_numbers(state.opt_state, given))
     state = state.apply_gradients(grads=grads, model_state=updated)
+    if "ema" in extra:
+        state = state.replace(average=_averaged(state, extra["ema"]))
     return state, batch_sums(losses, logits, batch.labels)
+
+
+def _averaged(state: TrainState, decay: jax.Array) -> Any:
+    """The moving average after a step; young averages forget faster, so that none drags along."""
+    count = jnp.asarray(state.step, jnp.float32)
+    decay = jnp.minimum(decay, count / (count + 9.0))
+    return jax.tree.map(
+        lambda mean, new: decay * mean + (1 - decay) * new, state.average, state.params
+    )
 
 
 @partial(jax.jit, donate_argnames="state", static_argnames="augment")
@@ -156,7 +199,7 @@ def train_steps(
         if augment is not None:
             images, targets = augment(as_float(batch.images), batch.labels, own.augment_keys)
             batch = batch._replace(images=images, targets=targets)
-        state, step_sums = train_step(state, batch, own.rates, own.keys)
+        state, step_sums = train_step(state, batch, own.rates, own.keys, own.numbers)
         return state, jax.tree.map(lambda total, one: total.at[index].set(one), sums, step_sums)
 
     return jax.lax.fori_loop(0, count, body, (state, empty))

@@ -50,7 +50,7 @@ def test_rates_over_depth_grow_to_the_full_rate():
 
 
 def plan(**options):
-    sites = ("first", "block/second")
+    sites = {"first": 0.5, "block/second": 0.5}
     return Plan(Config(batch_size=10, dropout=DropoutConfig(**options)), 400, sites)
 
 
@@ -75,7 +75,7 @@ def test_a_schedule_does_not_depend_on_how_many_epochs_are_asked_for():
     jax.tree.map(
         np.testing.assert_array_equal,
         *(
-            Plan(Config(epochs=epochs, dropout=warm), 320, ("a",)).chunk(9, 1)[0].rates
+            Plan(Config(epochs=epochs, dropout=warm), 320, {"a": 0.5}).chunk(9, 1)[0].rates
             for epochs in (2, 20)
             for warm in [DropoutConfig(schedule="cosine", schedule_epochs=2.0)]
         ),

@@ -27,6 +27,13 @@ Kind = Literal["element", "channel", "block", "path", "gaussian", "alpha", "conc
 """What is dropped together; docs/dropout.md says what each is for."""
 
 
+MAPS = ("channel", "block", "path")
+"""Kinds that drop parts of feature maps; where there is no map, they drop nothing."""
+
+INPUT = "input"
+"""The site at a network's input, whose rate a config keeps lower than those of hidden ones."""
+
+
 @dataclass(frozen=True)
 class Site:
     """A place in a module where something is dropped.
@@ -95,11 +102,12 @@ def dropped_dense(
         float [batch, features].
     """
     if spec.kind == "connect":
-        flat = x.reshape(x.shape[0], -1)
         layer = DropConnectDense(
             features, spec.rate, bits=spec.bits, deterministic=not train, name=dense
         )
-        return layer(flat)
+        return layer(x.reshape(x.shape[0], -1))
+    if x.ndim == 2 and spec.kind in MAPS:
+        return nn.Dense(features, name=dense)(x)
     drop = spec.layer(site, train=train)
     flat = drop(x).reshape(x.shape[0], -1)
     layer = nn.Dense(features, name=dense)

@@ -125,6 +125,25 @@ def average_pool(images: jax.Array) -> jax.Array:
     return 0.25 * (upper + (windows[:, :, 1, :, 0] + windows[:, :, 1, :, 1]))
 
 
+def max_pool(images: jax.Array) -> jax.Array:
+    """Maximum over windows of 2 x 2, stride 2; an odd last row or column is left out, as in Flax.
+
+    Where elements of a window are equal, each gets its part of the gradient.
+
+    Args:
+        images: float [batch, height, width, channel], height and width at least 2.
+
+    Returns:
+        float [batch, height // 2, width // 2, channel].
+    """
+    batch, height, width, channels = images.shape
+    even = images[:, : height // 2 * 2, : width // 2 * 2]
+    windows = even.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    # A reduction over windows would be differentiated by a scatter, slow on a CPU.
+    upper = jnp.maximum(windows[:, :, 0, :, 0], windows[:, :, 0, :, 1])
+    return jnp.maximum(upper, jnp.maximum(windows[:, :, 1, :, 0], windows[:, :, 1, :, 1]))
+
+
 def _pool_forward(images: jax.Array) -> tuple[jax.Array, tuple[int, int]]:
     return average_pool(images), (images.shape[1], images.shape[2])
 

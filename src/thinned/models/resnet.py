@@ -47,8 +47,6 @@ class ResNet(nn.Module):
         if self.dropout.kind in ("channel", "block"):
             x = self.dropout.layer("Dropout_0", train=train)(x)
         features = x.mean((1, 2))
-        if self.dropout.kind in ("channel", "block", "path"):
-            return nn.Dense(self.classes, name="Dense_0")(features)
         return dropped_dense(
             features, self.classes, self.dropout, train=train, site="Dropout_0", dense="Dense_0"
         )
