@@ -10,12 +10,14 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
+from thinned.arms import grid, sample, varied
 from thinned.config import Config, DataConfig, Option, load, recipe, validate
 from thinned.errors import RequestError, ThinnedError
 
@@ -213,6 +215,110 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Study:
+    """Compare ways to train over several seeds, with intervals and paired tests."""
+
+    config: Annotated[Config, arg(name="")] = field(default_factory=Config)
+    config_file: Annotated[
+        Path | None,
+        Option("YAML or JSON file of defaults; flags override it."),
+        arg(name="config", aliases=["-c"]),
+    ] = None
+    vary: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        Option(
+            "OPTION=A,B,C or OPTION=START:STOP:STEP, e.g. dropout.rate=0:0.9:0.1; several make "
+            "every combination an arm."
+        ),
+    ] = ()
+    seeds: Annotated[int, Option("Runs of each arm, with seeds from --seed on.", "runs", low=1)] = 3
+    baseline: Annotated[
+        str | None, Option("Arm that the others are compared with; the first when absent.")
+    ] = None
+    random: Annotated[
+        int | None, Option("Run only so many of the arms, drawn by --seed.", "arms", low=1)
+    ] = None
+    search: Annotated[
+        int | None,
+        Option("Let Optuna choose so many of the arms, one after another, by validation.", low=1),
+    ] = None
+    name: Annotated[
+        str | None, Option("Name of the study; a study of that name goes on. [default: made up]")
+    ] = None
+    runs: Annotated[Path, Option("Folder of all runs and studies.")] = Path("runs")
+    processes: Annotated[
+        int | None,
+        Option("Processes that share the runs; one for every two CPU cores when absent.", low=1),
+    ] = None
+    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+
+    def __call__(self) -> None:
+        """Run what was not run yet; print the table, write the page."""
+        from thinned import study
+
+        for name in ("seeds", "random", "search", "processes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RequestError(f"--{name} is {value}: must be at least 1")
+        validate(self.config)
+        arms = grid(varied(self.vary, self.config))
+        if self.random is not None:
+            arms = sample(arms, self.random, self.config.seed)
+        seeds = range(self.config.seed, self.config.seed + self.seeds)
+        wanted = study.Study.of(self.config, arms, seeds, self.baseline)
+        folder = study.folder_of(self.runs, self.name)
+        print(f"{folder}: {len(arms)} arms, {self.seeds} seeds", flush=True)
+        tell = partial(print, flush=True)
+        if self.search is None:
+            rows = study.run_study(wanted, folder, tell, self.processes)
+        else:
+            rows = study.search(wanted, folder, self.search, tell)
+        print(f"\n{study.told(wanted, rows)}", flush=True)
+        from thinned.study_page import write_study_page
+
+        print(f"\n{write_study_page(folder, wanted, rows)}")
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """A published table or figure, run again; the published values beside ours."""
+
+    what: Annotated[Positional[str | None], Option("Its name; all are listed when absent.")] = None
+    budget: Annotated[
+        Literal["smoke", "short", "full"],
+        Option("smoke shows that it runs; short shows the order; full is as published."),
+    ] = "short"
+    rows: Annotated[tuple[str, ...], Option("Only these rows; see the listing.")] = ()
+    seeds: Annotated[int | None, Option("Runs of each row; the budget's when absent.", low=1)] = (
+        None
+    )
+    runs: Annotated[Path, Option("Folder of all runs and studies.")] = Path("runs")
+    processes: Annotated[
+        int | None, Option("Processes that share the runs; chosen when absent.", low=1)
+    ] = None
+    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+
+    def __call__(self) -> None:
+        """Run what was not run yet; print the table and say where the rest is."""
+        from thinned import reproduce
+
+        if self.what is None:
+            for name in reproduce.names():
+                about = reproduce.Reproduction.open(name).about
+                print(f"{name}\n    {about['title']}")
+                for arm in about.get("arms", ()):
+                    print(f"        {arm['name']}")
+            return
+        wanted = reproduce.Reproduction.open(self.what)
+        study = wanted.study(self.budget, self.rows, self.seeds)
+        folder = self.runs / f"{wanted.name}-{self.budget}"
+        print(f"{folder}: {len(study.arms)} arms, {len(study.seeds)} seeds", flush=True)
+        tell = partial(print, flush=True)
+        print(f"\n{reproduce.reproduce(wanted, study, folder, tell, self.processes)}")
+        print(f"\n{folder / 'study.html'}, {folder / (wanted.name + '.svg')}")
+
+
+@dataclass(frozen=True)
 class VerifyResume:
     """Prove that a killed and resumed run ends bit-identical to one that was never stopped."""
 
@@ -346,6 +452,8 @@ COMMANDS: dict[str, type[Any]] = {
     "report": Report,
     "doctor": Doctor,
     "data": Data,
+    "study": Study,
+    "reproduce": Reproduce,
     "verify-resume": VerifyResume,
 }
 

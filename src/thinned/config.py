@@ -407,7 +407,7 @@ def recipe(name: str) -> Config:
         RequestError: no recipe has that name.
     """
     if name not in RECIPES:
-        raise RequestError(f"unknown recipe {name!r}{_nearest(name, RECIPES)}")
+        raise RequestError(f"unknown recipe {name!r}{nearest(name, RECIPES)}")
     return with_values(Config(recipe=name), RECIPES[name], f"recipe {name}")
 
 
@@ -426,7 +426,7 @@ def with_values(config: Any, values: Mapping[str, Any], where: str) -> Any:
     changes: dict[str, Any] = {}
     for name, value in values.items():
         if name not in hints:
-            raise RequestError(f"{where}: unknown option {name!r}{_nearest(str(name), hints)}")
+            raise RequestError(f"{where}: unknown option {name!r}{nearest(str(name), hints)}")
         current = getattr(config, name)
         if dataclasses.is_dataclass(current):
             if not isinstance(value, Mapping):
@@ -544,7 +544,8 @@ def _sentence(option: Option) -> str:
     return f"a number from {option.range}" if option.high is not None else option.range
 
 
-def _nearest(word: str, known: Mapping[str, Any]) -> str:
+def nearest(word: str, known: Mapping[str, Any]) -> str:
+    """The end of an error about an unknown word: the closest known one, or all."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 

@@ -6,7 +6,7 @@ import base64
 import html
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,39 +19,13 @@ from PIL import Image
 from thinned import scores
 from thinned.assembly import make_plan
 from thinned.config import to_json
-from thinned.errors import RequestError
-from thinned.logs import write_whole
+from thinned.pages import INK, Plots, table, write_page
 from thinned.run import Run
 from thinned.step import as_float
 from thinned.trust import Appraisal, appraise, other_images, predictions_of
 
-_INK = "#010203"
 _SHOWN = 24
 _WATCHED = 200
-_FIGURE_WIDTH = 6.4
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --soft: #6663; --link: #0b57d0 }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8e8e8; --paper: #16181c; --soft: #9996; --link: #8ab4f8 }
-}
-* { box-sizing: border-box }
-body { margin: 0 auto; padding: 1rem; max-width: 70rem; color: var(--ink); background: var(--paper);
-  font: 1rem/1.5 system-ui, sans-serif }
-h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem }
-.grid { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)) }
-figure { margin: 0 } figure svg { width: 100%; height: auto }
-figcaption { font-size: .875rem }
-.wide { overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid var(--soft) }
-th:first-child, td:first-child { text-align: left }
-.tiles { display: flex; flex-wrap: wrap; gap: .75rem }
-.tile { width: 6.5rem; font-size: .75rem; line-height: 1.25 }
-.tile img { width: 100%; image-rendering: pixelated; border: 1px solid var(--soft) }
-pre { overflow-x: auto; padding: .75rem; border: 1px solid var(--soft); font-size: .8rem }
-@media print { body { max-width: none } figure, .tile, tr { break-inside: avoid } }
-"""
 
 
 def write_report(
@@ -74,7 +48,7 @@ def write_report(
         RequestError: matplotlib is missing, or a run has no checkpoint.
         ThinnedError: a file cannot be written.
     """
-    plots = _Plots(figures)
+    plots = Plots(figures)
     found = [appraise([run], run.test_images(), samples) for run in runs]
     parts = [_summary(runs, found), _curves(runs, plots)]
     for number, (run, appraisal) in enumerate(zip(runs, found, strict=True), 1):
@@ -84,65 +58,8 @@ def write_report(
             other = found_other.entropy
         parts += _one(run, appraisal, other, plots, f"run{number}", many=len(runs) > 1)
     title = "Thinned: " + ", ".join(run.folder.name for run in runs)
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="data:,"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
-        + "\n".join(parts)
-        + "</body></html>\n"
-    )
-    write_whole(out, page)
+    write_page(out, title, parts)
     return out
-
-
-class _Plots:
-    """Figures by matplotlib, as SVG that takes the page's own colour."""
-
-    def __init__(self, folder: Path | None) -> None:
-        try:
-            import matplotlib as mpl
-            from matplotlib import figure
-        except ImportError as error:
-            raise RequestError(
-                "the report needs matplotlib: install it with pip install 'thinned[report]'"
-            ) from error
-        self._mpl: Any = mpl
-        self._figure: Any = figure
-        self._folder = folder
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-
-    def draw(
-        self, name: str, caption: str, paint: Callable[[Any], None], height: float = 4.0
-    ) -> str:
-        """A figure element; `paint` gets the axes."""
-        inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-        options = {
-            "svg.fonttype": "none",
-            "svg.hashsalt": "thinned",
-            "font.family": "sans-serif",
-            "font.size": 11,
-            **dict.fromkeys(inks, _INK),
-        }
-        with self._mpl.rc_context(options):
-            sheet = self._figure.Figure((_FIGURE_WIDTH, height), layout="constrained")
-            axes = sheet.add_subplot()
-            axes.spines[["top", "right"]].set_visible(False)
-            paint(axes)
-            buffer = io.StringIO()
-            sheet.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-            if self._folder is not None:
-                for kind in ("svg", "png"):
-                    sheet.savefig(self._folder / f"{name}.{kind}", facecolor="white", dpi=150)
-        svg = buffer.getvalue()
-        svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-        # Ids are the same in every figure of matplotlib, but have to differ within a page.
-        svg = svg.replace('id="', f'id="{name}-').replace("url(#", f"url(#{name}-")
-        svg = svg.replace('href="#', f'href="#{name}-')
-        label = html.escape(caption)
-        svg = svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-        return f"<figure>{svg}<figcaption>{label}</figcaption></figure>"
 
 
 def _summary(runs: Sequence[Run], found: Sequence[Appraisal]) -> str:
@@ -151,9 +68,9 @@ def _summary(runs: Sequence[Run], found: Sequence[Appraisal]) -> str:
     for name in names:
         cells = [f"{appraisal.scores.get(name, float('nan')):.4f}" for appraisal in found]
         rows.append([name.replace("_", " "), *cells])
-    table = _table(["test images", *(run.folder.name for run in runs)], rows)
+    held = table(["test images", *(run.folder.name for run in runs)], rows)
     if len(runs) == 1:
-        return f"<h2>Scores</h2>{table}"
+        return f"<h2>Scores</h2>{held}"
     lines = []
     for run, other in zip(runs[1:], found[1:], strict=True):
         if len(other.labels) != len(found[0].labels):
@@ -161,13 +78,13 @@ def _summary(runs: Sequence[Run], found: Sequence[Appraisal]) -> str:
         difference = other.right.astype(float) - found[0].right.astype(float)
         low, high = scores.bootstrap(difference)
         lines.append([run.folder.name, f"{difference.mean():+.4f}", f"{low:+.4f} to {high:+.4f}"])
-    compared = _table(
+    compared = table(
         [f"accuracy against {runs[0].folder.name}", "difference", "95 % (paired bootstrap)"], lines
     )
-    return f"<h2>Scores</h2>{table}<h2>Differences</h2>{compared}"
+    return f"<h2>Scores</h2>{held}<h2>Differences</h2>{compared}"
 
 
-def _curves(runs: Sequence[Run], plots: _Plots) -> str:
+def _curves(runs: Sequence[Run], plots: Plots) -> str:
     parts = []
     for quantity in ("loss", "accuracy"):
 
@@ -202,7 +119,7 @@ def _one(
     run: Run,
     found: Appraisal,
     other: np.ndarray | None,
-    plots: _Plots,
+    plots: Plots,
     name: str,
     many: bool,
 ) -> list[str]:
@@ -224,7 +141,7 @@ def _one(
     ]
 
 
-def _confusion(found: Appraisal, plots: _Plots, name: str) -> str:
+def _confusion(found: Appraisal, plots: Plots, name: str) -> str:
     cells = found.confusion
     shares = cells / np.maximum(cells.sum(1, keepdims=True), 1)
 
@@ -258,13 +175,13 @@ def _confusion(found: Appraisal, plots: _Plots, name: str) -> str:
     return plots.draw(f"{name}-confusion", caption, paint, 5.2)
 
 
-def _reliability(found: Appraisal, plots: _Plots, name: str) -> str:
+def _reliability(found: Appraisal, plots: Plots, name: str) -> str:
     bins = scores.reliability(found.probabilities, found.labels)
 
     def paint(axes: Any) -> None:
         middles = (bins.edges[1:] + bins.edges[:-1]) / 2
         axes.bar(middles, np.nan_to_num(bins.accuracy), 1 / len(bins.count), alpha=0.5)
-        axes.plot([0, 1], [0, 1], "--", color=_INK, linewidth=1)
+        axes.plot([0, 1], [0, 1], "--", color=INK, linewidth=1)
         axes.plot(bins.confidence, bins.accuracy, ".", color="C1")
         axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
 
@@ -272,7 +189,7 @@ def _reliability(found: Appraisal, plots: _Plots, name: str) -> str:
     return plots.draw(f"{name}-reliability", caption, paint)
 
 
-def _selective(found: Appraisal, plots: _Plots, name: str) -> str:
+def _selective(found: Appraisal, plots: Plots, name: str) -> str:
     curve = found.selective
     # A few hundred points draw the same line as ten thousand, in a fraction of the file.
     chosen = np.unique(np.linspace(0, len(curve.risk) - 1, 300).astype(int))
@@ -288,7 +205,7 @@ def _selective(found: Appraisal, plots: _Plots, name: str) -> str:
     return plots.draw(f"{name}-selective", caption, paint)
 
 
-def _entropies(found: Appraisal, other: np.ndarray | None, plots: _Plots, name: str) -> str:
+def _entropies(found: Appraisal, other: np.ndarray | None, plots: Plots, name: str) -> str:
     entropy, right = found.predictions.entropy, found.right
 
     def paint(axes: Any) -> None:
@@ -310,7 +227,7 @@ def _entropies(found: Appraisal, other: np.ndarray | None, plots: _Plots, name: 
     return plots.draw(f"{name}-entropy", caption, paint)
 
 
-def _rates(run: Run, plots: _Plots, name: str) -> str:
+def _rates(run: Run, plots: Plots, name: str) -> str:
     plan = make_plan(run.config, run.facts)
     steps = np.unique(np.linspace(0, max(plan.total_steps - 1, 0), 200).astype(int))
     params = run.state.params
@@ -398,8 +315,8 @@ def _silence(run: Run) -> str:
     with nn.intercept_methods(note):
         run.state.apply_fn(run.state.variables, as_float(jnp.asarray(images)), train=False)
     rows = [[layer, f"{share:.1%}"] for layer, share in shares.items()]
-    table = _table(["layer", "outputs at or below 0"], rows)
-    return f"<h2>Silent units, with dropout off</h2>{table}"
+    held = table(["layer", "outputs at or below 0"], rows)
+    return f"<h2>Silent units, with dropout off</h2>{held}"
 
 
 def _repeat(run: Run) -> str:
@@ -414,14 +331,6 @@ def _repeat(run: Run) -> str:
         f"<details><summary>Configuration</summary><pre>{html.escape(to_json(run.config))}</pre>"
         f"</details><details><summary>Environment</summary><pre>{shown}</pre></details>"
     )
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _data_url(image: np.ndarray) -> str:

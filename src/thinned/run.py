@@ -155,6 +155,7 @@ def train(
     name: str | None = None,
     runs: Path | str = "runs",
     quiet: bool = True,
+    dataset: Dataset | None = None,
 ) -> Run:
     """Train a classifier in a run folder, or go on with the run of that name.
 
@@ -164,6 +165,7 @@ def train(
             new name that says what is trained.
         runs: where run folders live.
         quiet: whether to show nothing.
+        dataset: what `load_data` gave for this config, for programs that train often.
 
     Returns:
         The finished run.
@@ -176,9 +178,9 @@ def train(
     validate(config)
     folder = Path(runs) / name if name else None
     if folder is not None and (folder / "config.json").exists():
-        return resume(folder, config, quiet=quiet)
+        return resume(folder, config, quiet=quiet, dataset=dataset)
     view = Silent() if quiet else Plain()
-    dataset = load_data(config)
+    dataset = load_data(config) if dataset is None else dataset
     facts = Facts.of(dataset, config)
     refuse_unfit(config, facts)
     made = _made(folder) if folder is not None else _new_folder(Path(runs), config, facts)
@@ -191,7 +193,13 @@ def train(
         return _train_in(Run(made, config), dataset, facts, quiet)
 
 
-def resume(folder: Path | str, config: Config | None = None, *, quiet: bool = True) -> Run:
+def resume(
+    folder: Path | str,
+    config: Config | None = None,
+    *,
+    quiet: bool = True,
+    dataset: Dataset | None = None,
+) -> Run:
     """Continue a run at the very step it stopped; the result is bit-identical to never stopping.
 
     Args:
@@ -199,6 +207,7 @@ def resume(folder: Path | str, config: Config | None = None, *, quiet: bool = Tr
         config: what is asked for now; may differ from the run's in epochs (more) and in how often
             to save. None asks for what the run was asked before.
         quiet: whether to show nothing.
+        dataset: as for `train`.
 
     Raises:
         RequestError: `config` would change what has already happened.
@@ -219,7 +228,7 @@ def resume(folder: Path | str, config: Config | None = None, *, quiet: bool = Tr
             f"{folder} cannot go on to {config.epochs} epochs: --optim.schedule {course} was laid "
             f"out over {run.config.epochs}"
         )
-    dataset, facts = load_data(config), run.facts
+    dataset, facts = load_data(config) if dataset is None else dataset, run.facts
     with _locked(run.folder):
         now = describe_environment(dataset.name, fingerprint(dataset))
         for line in environment_changes(run.folder / "environment.json", now):

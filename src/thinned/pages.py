@@ -1,0 +1,119 @@
+"""Pages for people: one HTML file with nothing outside itself, figures by matplotlib."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from thinned.errors import RequestError
+from thinned.logs import write_whole
+
+INK = "#010203"
+"""A colour that becomes the page's own, light or dark."""
+_FIGURE_WIDTH = 6.4
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --soft: #6663; --link: #0b57d0 }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8e8e8; --paper: #16181c; --soft: #9996; --link: #8ab4f8 }
+}
+* { box-sizing: border-box }
+body { margin: 0 auto; padding: 1rem; max-width: 70rem; color: var(--ink); background: var(--paper);
+  font: 1rem/1.5 system-ui, sans-serif }
+h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem }
+.grid { display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)) }
+figure { margin: 0 } figure svg { width: 100%; height: auto }
+figcaption { font-size: .875rem }
+.wide { overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid var(--soft) }
+th:first-child, td:first-child { text-align: left }
+.tiles { display: flex; flex-wrap: wrap; gap: .75rem }
+.tile { width: 6.5rem; font-size: .75rem; line-height: 1.25 }
+.tile img { width: 100%; image-rendering: pixelated; border: 1px solid var(--soft) }
+pre { overflow-x: auto; padding: .75rem; border: 1px solid var(--soft); font-size: .8rem }
+@media print { body { max-width: none } figure, .tile, tr { break-inside: avoid } }
+"""
+
+
+def write_page(out: Path, title: str, parts: Sequence[str]) -> None:
+    """Write a page, whole or not at all.
+
+    Args:
+        out: the HTML file.
+        title: plain text.
+        parts: pieces of HTML, one below the other.
+
+    Raises:
+        ThinnedError: the file cannot be written.
+    """
+    page = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<link rel="icon" href="data:,"><title>{html.escape(title)}</title>'
+        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
+        + "\n".join(parts)
+        + "</body></html>\n"
+    )
+    write_whole(out, page)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as HTML; all cells are plain text."""
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+
+
+class Plots:
+    """Figures by matplotlib, as SVG that takes the page's own colour."""
+
+    def __init__(self, folder: Path | None) -> None:
+        try:
+            import matplotlib as mpl
+            from matplotlib import figure
+        except ImportError as error:
+            raise RequestError(
+                "the report needs matplotlib: install it with pip install 'thinned[report]'"
+            ) from error
+        self._mpl: Any = mpl
+        self._figure: Any = figure
+        self._folder = folder
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def draw(
+        self, name: str, caption: str, paint: Callable[[Any], None], height: float = 4.0
+    ) -> str:
+        """A figure element; `paint` gets the axes."""
+        inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+        options = {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "thinned",
+            "font.family": "sans-serif",
+            "font.size": 11,
+            **dict.fromkeys(inks, INK),
+        }
+        with self._mpl.rc_context(options):
+            sheet = self._figure.Figure((_FIGURE_WIDTH, height), layout="constrained")
+            axes = sheet.add_subplot()
+            axes.spines[["top", "right"]].set_visible(False)
+            paint(axes)
+            buffer = io.StringIO()
+            sheet.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+            if self._folder is not None:
+                for kind in ("svg", "png"):
+                    sheet.savefig(self._folder / f"{name}.{kind}", facecolor="white", dpi=150)
+        svg = buffer.getvalue()
+        svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+        # Ids are the same in every figure of matplotlib, but have to differ within a page.
+        svg = svg.replace('id="', f'id="{name}-').replace("url(#", f"url(#{name}-")
+        svg = svg.replace('href="#', f'href="#{name}-')
+        label = html.escape(caption)
+        svg = svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+        return f"<figure>{svg}<figcaption>{label}</figcaption></figure>"

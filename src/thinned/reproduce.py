@@ -1,0 +1,340 @@
+"""Published tables and figures by one command each; what they are is data, in ``recipes/``."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import yaml
+
+from thinned.arms import Arm, grid, varied
+from thinned.assembly import build_model
+from thinned.comparison import interval
+from thinned.config import nearest, recipe, with_values
+from thinned.environment import describe_environment
+from thinned.errors import RequestError
+from thinned.logs import write_whole
+from thinned.pages import Plots
+from thinned.step import as_float
+from thinned.study import Row, Study, run_of, run_study, verdict
+from thinned.study_page import draw_against, mean_curve, write_study_page
+from thinned.trust import predictions_of
+from thinned.types import Split
+
+Budget = Literal["smoke", "short", "full"]
+_WATCHED = 1000
+_FOLDER = resources.files("thinned") / "recipes"
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A published table or figure.
+
+    Attributes:
+        name: as on the command line.
+        about: its file, as a mapping; see ``recipes/`` for examples.
+    """
+
+    name: str
+    about: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, name: str) -> Reproduction:
+        """The reproduction of that name.
+
+        Raises:
+            RequestError: there is none.
+        """
+        known = names()
+        if name not in known:
+            raise RequestError(
+                f"unknown reproduction {name!r}{nearest(name, dict.fromkeys(known))}"
+            )
+        return cls(name, yaml.safe_load((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8")))
+
+    @property
+    def published(self) -> dict[str, float]:
+        """Arm -> published test error, in %."""
+        arms = self.about.get("arms", ())
+        return {arm["name"]: arm["published"] for arm in arms if "published" in arm}
+
+    def study(self, budget: Budget, rows: Sequence[str] = (), seeds: int | None = None) -> Study:
+        """What is run.
+
+        Args:
+            budget: how much; ``full`` is the paper's protocol.
+            rows: names of arms; those of the budget, else all, when empty.
+            seeds: runs of each arm; the budget's when None.
+
+        Raises:
+            RequestError: there is no such row.
+        """
+        base = with_values(recipe("tutorial"), self.about["base"], self.name)
+        means = self.about["budgets"][budget]
+        if "vary" in self.about:
+            arms = grid(varied(self.about["vary"], base))
+        else:
+            arms = [Arm(arm["name"], arm["changes"]) for arm in self.about["arms"]]
+        known = {arm.name: arm for arm in arms}
+        chosen = list(rows) or means.get("rows", list(known))
+        for name in chosen:
+            if name not in known:
+                raise RequestError(f"--rows {name!r}{nearest(name, known)}")
+        changed = [Arm(name, {**known[name].changes, **means["changes"]}) for name in chosen]
+        baseline = self.about["baseline"]
+        count = means["seeds"] if seeds is None else seeds
+        if count < 1:
+            raise RequestError(f"--seeds is {count}: must be at least 1")
+        return Study.of(base, changed, range(count), baseline if baseline in chosen else chosen[0])
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a reproduction.
+
+    Attributes:
+        reproduction: what was reproduced.
+        study: what was run.
+        rows: its results.
+        measured: what else was measured on the trained networks, by name; often empty.
+    """
+
+    reproduction: Reproduction
+    study: Study
+    rows: Sequence[Row]
+    measured: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        """The published values beside ours, then what can be said of the differences."""
+        published = self.reproduction.published
+        width = max(len(row.arm.name) for row in self.rows)
+        lines = [
+            self.reproduction.about["title"],
+            f"{''.ljust(width)}  published  ours, mean of runs (95 %)",
+        ]
+        for row in self.rows:
+            theirs = f"{published[row.arm.name]:.2f}" if row.arm.name in published else "-"
+            lines.append(f"{row.arm.name.ljust(width)}  {theirs:>9}  {_error(row)}")
+        order = self._order()
+        lines += [order] if order else []
+        lines += [f"{name}: {_told(value)}" for name, value in self.measured.items()]
+        return "\n".join([*lines, "", verdict(self.study, self.rows)])
+
+    def _order(self) -> str:
+        published = self.reproduction.published
+        both = [row for row in self.rows if row.arm.name in published and row.values("accuracy")]
+        if len(both) < 2:
+            return ""
+        theirs = sorted(both, key=lambda row: published[row.arm.name])
+        ours = sorted(both, key=lambda row: -row.mean("accuracy"))
+        agree = [row.arm.name for row in theirs] == [row.arm.name for row in ours]
+        return f"order: {'as published' if agree else 'not as published'}"
+
+    def to_json(self) -> str:
+        """As JSON: figures in % of error by arm, with what they came from."""
+        arms = {
+            row.arm.name: {
+                "published_error": self.reproduction.published.get(row.arm.name),
+                "errors": [round(100 - 100 * value, 4) for value in row.values("accuracy")],
+                "nll": row.values("nll"),
+                "status": {str(seed): o.status for seed, o in row.outcomes.items()},
+                "epoch_s": row.epoch_s,
+                "config": dict(row.arm.changes),
+            }
+            for row in self.rows
+        }
+        versions = describe_environment("", "")
+        held = {key: versions[key] for key in ("python", "packages") if key in versions}
+        about = {"name": self.reproduction.name, "seeds": list(self.study.seeds), **held}
+        return json.dumps({**about, "arms": arms, "measured": self.measured}, indent=1) + "\n"
+
+
+def names() -> list[str]:
+    """All reproductions, sorted."""
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in _FOLDER.iterdir()
+        if entry.name[-5:] == ".yaml"
+    )
+
+
+def reproduce(
+    wanted: Reproduction,
+    study: Study,
+    folder: Path,
+    tell: Callable[[str], None] = lambda line: None,
+    processes: int | None = 1,
+) -> Result:
+    """Run a reproduction, or go on with it, and write its page, picture and figures.
+
+    Args:
+        wanted: what to reproduce.
+        study: see `Reproduction.study`.
+        folder: of its study.
+        tell: gets a line for every run.
+        processes: as for `thinned.study.run_study`.
+
+    Returns:
+        The result, which is also in ``result.json``, ``study.html`` and ``NAME.svg`` and ``.png``
+        in `folder`.
+
+    Raises:
+        RequestError: matplotlib is missing, or as `thinned.study.run_study`.
+    """
+    plots = Plots(folder)
+    rows = run_study(study, folder, tell, processes)
+    figure = wanted.about["figure"]
+    finished = [row for row in rows if row.values("accuracy")]
+    measured = _MEASURES.get(figure["kind"], _nothing)(folder, study, finished, figure)
+    result = Result(wanted, study, rows, measured)
+    write_whole(folder / "result.json", result.to_json())
+    if finished:
+
+        def paint(axes: Any) -> None:
+            _PICTURES[figure["kind"]](axes, folder, result, finished, figure)
+
+        plots.draw(wanted.name, wanted.about["title"], paint)
+    write_study_page(folder, study, rows)
+    return result
+
+
+def _nothing(folder: Path, study: Study, rows: Sequence[Row], figure: Any) -> dict[str, Any]:
+    return {}
+
+
+def _samples(folder: Path, study: Study, rows: Sequence[Row], figure: Any) -> dict[str, Any]:
+    """Test error in % of the mean of k thinned networks, and of one pass with scaled weights."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        for seed in _finished(row):
+            run = run_of(folder, row.arm, seed)
+            test = run.test_images()
+            for count in (0, *figure["counts"]):
+                name = f"{count} samples" if count else "weight scaling"
+                right = predictions_of([run], test.images, count).probabilities.argmax(1)
+                error = 100 * float(np.mean(right != test.labels))
+                found.setdefault(name, []).append(round(error, 4))
+    return {"test error, %": found}
+
+
+def _activations(folder: Path, study: Study, rows: Sequence[Row], figure: Any) -> dict[str, Any]:
+    """Mean and active share of a hidden layer's ReLUs on test images, dropout off."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        for seed in _finished(row):
+            run = run_of(folder, row.arm, seed)
+            outputs = _hidden(run, run.test_images(), figure["layer"])
+            kept = found.setdefault(row.arm.name, {"mean activation": [], "share active": []})
+            kept["mean activation"].append(round(float(outputs.mean()), 5))
+            kept["share active"].append(round(float((outputs > 0).mean()), 5))
+    return found
+
+
+def _hidden(run: Any, test: Split, layer: str) -> np.ndarray:
+    images = as_float(jnp.asarray(test.images[np.arange(min(_WATCHED, len(test)))]))
+    model = build_model(run.config, run.facts)
+    _, seen = model.apply(
+        run.state.variables,
+        images,
+        train=False,
+        capture_intermediates=lambda module, _: module.name == layer,
+        mutable=["intermediates"],
+    )
+    (outputs,) = jax.tree.leaves(seen["intermediates"])
+    return np.maximum(np.asarray(outputs), 0)
+
+
+def _paint_bars(axes: Any, folder: Path, result: Result, rows: Sequence[Row], figure: Any) -> None:
+    published = result.reproduction.published
+    for place, row in enumerate(reversed(rows)):
+        errors = [100 - 100 * value for value in row.values("accuracy")]
+        axes.plot(errors, [place] * len(errors), ".", color="C0", alpha=0.5)
+        axes.plot(statistics.fmean(errors), place, "o", color="C0")
+        if row.arm.name in published:
+            axes.plot(published[row.arm.name], place, "x", color="C1")
+    axes.set_yticks(range(len(rows)), [row.arm.name for row in reversed(rows)])
+    axes.plot([], [], "o", color="C0", label="ours: mean, and single runs")
+    axes.plot([], [], "x", color="C1", label="published")
+    axes.set(xlabel="test error (%)")
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _paint_lines(axes: Any, folder: Path, result: Result, rows: Sequence[Row], figure: Any) -> None:
+    draw_against(axes, figure["option"], "accuracy", rows, error=True)
+    axes.set(ylabel="test error (%)", xscale=figure.get("scale", "linear"))
+
+
+def _paint_curves(
+    axes: Any, folder: Path, result: Result, rows: Sequence[Row], figure: Any
+) -> None:
+    for row in rows:
+        curve = mean_curve(folder, result.study, row, figure["split"])
+        errors = [100 - 100 * value for value in curve.values()]
+        axes.plot(list(curve), errors, "-" if " with" in row.arm.name else "--", label=row.arm.name)
+    axes.set(xlabel="epoch", ylabel=f"{figure['split']} error (%)")
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _paint_samples(
+    axes: Any, folder: Path, result: Result, rows: Sequence[Row], figure: Any
+) -> None:
+    errors = result.measured["test error, %"]
+    means = [statistics.fmean(errors[f"{count} samples"]) for count in figure["counts"]]
+    spread = [np.std(errors[f"{count} samples"]) for count in figure["counts"]]
+    axes.errorbar(figure["counts"], means, spread, fmt="o-", label="mean of k networks")
+    axes.axhline(statistics.fmean(errors["weight scaling"]), color="C1", label="weight scaling")
+    axes.set(xlabel="k", ylabel="test error (%)", xscale="log")
+    axes.legend(frameon=False)
+
+
+def _paint_activations(
+    axes: Any, folder: Path, result: Result, rows: Sequence[Row], figure: Any
+) -> None:
+    for number, row in enumerate(rows):
+        run = run_of(folder, row.arm, _finished(row)[0])
+        outputs = _hidden(run, run.test_images(), figure["layer"])
+        axes.hist(outputs[outputs > 0], 60, histtype="step", color=f"C{number}", label=row.arm.name)
+    axes.set(xlabel="activation above 0", ylabel="units and images", yscale="log")
+    axes.legend(frameon=False)
+
+
+def _finished(row: Row) -> list[int]:
+    return [seed for seed, outcome in row.outcomes.items() if outcome.status == "finished"]
+
+
+def _error(row: Row) -> str:
+    errors = [100 - 100 * value for value in row.values("accuracy")]
+    if not errors:
+        return "no run finished"
+    low, high = interval(errors)
+    runs = f"{len(errors)} run{'s' if len(errors) > 1 else ''}"
+    span = f" ({low:.2f} to {high:.2f})" if len(errors) > 1 else ""
+    return f"{statistics.fmean(errors):.3f}{span}, {runs}"
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, Mapping):
+        parts: Mapping[str, Any] = value
+        return ", ".join(f"{name} {statistics.fmean(held):.3f}" for name, held in parts.items())
+    return str(value)
+
+
+_MEASURES: Mapping[str, Callable[..., dict[str, Any]]] = {
+    "samples": _samples,
+    "activations": _activations,
+}
+_PICTURES: Mapping[str, Callable[..., None]] = {
+    "bars": _paint_bars,
+    "lines": _paint_lines,
+    "curves": _paint_curves,
+    "samples": _paint_samples,
+    "activations": _paint_activations,
+}

@@ -1,0 +1,539 @@
+"""Studies: many arms, several seeds each, every run an ordinary run folder, compared in the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from thinned.arms import Arm
+from thinned.comparison import Difference, differences, interval
+from thinned.config import Config, options, recipe, with_values
+from thinned.errors import RequestError, ThinnedError
+from thinned.logs import write_whole
+from thinned.loop import Diverged, Stopped
+from thinned.run import Run, load_data, train
+from thinned.trust import appraise
+from thinned.types import Dataset
+
+SCORES = ("accuracy", "nll", "ece")
+"""What is kept of the test and the validation images of every run, see `thinned.scores`."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is to be run.
+
+    Attributes:
+        base: the config that the arms vary.
+        arms: at least one, of different names.
+        seeds: each arm is run with every one: initialisation, order and masks of a seed are the
+            same in all arms, so that differences are paired.
+        baseline: name of the arm that others are compared with.
+    """
+
+    base: Config
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    baseline: str
+
+    @classmethod
+    def of(
+        cls, base: Config, arms: Sequence[Arm], seeds: Sequence[int], baseline: str | None = None
+    ) -> Study:
+        """A study whose every config was checked; test images are read once, at a run's end.
+
+        Raises:
+            RequestError: no seeds, an arm that cannot be run, or a baseline that is none.
+        """
+        base = dataclasses.replace(base, test="end")
+        if not seeds:
+            raise RequestError("--seeds must be at least 1")
+        names = [arm.name for arm in arms]
+        baseline = names[0] if baseline is None else baseline
+        if baseline not in names:
+            raise RequestError(f"--baseline {baseline} is no arm of: {', '.join(names)}")
+        for arm in arms:
+            arm.config(base, seeds[0])
+        return cls(base, tuple(arms), tuple(seeds), baseline)
+
+    def to_json(self) -> str:
+        """As the text of ``study.json``."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def open(cls, folder: Path) -> Study:
+        """The study of a folder.
+
+        Raises:
+            RequestError: there is none, or it cannot be read.
+        """
+        path = folder / "study.json"
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            base = values["base"]
+            return cls(
+                with_values(recipe(base["recipe"]), base, str(path)),
+                tuple(Arm(arm["name"], arm["changes"]) for arm in values["arms"]),
+                tuple(values["seeds"]),
+                values["baseline"],
+            )
+        except FileNotFoundError as error:
+            raise RequestError(f"{folder} is no study: it has no study.json") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RequestError(f"{path} cannot be read: {error}") from error
+
+    @property
+    def jobs(self) -> list[tuple[int, Arm]]:
+        """Every run as (seed, arm): a whole round of arms before the next seed."""
+        return [(seed, arm) for seed in self.seeds for arm in self.arms]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one run.
+
+    Attributes:
+        status: ``finished``, ``diverged`` or ``failed``.
+        reason: why it did not finish.
+        scores: split -> score -> value, of `SCORES`.
+        epoch_s: wall time of an epoch, in the middle of the run's.
+    """
+
+    status: str
+    reason: str = ""
+    scores: Mapping[str, Mapping[str, float]] = dataclasses.field(
+        default_factory=dict[str, Mapping[str, float]]
+    )
+    epoch_s: float = math.nan
+
+
+@dataclass(frozen=True)
+class Row:
+    """An arm of a study with all that is known of it.
+
+    Attributes:
+        arm: which.
+        outcomes: seed -> outcome, of the runs that were tried.
+        difference: from the baseline, by test accuracy; None for the baseline itself.
+    """
+
+    arm: Arm
+    outcomes: Mapping[int, Outcome]
+    difference: Difference | None
+
+    def values(self, score: str, split: str = "test") -> list[float]:
+        """A score of every finished run, by seed."""
+        return [
+            outcome.scores[split][score]
+            for _, outcome in sorted(self.outcomes.items())
+            if split in outcome.scores
+        ]
+
+    def mean(self, score: str, split: str = "test") -> float:
+        """Its mean over seeds; NaN without any."""
+        values = self.values(score, split)
+        return statistics.fmean(values) if values else math.nan
+
+    @property
+    def epoch_s(self) -> float:
+        """Wall time of an epoch, the median over seeds; NaN without any."""
+        times = [o.epoch_s for o in self.outcomes.values() if not math.isnan(o.epoch_s)]
+        return statistics.median(times) if times else math.nan
+
+
+def run_study(
+    study: Study,
+    folder: Path,
+    tell: Callable[[str], None] = lambda line: None,
+    processes: int | None = 1,
+) -> list[Row]:
+    """Run whatever of a study was not run yet.
+
+    Args:
+        study: the definition.
+        folder: of this study alone; when it holds the same study, that one goes on, and seeds may
+            have been added.
+        tell: gets a line for every run.
+        processes: how many share the work, each with its part of the CPU cores; None for what
+            was measured to be fastest, see docs/studies.md.
+
+    Returns:
+        A row for each arm.
+
+    Raises:
+        RequestError: `folder` holds another study, or one that is running.
+        Stopped: by Ctrl-C or SIGTERM; the run in progress is saved.
+    """
+    processes = 1 if processes is None else min(processes, len(study.jobs))
+    with _held(folder, study):
+        if processes > 1:
+            _share(folder, study, processes, tell)
+        else:
+            _run_jobs(study, folder, study.jobs, tell)
+    return rows_of(folder)
+
+
+@contextmanager
+def _held(folder: Path, study: Study) -> Generator[None]:
+    """A study's folder, with its definition in it, for this process alone."""
+    if (folder / "config.json").exists():
+        raise RequestError(f"{folder} is a run: give the study another --name")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise RequestError(f"cannot write in {folder}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RequestError(f"{folder} is being run by another process") from error
+        if (folder / "study.json").exists():
+            _refuse_changes(Study.open(folder), study, folder)
+        write_whole(folder / "study.json", study.to_json())
+        yield
+
+
+def search(
+    study: Study, folder: Path, trials: int, tell: Callable[[str], None] = lambda line: None
+) -> list[Row]:
+    """Run only those arms that Optuna's sampler chooses, by the mean validation accuracy.
+
+    Arms are tried with all seeds, one arm after another; the baseline first. The sampler is seeded
+    and fed with the same results in the same order, so that a search goes on where it stopped.
+
+    Args:
+        study: its arms are the space that is searched.
+        folder: as for `run_study`.
+        trials: how many arms to try, the baseline among them.
+        tell: as for `run_study`.
+
+    Raises:
+        RequestError: Optuna is not installed, nothing was held out, or as `run_study`.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise RequestError(
+            "--search needs optuna: install it with pip install 'thinned[search]'"
+        ) from error
+    if not study.base.data.validation and load_data(study.base).validation is None:
+        raise RequestError("--search chooses by validation images: give --data.validation N")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    choices = {name: _choices(study, name) for name in study.arms[0].changes}
+    by_place = {tuple(_key(arm, choices).items()): arm for arm in study.arms}
+    sampler = optuna.samplers.TPESampler(seed=study.seeds[0])
+    chooser = optuna.create_study(direction="maximize", sampler=sampler)
+    base = next(arm for arm in study.arms if arm.name == study.baseline)
+    chooser.enqueue_trial(_key(base, choices))
+    rows: list[Row] = []
+    with _held(folder, study):
+        for _ in range(trials):
+            trial = chooser.ask()
+            key = {n: trial.suggest_int(n, 0, len(v) - 1) for n, v in choices.items()}
+            arm = by_place[tuple(key.items())]
+            _run_jobs(study, folder, [(seed, arm) for seed in study.seeds], tell)
+            rows = [row for row in rows_of(folder) if row.outcomes]
+            score = next(r for r in rows if r.arm == arm).mean("accuracy", "validation")
+            if math.isnan(score):
+                chooser.tell(trial, state=optuna.trial.TrialState.FAIL)
+            else:
+                chooser.tell(trial, score)
+    return rows
+
+
+def _choices(study: Study, name: str) -> list[Any]:
+    found: list[Any] = []
+    for arm in study.arms:
+        if arm.changes[name] not in found:
+            found.append(arm.changes[name])
+    return found
+
+
+def _key(arm: Arm, choices: Mapping[str, list[Any]]) -> dict[str, int]:
+    return {name: values.index(arm.changes[name]) for name, values in choices.items()}
+
+
+def folder_of(runs: Path, name: str | None) -> Path:
+    """Where a study of that name is kept, or the next free ``study-001``."""
+    if name is not None:
+        return runs / name
+    number = next(n for n in itertools.count(1) if not (runs / f"study-{n:03d}").exists())
+    return runs / f"study-{number:03d}"
+
+
+def rows_of(folder: Path) -> list[Row]:
+    """What is known of a study by now.
+
+    Raises:
+        RequestError: there is no study in `folder`.
+    """
+    study = Study.open(folder)
+    outcomes = {
+        arm.name: {
+            seed: found for seed in study.seeds if (found := _outcome(_place(folder, arm, seed)))
+        }
+        for arm in study.arms
+    }
+    accuracies = {
+        name: {s: o.scores["test"]["accuracy"] for s, o in tried.items() if "test" in o.scores}
+        for name, tried in outcomes.items()
+    }
+    against = differences(accuracies, study.baseline)
+    return [Row(arm, outcomes[arm.name], against.get(arm.name)) for arm in study.arms]
+
+
+def verdict(study: Study, rows: Sequence[Row]) -> str:
+    """What can be said of a study, in a few honest sentences."""
+    compared = [(row.arm.name, row.difference) for row in rows if row.difference is not None]
+    clear = [(name, found) for name, found in compared if found.is_told]
+    parts = [
+        f"{name} is {'better' if found.mean > 0 else 'worse'} than {study.baseline} by "
+        f"{abs(found.mean):.2%} ({found.low:+.2%} to {found.high:+.2%}; corrected "
+        f"p {found.corrected:.3f})."
+        for name, found in sorted(clear, key=lambda each: -each[1].mean)
+    ]
+    unclear = [found for _, found in compared if not found.is_told]
+    if unclear and all(found.seeds < 2 for found in unclear):
+        parts.append(
+            "Nothing more can be said of differences: that needs at least two seeds that finished "
+            "in both arms."
+        )
+    elif unclear:
+        seeds = len(study.seeds)
+        needed = min((found.needed for found in unclear if found.needed), default=0)
+        more = f"; about {needed - seeds:,} more would be needed" if needed > seeds else ""
+        which = "no other difference" if clear else "no difference"
+        parts.append(f"With {seeds} seeds {which} from {study.baseline} can be told{more}.")
+    best = _best(rows)
+    if best is not None:
+        parts.append(f"By validation images, {best.arm.name} is the one to choose.")
+    elif len(rows) > 1:
+        parts.append(
+            "No arm is chosen: test images are not for choosing, and none were held out "
+            "(--data.validation)."
+        )
+    lost = sum(o.status != "finished" for row in rows for o in row.outcomes.values())
+    if lost:
+        runs = "1 run did not finish and is" if lost == 1 else f"{lost} runs did not finish and are"
+        parts.append(f"{runs} left out of the means.")
+    return " ".join(parts)
+
+
+def told(study: Study, rows: Sequence[Row]) -> str:
+    """The table and the verdict, for people."""
+    width = max(len("arm"), *(len(row.arm.name) for row in rows))
+    lines = [
+        f"{'arm'.ljust(width)}  runs  {'test accuracy (95 %)':<28}{'NLL':>8}{'ECE':>8}"
+        f"{'against baseline (95 %)':>32}{'p':>8}{'time':>7}"
+    ]
+    base_s = next(row.epoch_s for row in rows if row.arm.name == study.baseline)
+    for row in rows:
+        accuracy, count = row.values("accuracy"), len(row.values("accuracy"))
+        low, high = interval(accuracy)
+        cell = "-"
+        if count:
+            span = f" ({low:.2%} to {high:.2%})" if count > 1 else ""
+            cell = f"{row.mean('accuracy'):.2%}{span}"
+        lost = {o.status for o in row.outcomes.values() if o.status != "finished"}
+        cell = f"{cell} {', '.join(sorted(lost))}".strip("- ") if lost else cell
+        found = row.difference
+        against, p_value = "baseline", ""
+        if found is not None:
+            against = f"{found.mean:+.2%}" if found.seeds else "-"
+            if found.seeds > 1:
+                against += f" ({found.low:+.2%} to {found.high:+.2%})"
+                p_value = f"{found.corrected:.3f}"
+        lines.append(
+            f"{row.arm.name.ljust(width)}  {count:>4}  {cell:<28}{row.mean('nll'):>8.4f}"
+            f"{row.mean('ece'):>8.4f}{against:>32}{p_value:>8}{row.epoch_s / base_s:>7.2f}"
+        )
+    notes = (
+        "accuracy: mean over seeds, bootstrap; against: paired by seed, Student's t; "
+        "p: paired t-test, Holm's correction; time: of an epoch, over the baseline's"
+    )
+    return "\n".join([*lines, notes, "", verdict(study, rows)])
+
+
+def curves_of(folder: Path, arm: Arm, seed: int) -> list[dict[str, Any]]:
+    """The records of one run of a study, see `thinned.logs.MetricsLog`."""
+    place = _place(folder, arm, seed)
+    return Run.open(place).metrics if (place / "config.json").exists() else []
+
+
+def run_of(folder: Path, arm: Arm, seed: int) -> Run:
+    """One run of a study.
+
+    Raises:
+        RequestError: it was not begun.
+    """
+    return Run.open(_place(folder, arm, seed))
+
+
+def _best(rows: Sequence[Row]) -> Row | None:
+    held = [row for row in rows if row.values("accuracy", "validation")]
+    return max(held, key=lambda row: row.mean("accuracy", "validation")) if len(held) > 1 else None
+
+
+def _place(folder: Path, arm: Arm, seed: int) -> Path:
+    return folder / arm.folder / f"seed-{seed}"
+
+
+def _outcome(place: Path) -> Outcome | None:
+    try:
+        return Outcome(**json.loads((place / "outcome.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _run_jobs(
+    study: Study, folder: Path, jobs: Sequence[tuple[int, Arm]], tell: Callable[[str], None]
+) -> None:
+    # What diverged would diverge again, bit by bit; what failed otherwise may do better now.
+    left = [
+        (seed, arm)
+        for seed, arm in jobs
+        if (found := _outcome(_place(folder, arm, seed))) is None or found.status == "failed"
+    ]
+    data = _Data()
+    begun = time.monotonic()
+    for done, (seed, arm) in enumerate(left, 1):
+        place = _place(folder, arm, seed)
+        outcome = _run_one(arm.config(study.base, seed), place, data)
+        place.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(dataclasses.asdict(outcome), indent=2) + "\n"
+        write_whole(place / "outcome.json", text)
+        rest = (time.monotonic() - begun) / done * (len(left) - done)
+        tell(_line(outcome, arm, seed, len(jobs) - len(left) + done, len(jobs), rest))
+
+
+def _run_one(config: Config, place: Path, data: _Data) -> Outcome:
+    try:
+        dataset = data.of(config)
+        run = train(config, name=place.name, runs=place.parent, dataset=dataset)
+        found: dict[str, dict[str, float]] = {}
+        for name, split in dataset.splits.items():
+            if name != "train" and len(split):
+                scores = appraise([run], split).scores
+                found[name] = {score: scores[score] for score in SCORES}
+        return Outcome("finished", "", found, _epoch_s(run))
+    except Stopped:
+        raise
+    except Diverged as error:
+        return Outcome("diverged", str(error))
+    except ThinnedError as error:
+        return Outcome("failed", str(error))
+
+
+class _Data:
+    """The data loaded last, since most runs in a row need the same."""
+
+    def __init__(self) -> None:
+        self._held: tuple[Any, Dataset] | None = None
+
+    def of(self, config: Config) -> Dataset:
+        wanted = (config.data, config.seed)
+        if self._held is None or self._held[0] != wanted:
+            self._held = None
+            self._held = wanted, load_data(config)
+        return self._held[1]
+
+
+def _epoch_s(run: Run) -> float:
+    ends = [record["time_s"] for record in run.metrics if record["split"] == "train"]
+    spans = [after - before for before, after in itertools.pairwise(ends)]
+    return statistics.median(spans) if spans else math.nan
+
+
+def _line(outcome: Outcome, arm: Arm, seed: int, done: int, total: int, rest: float) -> str:
+    result = outcome.status
+    if outcome.scores:
+        result = f"test accuracy {outcome.scores['test']['accuracy']:.2%}"
+    elif outcome.reason:
+        result = f"{outcome.status}: {outcome.reason}"
+    left = f"; {_duration(rest)} left" if done < total else ""
+    return f"{done}/{total} {arm.name}, seed {seed}: {result}{left}"
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds / 60), 60)
+    return f"{hours} h {rest:02d} min" if hours else f"{rest} min" if rest else "under a minute"
+
+
+def _share(folder: Path, study: Study, processes: int, tell: Callable[[str], None]) -> None:
+    """Run the jobs in several processes; each takes every so-many-th, and tells through a queue."""
+    context = multiprocessing.get_context("spawn")
+    queue: Any = context.SimpleQueue()
+    workers = [
+        context.Process(target=_work, args=(folder, part, processes, queue), daemon=True)
+        for part in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        for _ in workers:
+            for line in iter(queue.get, None):
+                tell(line)
+        for worker in workers:
+            worker.join()
+    except KeyboardInterrupt:
+        # Ctrl-C reaches the workers, too: they save their runs before they go.
+        for worker in workers:
+            worker.join()
+        raise
+    if any(worker.exitcode for worker in workers):
+        raise ThinnedError("a process of the study ended early: go on with the same command")
+
+
+def _work(folder: Path, part: int, parts: int, queue: Any) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    own = cores[part * len(cores) // parts : (part + 1) * len(cores) // parts]
+    if own:
+        os.sched_setaffinity(0, own)
+    study = Study.open(folder)
+    try:
+        _run_jobs(study, folder, study.jobs[part::parts], queue.put)
+    finally:
+        queue.put(None)
+
+
+def _refuse_changes(past: Study, wanted: Study, folder: Path) -> None:
+    changed = [
+        f"{name}: was {before}, asked for {after}"
+        for (name, _, before), (_, _, after) in zip(
+            options(past.base), options(wanted.base), strict=True
+        )
+        if before != after
+    ]
+    changed += list(_changed_arms(past.arms, wanted.arms))
+    if past.baseline != wanted.baseline:
+        changed.append(f"baseline: was {past.baseline}, asked for {wanted.baseline}")
+    missing = sorted(set(past.seeds) - set(wanted.seeds))
+    if missing:
+        changed.append(f"seeds {missing} are gone (they can only be added)")
+    if changed:
+        raise RequestError(f"{folder} holds another study: {'; '.join(changed)}")
+
+
+def _changed_arms(past: Sequence[Arm], wanted: Sequence[Arm]) -> Iterator[str]:
+    before = {arm.name: json.dumps(arm.changes) for arm in past}
+    after = {arm.name: json.dumps(arm.changes) for arm in wanted}
+    for name in before.keys() - after.keys():
+        yield f"arm {name} is gone"
+    for name in after.keys() - before.keys():
+        yield f"arm {name} is new"
+    for name in before.keys() & after.keys():
+        if before[name] != after[name]:
+            yield f"arm {name} has changed"
