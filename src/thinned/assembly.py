@@ -18,7 +18,7 @@ from thinned.augment import Augment, augment_for
 from thinned.config import Config, DataConfig, MlpConfig
 from thinned.dropout.sites import MAPS, DropoutSpec, Site, dropout_sites
 from thinned.errors import RequestError
-from thinned.models.catalog import RESIDUAL, is_own, network
+from thinned.models.catalog import RESIDUAL, SMALLEST, is_own, network
 from thinned.optim import LOSS_NUMBERS, Rule, numbers_at, optimizer, with_numbers
 from thinned.plan import Plan
 from thinned.rng import key_for, stream_root
@@ -215,12 +215,8 @@ def refuse_unfit(config: Config, facts: Facts) -> None:
             f"--batch-size {config.batch_size} is larger than the {facts.train_size} training "
             "images"
         )
-    height, width, _ = facts.image_shape
-    if min(height, width) < 4:
-        raise RequestError(
-            f"images are {height} x {width}: the model needs at least 4 x 4 (--data.size)"
-        )
     name = model_name(config, facts)
+    _refuse_small(name, facts.image_shape)
     if config.dropout.kind == "path" and name not in RESIDUAL:
         raise RequestError(
             f"--dropout.kind path drops residual branches, and model {name} has none: "
@@ -233,6 +229,39 @@ def refuse_unfit(config: Config, facts: Facts) -> None:
             f"--dropout.kind {config.dropout.kind} drops parts of feature maps, and model {name} "
             "has none"
         )
+
+
+def _refuse_small(name: str, shape: tuple[int, ...]) -> None:
+    height, width, _ = shape
+    least = SMALLEST.get(name, 4)
+    if min(height, width) < least:
+        raise RequestError(
+            f"images are {height} x {width}: the model needs at least {least} x {least} "
+            "(--data.size)"
+        )
+
+
+def size_of(name: str, shape: tuple[int, int, int], classes: int) -> tuple[int, float]:
+    """Parameters of a network, and multiplications and additions of a pass with one image.
+
+    Args:
+        name: as for ``--model``, but not ``auto``.
+        shape: (height, width, channel) of the image.
+        classes: number of classes.
+
+    Raises:
+        RequestError: there is no such network, or it cannot take such images.
+    """
+    facts = Facts("", tuple(map(str, range(classes))), shape, 1)
+    _refuse_small(name, shape)
+    model = build_model(Config(model=name), facts)
+    variables = jax.eval_shape(model.init, jax.random.key(0), example(facts))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    lowered = jax.jit(lambda given, images: model.apply(given, images)).lower(
+        variables, example(facts)
+    )
+    counted: Any = lowered.cost_analysis()
+    return parameters, float(counted["flops"])
 
 
 def example(facts: Facts, batch: int = 1) -> jax.Array:

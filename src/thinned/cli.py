@@ -319,6 +319,66 @@ class Reproduce:
 
 
 @dataclass(frozen=True)
+class FindLr:
+    """Find a learning rate: train briefly while it grows, and look where the loss falls."""
+
+    config: Annotated[Config, arg(name="")] = field(default_factory=Config)
+    config_file: Annotated[
+        Path | None,
+        Option("YAML or JSON file of defaults; flags override it."),
+        arg(name="config", aliases=["-c"]),
+    ] = None
+    low: Annotated[float, Option("First learning rate.", "per step", low=0, above=True)] = 1e-6
+    high: Annotated[float, Option("Last learning rate.", "per step", low=0, above=True)] = 10.0
+    steps: Annotated[int, Option("Rates to try.", "steps", low=20)] = 200
+    out: Annotated[Path | None, Option("Where to draw the curve, .svg or .png.")] = None
+    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+
+    def __call__(self) -> None:
+        """Print what was found; draw it where asked."""
+        from thinned import find_lr
+
+        curve = find_lr.find_lr(self.config, self.low, self.high, self.steps)
+        for index in range(0, len(curve.rates), max(len(curve.rates) // 20, 1)):
+            print(f"{curve.rates[index]:>10.2e}  loss {curve.smoothed[index]:.4f}")
+        print(f"steepest at --learning-rate {curve.steepest:.2g}")
+        print(f"a tenth of where it is lowest: {curve.at_minimum:.2g}")
+        if self.out is not None:
+            find_lr.draw(curve, self.out)
+            print(self.out)
+
+
+@dataclass(frozen=True)
+class Models:
+    """The networks, with their size for images of a shape."""
+
+    size: Annotated[int, Option("Side of the images.", "pixels", low=4)] = 28
+    channels: Annotated[Literal[1, 3], Option("1 for grey, 3 for colour.")] = 1
+    classes: Annotated[int, Option("Number of classes.", low=2)] = 10
+    own: Annotated[tuple[str, ...], Option("Networks of your own, MODULE:CLASS, too.")] = ()
+    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+
+    def __call__(self) -> None:
+        """Print a line for each."""
+        from thinned.assembly import size_of
+        from thinned.models.catalog import CATALOG
+
+        if self.size < 4 or self.classes < 2:
+            raise RequestError("--size must be at least 4, and --classes at least 2")
+        print(f"{'model':<22}{'parameters':>12}{'MFLOP':>9}  (one image, forward)")
+        for name in (*CATALOG, *self.own):
+            shape = (self.size, self.size, self.channels)
+            try:
+                parameters, flops = size_of(name, shape, self.classes)
+            except RequestError as error:
+                if name in self.own:
+                    raise
+                print(f"{name:<22}{error}")
+                continue
+            print(f"{name:<22}{parameters:>12,}{flops / 1e6:>9.2f}  {CATALOG.get(name, '')}")
+
+
+@dataclass(frozen=True)
 class VerifyResume:
     """Prove that a killed and resumed run ends bit-identical to one that was never stopped."""
 
@@ -452,6 +512,8 @@ COMMANDS: dict[str, type[Any]] = {
     "report": Report,
     "doctor": Doctor,
     "data": Data,
+    "find-lr": FindLr,
+    "models": Models,
     "study": Study,
     "reproduce": Reproduce,
     "verify-resume": VerifyResume,

@@ -139,7 +139,8 @@ def numbers_at(config: Config, steps_per_epoch: int) -> Callable[[Any], dict[str
     """The numbers of optimizer and loss as a function of steps i32 [n] (from 0), each f32 [n]."""
     optim = config.optim
     total = steps_per_epoch * config.epochs
-    rate = _learning_rate(optim, config.learning_rate, steps_per_epoch, total)
+    # Not all of Optax's schedules take arrays of steps.
+    rate = jnp.vectorize(_learning_rate(optim, config.learning_rate, steps_per_epoch, total))
     fixed: dict[str, float] = {}
     if optim.name == "adamw" or optim.weight_decay is not None:
         fixed["weight_decay"] = 0.01 if optim.weight_decay is None else optim.weight_decay

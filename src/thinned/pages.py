@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,19 +92,7 @@ class Plots:
         self, name: str, caption: str, paint: Callable[[Any], None], height: float = 4.0
     ) -> str:
         """A figure element; `paint` gets the axes."""
-        inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-        options = {
-            "svg.fonttype": "none",
-            "svg.hashsalt": "thinned",
-            "font.family": "sans-serif",
-            "font.size": 11,
-            **dict.fromkeys(inks, INK),
-        }
-        with self._mpl.rc_context(options):
-            sheet = self._figure.Figure((_FIGURE_WIDTH, height), layout="constrained")
-            axes = sheet.add_subplot()
-            axes.spines[["top", "right"]].set_visible(False)
-            paint(axes)
+        with self._sheet(paint, height) as sheet:
             buffer = io.StringIO()
             sheet.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
             if self._folder is not None:
@@ -117,3 +106,25 @@ class Plots:
         label = html.escape(caption)
         svg = svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
         return f"<figure>{svg}<figcaption>{label}</figcaption></figure>"
+
+    def save(self, path: Path, kind: str, paint: Callable[[Any], None]) -> None:
+        """Write a figure to a file of that kind, ``svg`` or ``png``."""
+        with self._sheet(paint, 4.0) as sheet:
+            sheet.savefig(path, format=kind, facecolor="white", dpi=150)
+
+    @contextmanager
+    def _sheet(self, paint: Callable[[Any], None], height: float) -> Generator[Any]:
+        inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+        options = {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "thinned",
+            "font.family": "sans-serif",
+            "font.size": 11,
+            **dict.fromkeys(inks, INK),
+        }
+        with self._mpl.rc_context(options):
+            sheet = self._figure.Figure((_FIGURE_WIDTH, height), layout="constrained")
+            axes = sheet.add_subplot()
+            axes.spines[["top", "right"]].set_visible(False)
+            paint(axes)
+            yield sheet

@@ -112,7 +112,7 @@ def _table(study: Study, rows: Sequence[Row]) -> str:
             line += [f"{found.mean:+.4f}{span}", f"{found.corrected:.3f}"]
         cells.append(line)
     header = ["arm", "runs", *(f"{LABELS[score]} (95 %)" for score in SCORES)]
-    header += ["validation accuracy", f"against {study.baseline} (95 %)", "p, corrected"]
+    header += ["validation accuracy", "against baseline (95 %)", "p, corrected"]
     note = (
         "Means over seeds with bootstrap intervals, which are too narrow for very few seeds; "
         "differences of test accuracy are paired by seed, with Student's t and Holm's correction."
@@ -133,7 +133,7 @@ def _differences(study: Study, rows: Sequence[Row], plots: Plots) -> str:
             axes.errorbar(found.mean, place, xerr=half, fmt="o", color="C0", capsize=3)
         axes.set_yticks(range(len(compared)), [row.arm.name for row in reversed(compared)])
         axes.axvline(0, linewidth=1, color="C7")
-        axes.set(xlabel=f"test accuracy less that of {study.baseline}")
+        axes.set(xlabel="test accuracy less the baseline's")
 
     caption = f"Differences from {study.baseline}, paired by seed, with 95 % intervals"
     return plots.draw("differences", caption, paint, max(2.5, 0.35 * len(compared) + 1))

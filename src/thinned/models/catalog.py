@@ -52,13 +52,17 @@ def network(name: str, classes: int, dropout: DropoutSpec, mlp: MlpConfig) -> nn
     if name == "mlp":
         return MLP(classes, dropout, tuple(mlp.hidden), mlp.units, mlp.pieces)
     if name == "lenet":
-        return ConvNet(classes, dropout, (6, 16), (120, 84))
+        return ConvNet(classes, dropout, (6, 16), (120, 84), 1)
     made: dict[str, Any] = {"cnn": CNN, "resnet": ResNet, "c20-c40-f1000-f1000": ConvNet}
     if name in made:
         return made[name](classes=classes, dropout=dropout)
     close = difflib.get_close_matches(name, CATALOG, n=1)
     hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(CATALOG)}, MODULE:CLASS"
     raise RequestError(f"--model {name}: there is no such network; {hint}")
+
+
+SMALLEST: Mapping[str, int] = {"lenet": 12}
+"""Least side of the images, in pixels, where it is more than 4."""
 
 
 def is_own(name: str) -> bool:
@@ -94,7 +98,9 @@ class Switched(nnx.Module):
     """An NNX network of the user's, switched to training or evaluation in every call."""
 
     def __init__(self, kind: Any, options: Mapping[str, Any], *, rngs: nnx.Rngs) -> None:
-        self.inner = kind(**options, rngs=rngs)
+        # Initialisation has the stream `params` alone; other layers ask for theirs there, too.
+        every = rngs if "default" in rngs else nnx.Rngs(rngs.params())
+        self.inner = kind(**options, rngs=every)
 
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Logits f32 [batch, class] of images f32 [batch, height, width, channel]."""
@@ -115,12 +121,12 @@ def _own(name: str, classes: int) -> nn.Module:
         raise RequestError(f"--model {name}: {type(error).__name__}: {reason}") from error
     if not inspect.isclass(kind) or not issubclass(kind, nn.Module | nnx.Module):
         raise RequestError(f"--model {name} is no flax.linen.Module and no flax.nnx.Module")
-    accepted = inspect.signature(kind).parameters
+    accepted = inspect.signature(kind.__init__).parameters
     counts = [each for each in ("classes", "num_classes") if each in accepted]
     options = {counts[0]: classes} if counts else {}
     try:
         if issubclass(kind, nnx.Module):
-            return nnx.bridge.to_linen(Switched, kind, options)
+            return Adapted(nnx.bridge.to_linen(Switched, kind, options), "train")
         modes = inspect.signature(kind.__call__).parameters
         known = ("train", "training", "deterministic")
         return Adapted(kind(**options), next((mode for mode in known if mode in modes), ""))

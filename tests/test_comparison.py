@@ -1,0 +1,79 @@
+"""Paired comparisons against SciPy, R's published examples, and simulation."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from thinned.comparison import differences, holm, interval, seeds_needed
+
+
+def test_differences_are_paired_by_seed_as_scipys():
+    random = np.random.default_rng(0)
+    base = dict(enumerate(random.normal(0.9, 0.01, 8).tolist()))
+    other = {seed: value + 0.003 + random.normal(0, 0.002) for seed, value in base.items()}
+    other[99] = 0.1  # A seed that the baseline did not finish counts for nothing.
+    found = differences({"a": base, "b": other}, "a")["b"]
+    seeds = sorted(base)
+    reference = stats.ttest_rel([other[s] for s in seeds], [base[s] for s in seeds])
+    assert found.seeds == 8
+    np.testing.assert_allclose(found.p_value, reference.pvalue, rtol=1e-10)
+    np.testing.assert_allclose((found.low, found.high), reference.confidence_interval(), rtol=1e-10)
+    assert found.corrected == found.p_value
+
+
+def test_holms_correction_is_rs():
+    # p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm") in R.
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    found = holm([0.02, math.nan])
+    assert found[0] == 0.02
+    assert math.isnan(found[1])
+
+
+def test_holm_errs_in_fewer_studies_than_it_promises():
+    # Five arms without any effect: at most 5 % of studies may find one; three standard errors up.
+    random, studies = np.random.default_rng(1), 1000
+    p_values = random.uniform(size=(studies, 5))
+    wrong = np.mean([min(holm(row.tolist())) < 0.05 for row in p_values])
+    assert wrong <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / studies)
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(1.0, 1.0), (0.5, 1.0), (2.0, 1.0)])
+def test_the_seeds_needed_give_the_promised_power(mean, deviation):
+    count = seeds_needed(mean, deviation)
+    assert count is not None
+    random, trials = np.random.default_rng(2), 4000
+    draws = random.normal(mean, deviation, (trials, count))
+    power = np.mean(np.asarray(stats.ttest_1samp(draws, 0, axis=1).pvalue) < 0.05)
+    assert power >= 0.8 - 3 * math.sqrt(0.16 / trials)
+    if count > 2:
+        fewer = np.asarray(stats.ttest_1samp(draws[:, : count - 1], 0, axis=1).pvalue) < 0.05
+        assert np.mean(fewer) < 0.8 + 3 * math.sqrt(0.16 / trials)
+    assert (seeds_needed(mean, deviation, tests=10) or 0) > count
+
+
+def test_what_cannot_be_said_is_no_number():
+    one = differences({"a": {0: 0.5}, "b": {0: 0.6}}, "a")["b"]
+    assert one.seeds == 1
+    assert one.mean == pytest.approx(0.1)
+    assert math.isnan(one.p_value)
+    assert not one.is_told
+    none = differences({"a": {0: 0.5}, "b": {}}, "a")["b"]
+    assert none.seeds == 0
+    assert math.isnan(none.mean)
+    same = differences({"a": {0: 0.5, 1: 0.25}, "b": {0: 0.5, 1: 0.25}}, "a")["b"]
+    assert same.p_value == 1.0
+    # Two equal steps of a score that moves in steps are no certainty.
+    shifted = differences({"a": {0: 0.5, 1: 0.25}, "b": {0: 0.75, 1: 0.5}}, "a")["b"]
+    assert math.isnan(shifted.p_value)
+    assert seeds_needed(0.0, 1.0) is None
+    assert seeds_needed(1e-9, 1.0) is None
+    assert seeds_needed(1.0, 0.0) == 2
+
+
+def test_an_interval_holds_the_mean_and_needs_two_values():
+    low, high = interval([0.1, 0.2, 0.4])
+    assert 0.1 - 1e-9 <= low <= 0.7 / 3 <= high <= 0.4 + 1e-9
+    assert all(math.isnan(end) for end in interval([0.3]))

@@ -1,0 +1,42 @@
+"""The learning-rate range test."""
+
+import numpy as np
+import pytest
+
+from thinned.cli import main
+from thinned.config import Config, DataConfig
+from thinned.errors import RequestError
+from thinned.find_lr import Curve, find_lr
+
+
+def test_the_steepest_place_of_a_known_curve_is_found():
+    rates = np.geomspace(1e-6, 10, 400)
+    # Falls around 1e-3 as a sigmoid of the logarithm, rises beyond 0.1.
+    logs = np.log10(rates)
+    losses = 2.3 - 1.5 / (1 + np.exp(-4 * (logs + 3))) + np.maximum(logs + 1, 0) ** 2
+    curve = Curve(rates, losses, losses)
+    assert curve.steepest == pytest.approx(1e-3, rel=0.1)
+    assert curve.at_minimum == pytest.approx(0.1 * rates[np.argmin(losses)])
+
+
+def test_a_network_is_swept_until_it_blows_up(tiny_data):
+    config = Config(batch_size=20, data=DataConfig(path=str(tiny_data)))
+    curve = find_lr(config, 1e-5, 1e4, 120)
+    assert 20 < len(curve.losses) < 120
+    assert np.all(np.isfinite(curve.losses))
+    assert 1e-5 < curve.steepest < 1
+    np.testing.assert_allclose(curve.rates[1:] / curve.rates[:-1], curve.rates[1] / curve.rates[0])
+    again = find_lr(config, 1e-5, 1e4, 120)
+    assert np.array_equal(curve.losses, again.losses)
+
+
+def test_the_command_draws_and_refuses(tiny_data, tmp_path, capsys):
+    words = ["find-lr", "--data", str(tiny_data), "--batch-size", "20", "--steps", "40"]
+    assert main([*words, "--out", str(tmp_path / "lr.svg")]) == 0
+    assert "steepest at --learning-rate" in capsys.readouterr().out
+    assert (tmp_path / "lr.svg").read_text().startswith("<?xml")
+    assert main([*words, "--out", str(tmp_path / "lr.bmp")]) == 2
+    assert main([*words, "--low", "1", "--high", "0.1"]) == 2
+    assert main([*words, "--steps", "3"]) == 2
+    with pytest.raises(RequestError, match="larger than"):
+        find_lr(Config(batch_size=5000, data=DataConfig(path=str(tiny_data))))

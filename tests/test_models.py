@@ -1,0 +1,209 @@
+"""The networks by name, against Flax's own layers; networks of a user's own."""
+
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from thinned.assembly import size_of
+from thinned.cli import main
+from thinned.config import MlpConfig
+from thinned.dropout.sites import DropoutSpec, dropout_sites
+from thinned.errors import RequestError
+from thinned.models.catalog import CATALOG, network
+from thinned.models.convolution import max_pool
+
+IMAGES = jnp.asarray(np.random.default_rng(0).uniform(size=(3, 28, 28, 1)), jnp.float32)
+
+
+def made(name: str, kind: str = "element", **mlp):
+    return network(name, 10, DropoutSpec(kind), MlpConfig(**mlp))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        # Published, or by hand: weights and biases of every layer.
+        ("cnn", 50_186),
+        ("lenet", 61_706),
+        ("mlp", 784 * 1024 + 1024 + 2 * (1024 * 1024 + 1024) + 1024 * 10 + 10),
+        (
+            "c20-c40-f1000-f1000",
+            25 * 20 + 20 + 25 * 20 * 40 + 40 + 1960 * 1000 + 1000 + 1000 * 1000 + 1000 + 10_010,
+        ),
+    ],
+)
+def test_sizes_are_as_published(name, parameters):
+    found, flops = size_of(name, (28, 28, 1), 10)
+    assert found == parameters
+    assert flops > parameters
+
+
+@pytest.mark.parametrize("name", CATALOG)
+@pytest.mark.parametrize("kind", ["element", "gaussian", "alpha", "connect", "concrete"])
+def test_every_network_has_named_sites_and_drops_in_training_only(name, kind):
+    model = made(name, kind, hidden=(16, 12))
+    sites = dropout_sites(model, IMAGES, train=True)
+    if name in ("mlp", "lenet", "c20-c40-f1000-f1000") and kind != "connect":
+        assert [site.rpartition("/")[2] for site in sites] == [
+            "input",
+            *(f"hidden_{i + 1}" for i in range(len(sites) - 1)),
+        ]
+    variables = model.init(jax.random.key(0), IMAGES)
+    plain = model.apply(variables, IMAGES)
+    mutable = ["losses", "batch_stats"]
+    drawn = [
+        model.apply(variables, IMAGES, train=True, rngs={"dropout": key}, mutable=mutable)[0]
+        for key in jax.random.split(jax.random.key(1))
+    ]
+    assert plain.shape == (3, 10)
+    assert np.array_equal(plain, model.apply(variables, IMAGES))
+    assert not np.array_equal(drawn[0], drawn[1])
+
+
+@pytest.mark.parametrize("units", ["relu", "logistic", "maxout"])
+def test_hidden_units_compute_what_their_names_say(units):
+    model = made("mlp", hidden=(6, 5), units=units, pieces=3)
+    params = model.init(jax.random.key(0), IMAGES)["params"]
+    x = np.asarray(IMAGES).reshape(3, -1)
+    for layer in ("Dense_0", "Dense_1"):
+        x = x @ np.asarray(params[layer]["kernel"]) + np.asarray(params[layer]["bias"])
+        if units == "maxout":
+            x = np.max(x.reshape(3, -1, 3), -1)
+        else:
+            x = np.maximum(x, 0) if units == "relu" else 1 / (1 + np.exp(-x))
+    x = x @ np.asarray(params["Dense_2"]["kernel"]) + np.asarray(params["Dense_2"]["bias"])
+    np.testing.assert_allclose(model.apply({"params": params}, IMAGES), x, rtol=1e-4, atol=1e-5)
+
+
+class PlainLeNet(nn.Module):
+    """LeNet of Flax's layers alone, with the second convolution unpadded."""
+
+    @nn.compact
+    def __call__(self, x):
+        for features, padding in ((6, "SAME"), (16, "VALID")):
+            x = nn.max_pool(nn.relu(nn.Conv(features, (5, 5), padding=padding)(x)), (2, 2), (2, 2))
+        x = x.reshape(x.shape[0], -1)
+        for width in (120, 84):
+            x = nn.relu(nn.Dense(width)(x))
+        return nn.Dense(10)(x)
+
+
+def test_lenet_is_flaxs_layers_in_values_and_gradients():
+    params = made("lenet").init(jax.random.key(0), IMAGES)["params"]
+
+    def loss(params, model):
+        return jnp.square(model.apply({"params": params}, IMAGES)).mean()
+
+    ours = jax.value_and_grad(loss)(params, made("lenet"))
+    theirs = jax.value_and_grad(loss)(params, PlainLeNet())
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
+    for mine, other in zip(jax.tree.leaves(ours[1]), jax.tree.leaves(theirs[1]), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 6, 3), (1, 7, 5, 2)])
+def test_the_largest_of_each_window_is_flaxs(shape):
+    images = jnp.asarray(np.random.default_rng(2).normal(size=shape), jnp.float32)
+    assert np.array_equal(max_pool(images), nn.max_pool(images, (2, 2), (2, 2)))
+
+
+MODULE = """
+    from flax import linen as nn
+    from flax import nnx
+    from thinned import Dropout
+
+    class Own(nn.Module):
+        classes: int = 10
+
+        @nn.compact
+        def __call__(self, images, training):
+            x = nn.relu(nn.Dense(16)(images.reshape(images.shape[0], -1)))
+            x = nn.BatchNorm(use_running_average=not training)(x)
+            x = Dropout(0.3, name="middle")(x, deterministic=not training)
+            return nn.Dense(self.classes)(x)
+
+    class Modern(nnx.Module):
+        def __init__(self, classes, *, rngs):
+            self.one = nnx.Linear(64, 16, rngs=rngs)
+            self.norm = nnx.BatchNorm(16, rngs=rngs)
+            self.drop = nnx.Dropout(0.5, rngs=rngs)
+            self.two = nnx.Linear(16, classes, rngs=rngs)
+
+        def __call__(self, x):
+            x = self.norm(nnx.relu(self.one(x.reshape(x.shape[0], -1))))
+            return self.two(self.drop(x))
+
+    class Needy(nn.Module):
+        classes: int
+        width: int
+
+        def __call__(self, x):
+            return x
+
+    number = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "own_nets.py").write_text(textwrap.dedent(MODULE))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path
+    sys.modules.pop("own_nets", None)
+
+
+@pytest.mark.parametrize("name", ["Own", "Modern"])
+def test_networks_of_ones_own_train_evaluate_and_go_on(own, tiny_data, capsys, name):
+    words = ["train", "--data", str(tiny_data), "--model", f"own_nets:{name}", "--name", name]
+    assert main([*words, "--epochs", "1"]) == 0
+    assert main(["train", "--resume", f"runs/{name}", "--epochs", "2"]) == 0
+    assert main(["evaluate", f"runs/{name}"]) == 0
+    assert main(["doctor", f"runs/{name}"]) == 0
+    said = capsys.readouterr().out
+    assert "epoch 2/2" in said
+    assert "of 77 images" in said
+    if name == "Own":
+        # Its own rate holds, since none was asked for; and it can be sampled.
+        assert "middle  element  16x16  0.3000" in said
+        assert main(["evaluate", f"runs/{name}", "--samples", "3"]) == 0
+    else:
+        assert main(["evaluate", f"runs/{name}", "--samples", "3"]) == 2
+        assert main(["doctor", f"runs/{name}", "--cost"]) == 2
+        assert "cannot be had without" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("own_nets:Nope", "has no attribute 'Nope'"),
+        ("nowhere:Net", "No module named 'nowhere'"),
+        ("own_nets:number", "is no flax.linen.Module"),
+        ("own_nets:Needy", "give every attribute but classes a default"),
+        ("lnet", "did you mean lenet"),
+        ("quite-another", "known: cnn"),
+    ],
+)
+def test_networks_that_cannot_be_had_are_refused(own, name, message):
+    with pytest.raises(RequestError, match=message):
+        made(name)
+
+
+def test_a_network_too_deep_for_the_images_or_without_maps_is_refused(tiny_data, capsys):
+    words = ["train", "--data", str(tiny_data), "--model"]
+    assert main([*words, "lenet"]) == 2
+    assert "at least 12 x 12" in capsys.readouterr().err
+    assert main([*words, "mlp", "--dropout.kind", "channel"]) == 2
+    assert "model mlp has none" in capsys.readouterr().err
+
+
+def test_the_listing_has_all_networks(own, capsys):
+    assert main(["models", "--size", "8", "--own", "own_nets:Own"]) == 0
+    said = capsys.readouterr().out
+    assert "at least 12 x 12" in said
+    assert all(name in said for name in (*CATALOG, "own_nets:Own"))

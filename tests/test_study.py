@@ -1,0 +1,268 @@
+"""Studies: every run once, paired by seed, through kills and failures; and what is said of them."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import xml.dom.minidom
+
+import numpy as np
+import pytest
+from jax.tree import leaves
+
+from thinned import run as runs
+from thinned.arms import grid, varied
+from thinned.assembly import initial_state, make_plan
+from thinned.cli import main
+from thinned.config import recipe, with_values
+from thinned.errors import RequestError
+from thinned.step import train_steps
+from thinned.study import Study, rows_of, run_of, run_study, search, told, verdict
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
+
+
+@pytest.fixture(scope="module")
+def base(tiny_data):
+    values = {
+        "model": "mlp",
+        "mlp": {"hidden": [12]},
+        "epochs": 2,
+        "batch_size": 20,
+        "data": {"path": str(tiny_data), "validation": 30, "normalise": "no"},
+    }
+    return with_values(recipe("tutorial"), values, "test")
+
+
+def study(base, *vary: str, seeds=(0, 1), baseline=None) -> Study:
+    return Study.of(base, grid(varied(vary, base)), seeds, baseline)
+
+
+@pytest.fixture(scope="module")
+def done(base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("studies") / "done"
+    wanted = study(base, "dropout.rate=0,0.5,0.9")
+    lines: list[str] = []
+    rows = run_study(wanted, folder, lines.append)
+    return wanted, folder, rows, lines
+
+
+def test_every_arm_is_run_with_every_seed_as_an_ordinary_run(done):
+    wanted, folder, rows, lines = done
+    assert len(lines) == 6
+    assert lines[-1].startswith("6/6 dropout.rate=0.9, seed 1: test accuracy")
+    for row in rows:
+        assert [outcome.status for outcome in row.outcomes.values()] == ["finished"] * 2
+        for seed in wanted.seeds:
+            run = run_of(folder, row.arm, seed)
+            assert run.config.dropout.rate == row.arm.changes["dropout.rate"]
+            assert run.evaluate().totals.accuracy == row.outcomes[seed].scores["test"]["accuracy"]
+            # Test images are read once, at the end; validation images after every epoch.
+            epochs = [r["epoch"] for r in run.metrics if r["split"] == "test"]
+            assert epochs == [2]
+            assert [r["epoch"] for r in run.metrics if r["split"] == "validation"] == [1, 2]
+
+
+def test_an_arms_run_is_the_same_as_a_run_by_itself(done, base, tmp_path):
+    wanted, folder, rows, _ = done
+    alone = runs.train(rows[1].arm.config(wanted.base, 1), name="alone", runs=tmp_path)
+    ours = run_of(folder, rows[1].arm, 1)
+
+    def untimed(run):
+        return [{k: v for k, v in r.items() if k != "time_s"} for r in run.metrics]
+
+    assert untimed(alone) == untimed(ours)
+    for mine, other in zip(leaves(alone.state.params), leaves(ours.state.params), strict=True):
+        assert np.array_equal(mine, other)
+
+
+def test_arms_of_one_seed_begin_alike_and_see_the_same_order(done):
+    _, folder, rows, _ = done
+    opened = [run_of(folder, row.arm, 1) for row in rows]
+    plans = [make_plan(run.config, run.facts) for run in opened]
+    states = [initial_state(run.config, run.facts) for run in opened]
+    for plan, state in zip(plans[1:], states[1:], strict=True):
+        assert np.array_equal(plan.chunk(0, 5)[0].order, plans[0].chunk(0, 5)[0].order)
+        pairs = zip(leaves(state.params), leaves(states[0].params), strict=True)
+        assert all(np.array_equal(one, two) for one, two in pairs)
+
+
+def test_arms_that_differ_in_numbers_share_one_compiled_program(base, tmp_path):
+    scheduled = {"dropout": {"schedule": "linear", "schedule_epochs": 1}, "mlp": {"hidden": [11]}}
+    wanted = study(
+        with_values(base, scheduled, "test"),
+        *("dropout.rate=0.1,0.3", "learning_rate=0.001,0.01", "dropout.schedule=linear,cosine"),
+        seeds=(3, 4),
+    )
+    before = train_steps._cache_size()
+    run_study(wanted, tmp_path / "s")
+    assert train_steps._cache_size() == before + 1
+
+
+def test_going_on_repeats_nothing_and_adds_seeds(done, base, tmp_path):
+    wanted, folder, _, _ = done
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "dropout.rate=0.5" / "seed-1" / "outcome.json").unlink()
+    lines: list[str] = []
+    run_study(wanted, copy, lines.append)
+    assert [line.split(":")[0] for line in lines] == ["6/6 dropout.rate=0.5, seed 1"]
+    more = study(base, "dropout.rate=0,0.5,0.9", seeds=(0, 1, 2))
+    lines.clear()
+    rows = run_study(more, copy, lines.append)
+    assert len(lines) == 3
+    assert all(len(row.outcomes) == 3 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("vary", "options", "message"),
+    [
+        ("dropout.rate=0,0.5", {}, "arm dropout.rate=0.9 is gone"),
+        ("dropout.rate=0,0.5,0.9,1", {}, "arm dropout.rate=1 is new"),
+        ("dropout.rate=0,0.5,0.9", {"epochs": 3}, "epochs: was 2, asked for 3"),
+        ("dropout.rate=0,0.5,0.9", {"seeds": (1, 2)}, r"seeds \[0\] are gone"),
+        ("dropout.rate=0,0.5,0.9", {"baseline": "dropout.rate=0.5"}, "baseline: was"),
+    ],
+)
+def test_another_study_in_the_same_folder_is_refused(done, base, vary, options, message):
+    _, folder, _, _ = done
+    values = {key: options.pop(key) for key in list(options) if key == "epochs"}
+    with pytest.raises(RequestError, match=message):
+        run_study(study(with_values(base, values, ""), vary, **options), folder)
+
+
+def test_a_study_that_runs_is_not_run_twice_at_once(done):
+    import fcntl
+
+    wanted, folder, _, _ = done
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RequestError, match="by another process"):
+            run_study(wanted, folder)
+
+
+def test_an_arm_that_diverges_or_fails_is_recorded_and_the_others_go_on(base, tmp_path):
+    wanted = study(base, "learning_rate=0.001,1e30", "batch_size=20,5000")
+    lines: list[str] = []
+    rows = run_study(wanted, tmp_path / "s", lines.append)
+    found = {row.arm.name: {o.status for o in row.outcomes.values()} for row in rows}
+    assert found == {
+        "learning_rate=0.001,batch_size=20": {"finished"},
+        "learning_rate=0.001,batch_size=5000": {"failed"},
+        "learning_rate=1e+30,batch_size=20": {"diverged"},
+        "learning_rate=1e+30,batch_size=5000": {"failed"},
+    }
+    text = told(wanted, rows)
+    assert "diverged" in text
+    assert "6 runs did not finish and are left out of the means" in text
+    lines.clear()
+    run_study(wanted, tmp_path / "s", lines.append)
+    # What diverged would diverge again; what failed is tried again.
+    assert len(lines) == 4
+    assert all("failed: --batch-size 5000" in line for line in lines)
+
+
+def test_a_killed_study_goes_on_where_it_was(base, tmp_path):
+    words = [
+        *("study", "--data", base.data.path, "--data.validation", "30", "--batch-size", "20"),
+        *("--model", "mlp", "--mlp.hidden", "12", "--data.normalise", "no", "--epochs", "2"),
+        *("--vary", "dropout.rate=0,0.5", "--seeds", "2", "--name", "s", "--runs", str(tmp_path)),
+    ]
+    with subprocess.Popen(
+        [sys.executable, "-m", "thinned", *words], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        said = [process.stdout.readline() for _ in range(2)]
+        process.kill()
+    assert said[1].startswith("1/4")
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("outcome.json")}
+    assert 1 <= len(finished) < 4
+    assert main(words) == 0
+    assert len(list(tmp_path.rglob("outcome.json"))) == 4
+    assert all(path.stat().st_mtime_ns == at for path, at in finished.items())
+    unbroken = run_study(Study.open(tmp_path / "s"), tmp_path / "again")
+    for one, two in zip(rows_of(tmp_path / "s"), unbroken, strict=True):
+        assert one.values("nll") == two.values("nll")
+
+
+def test_processes_share_the_runs_and_change_nothing(done, base, tmp_path):
+    wanted, _, rows, _ = done
+    lines: list[str] = []
+    shared = run_study(wanted, tmp_path / "s", lines.append, processes=2)
+    assert len(lines) == 6
+    for one, two in zip(rows, shared, strict=True):
+        # Another number of threads may round otherwise.
+        np.testing.assert_allclose(one.values("nll"), two.values("nll"), rtol=1e-4)
+
+
+def test_one_seed_and_one_arm_say_what_they_cannot(base, tmp_path):
+    wanted = study(base, "dropout.rate=0,0.5", seeds=(0,))
+    rows = run_study(wanted, tmp_path / "s")
+    assert "at least two seeds" in verdict(wanted, rows)
+    alone = study(base, seeds=(0,))
+    assert verdict(alone, run_study(alone, tmp_path / "t")) == ""
+
+
+def test_the_verdict_chooses_by_validation(done):
+    wanted, _, rows, _ = done
+    held = [row.mean("accuracy", "validation") for row in rows]
+    best = rows[int(np.argmax(held))].arm.name
+    assert f"By validation images, {best} is the one to choose." in verdict(wanted, rows)
+
+
+def test_the_page_shows_all_of_it(done, base, tmp_path):
+    from thinned.study_page import write_study_page
+
+    wanted, folder, rows, _ = done
+    page = write_study_page(folder, wanted, rows, tmp_path).read_text()
+    body = page[page.index("<body>") : page.index("</body>") + 7]
+    assert xml.dom.minidom.parseString(body).getElementsByTagName("svg").length >= 6
+    assert not re.search(r"(src|href)=.(https?:|//)", body)
+    assert (tmp_path / "accuracy-dropout-rate.png").stat().st_size > 1000
+    assert page.count("aria-label") >= 6
+
+
+def test_optuna_chooses_arms_by_validation(base, tmp_path):
+    wanted = study(base, "dropout.rate=0:0.9:0.1", "learning_rate=0.001,0.01,0.1", seeds=(0,))
+    rows = search(wanted, tmp_path / "s", 4)
+    assert rows[0].arm.name == wanted.baseline
+    assert 1 < len(rows) <= 4
+    again: list[str] = []
+    assert [row.arm for row in search(wanted, tmp_path / "s", 4, again.append)] == [
+        row.arm for row in rows
+    ]
+    assert again == []
+    bare = with_values(base, {"data": {"validation": 0}}, "")
+    with pytest.raises(RequestError, match="--data.validation N"):
+        search(study(bare, "dropout.rate=0,0.5"), tmp_path / "t", 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seeds", "0"], "--seeds is 0"),
+        (["--vary", "dropout.rat=1"], "did you mean 'dropout.rate'"),
+        (["--vary", "dropout.rate=0,2"], "--dropout.rate is 2"),
+        (["--vary", "dropout.rate=0,1", "--baseline", "x"], "--baseline x is no arm of"),
+        (["--random", "0"], "--random is 0"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused(tmp_path, capsys, words, message):
+    assert main(["study", "--runs", str(tmp_path), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_no_study_and_a_damaged_one_is_told(done, tmp_path):
+    wanted, folder, _, _ = done
+    with pytest.raises(RequestError, match="is a run"):
+        run_study(wanted, folder / "dropout.rate=0" / "seed-0")
+    with pytest.raises(RequestError, match="is no study"):
+        rows_of(tmp_path)
+    (tmp_path / "study.json").write_text("{")
+    with pytest.raises(RequestError, match="cannot be read"):
+        rows_of(tmp_path)
+    outcome = json.loads((folder / "dropout.rate=0" / "seed-0" / "outcome.json").read_text())
+    assert set(outcome["scores"]) == {"test", "validation"}
+    assert outcome["epoch_s"] > 0
