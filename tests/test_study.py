@@ -196,6 +196,48 @@ def test_processes_share_the_runs_and_change_nothing(done, base, tmp_path):
         np.testing.assert_allclose(one.values("nll"), two.values("nll"), rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["element", "gaussian"])
+def test_lane_k_is_run_k_up_to_rounding(base, tmp_path, kind):
+    scheduled = {
+        "dropout": {"schedule": "linear", "schedule_epochs": 1, "kind": kind},
+        "optim": {"ema": 0.9, "schedule": "cosine"},
+    }
+    wanted = study(
+        with_values(base, scheduled, "test"), "dropout.rate=0,0.5", "learning_rate=0.001,0.01"
+    )
+    singly = run_study(wanted, tmp_path / "singly", lanes=1)
+    lines: list[str] = []
+    together = run_study(wanted, tmp_path / "together", lines.append, lanes=3)
+    assert len(lines) == 8
+    for one, two in zip(singly, together, strict=True):
+        for seed in wanted.seeds:
+            runs_ = [run_of(tmp_path / name, one.arm, seed) for name in ("singly", "together")]
+            pairs = zip(*(leaves(run.state.variables) for run in runs_), strict=True)
+            for mine, other in pairs:
+                np.testing.assert_allclose(mine, other, rtol=1e-3, atol=1e-4)
+            assert [r["split"] for r in runs_[0].metrics] == [r["split"] for r in runs_[1].metrics]
+        np.testing.assert_allclose(one.values("nll"), two.values("nll"), rtol=1e-4)
+
+
+def test_lanes_that_stop_go_on_and_a_lane_that_diverges_stops_alone(base, tmp_path):
+    wanted = study(base, "learning_rate=0.001,1e30,0.01", seeds=(0,))
+    rows = run_study(wanted, tmp_path / "s", lanes=4)
+    assert [o.status for row in rows for o in row.outcomes.values()] == [
+        "finished",
+        "diverged",
+        "finished",
+    ]
+    # As if killed after the first epoch of both.
+    for rate in ("0.001", "0.01"):
+        place = tmp_path / "s" / f"learning_rate={rate}" / "seed-0"
+        (place / "outcome.json").unlink()
+        steps = sorted((place / "checkpoints").iterdir(), key=lambda each: int(each.name))
+        shutil.rmtree(steps[-1])
+    again = run_study(wanted, tmp_path / "s", lanes=4)
+    for one, two in zip(rows, again, strict=True):
+        assert one.values("nll") == two.values("nll")
+
+
 def test_one_seed_and_one_arm_say_what_they_cannot(base, tmp_path):
     wanted = study(base, "dropout.rate=0,0.5", seeds=(0,))
     rows = run_study(wanted, tmp_path / "s")

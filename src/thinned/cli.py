@@ -246,9 +246,10 @@ class Study:
         str | None, Option("Name of the study; a study of that name goes on. [default: made up]")
     ] = None
     runs: Annotated[Path, Option("Folder of all runs and studies.")] = Path("runs")
-    processes: Annotated[
+    processes: Annotated[int, Option("Processes that share the runs and the CPU cores.", low=1)] = 1
+    lanes: Annotated[
         int | None,
-        Option("Processes that share the runs; one for every two CPU cores when absent.", low=1),
+        Option("Runs trained at once in one program; 1 on a CPU, else 8, when absent.", low=1),
     ] = None
     debug: Annotated[bool, Option("Show the traceback of an error.")] = False
 
@@ -256,7 +257,7 @@ class Study:
         """Run what was not run yet; print the table, write the page."""
         from thinned import study
 
-        for name in ("seeds", "random", "search", "processes"):
+        for name in ("seeds", "random", "search", "processes", "lanes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RequestError(f"--{name} is {value}: must be at least 1")
@@ -270,7 +271,7 @@ class Study:
         print(f"{folder}: {len(arms)} arms, {self.seeds} seeds", flush=True)
         tell = partial(print, flush=True)
         if self.search is None:
-            rows = study.run_study(wanted, folder, tell, self.processes)
+            rows = study.run_study(wanted, folder, tell, self.processes, self.lanes)
         else:
             rows = study.search(wanted, folder, self.search, tell)
         print(f"\n{study.told(wanted, rows)}", flush=True)
@@ -293,9 +294,7 @@ class Reproduce:
         None
     )
     runs: Annotated[Path, Option("Folder of all runs and studies.")] = Path("runs")
-    processes: Annotated[
-        int | None, Option("Processes that share the runs; chosen when absent.", low=1)
-    ] = None
+    processes: Annotated[int, Option("Processes that share the runs and the CPU cores.", low=1)] = 1
     debug: Annotated[bool, Option("Show the traceback of an error.")] = False
 
     def __call__(self) -> None:

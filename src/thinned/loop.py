@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,7 @@ from thinned.logs import MetricsLog, Silent
 from thinned.metrics import BatchSums, Totals
 from thinned.plan import CHUNK_STEPS, Plan
 from thinned.state import TrainState
-from thinned.step import Batch, train_steps
+from thinned.step import Batch, Chunk, train_steps
 from thinned.types import Split
 
 
@@ -164,6 +166,75 @@ def train(parts: Parts, state: TrainState, progress: Progress, stop: StopSignal)
                 stop.number,
             )
     return state
+
+
+def train_lanes(
+    lanes: Sequence[Parts],
+    states: Sequence[TrainState],
+    progress: Sequence[Progress],
+    stop: StopSignal,
+) -> list[ThinnedError | None]:
+    """Train several runs at once, as lanes of one vmapped program.
+
+    Args:
+        lanes: as for `train`, of plans with the same number of steps, on the same data.
+        states: at ``progress[k].step``, of one structure; donated.
+        progress: where each goes on, all at the same step.
+        stop: as for `train`.
+
+    Returns:
+        For each lane None, or why it diverged; its last good checkpoint stays.
+
+    Raises:
+        Stopped, ThinnedError: as `train`.
+    """
+    plan, pace, saved_at = lanes[0].plan, Pace(), time.monotonic()
+    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    places, failed = list(progress), [cast("ThinnedError | None", None)] * len(lanes)
+    step = places[0].step
+    while step < plan.total_steps:
+        started = time.monotonic()
+        fetched = [parts.feed.fetch(step, pace.count) for parts in lanes]
+        data, _, count = fetched[0]
+        chunk = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(each[1] for each in fetched))
+        state, sums = lane_steps(state, data, chunk, jnp.int32(count), lanes[0].augment)
+        sums = jax.device_get(sums)
+        pace.took(count, time.monotonic() - started)
+        epoch_ended = (step + count) % plan.steps_per_epoch == 0
+        due = time.monotonic() - saved_at >= plan.config.checkpoint_every_s
+        step += count
+        for lane, parts in enumerate(lanes):
+            if failed[lane] is not None:
+                continue
+            own = jax.tree.map(lambda leaf, lane=lane, count=count: leaf[lane, :count], sums)
+            try:
+                _refuse_nonfinite(own, places[lane].step, parts.checkpoints)
+                places[lane] = Progress(step, places[lane].totals.add(own))
+                if epoch_ended or due or stop.number:
+                    one = jax.tree.map(lambda leaf, lane=lane: leaf[lane], state)
+                    if epoch_ended:
+                        places[lane] = _end_epoch(parts, one, places[lane])
+                    save(parts.checkpoints, one, places[lane])
+            except Diverged as error:
+                failed[lane] = error
+        if epoch_ended or due:
+            saved_at = time.monotonic()
+        if stop.number and step < plan.total_steps:
+            name = signal.Signals(stop.number).name
+            raise Stopped(f"stopped by {name} at step {step}, saved", stop.number)
+    return failed
+
+
+@partial(jax.jit, donate_argnames="state", static_argnames="augment")
+def lane_steps(
+    state: TrainState, data: Batch, chunk: Chunk, count: jax.Array, augment: Augment | None = None
+) -> tuple[TrainState, BatchSums]:
+    """`thinned.step.train_steps` for states and chunks with a leading axis [lane]."""
+
+    def lane(state: TrainState, chunk: Chunk) -> tuple[TrainState, BatchSums]:
+        return train_steps(state, data, chunk, count, augment)
+
+    return jax.vmap(lane)(state, chunk)
 
 
 def save(checkpoints: Checkpoints, state: TrainState, progress: Progress) -> None:

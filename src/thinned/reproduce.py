@@ -171,7 +171,7 @@ def reproduce(
     study: Study,
     folder: Path,
     tell: Callable[[str], None] = lambda line: None,
-    processes: int | None = 1,
+    processes: int = 1,
 ) -> Result:
     """Run a reproduction, or go on with it, and write its page, picture and figures.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import itertools
 import json
 import os
 import warnings
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 
 from thinned.assembly import (
     Facts,
+    build_model,
     class_weights,
     initial_state,
     make_augment,
@@ -32,12 +34,15 @@ from thinned.config import Config, differences, load, to_json, validate
 from thinned.data.source import decodes_files, open_source
 from thinned.data.split import fingerprint, hold_out, limit
 from thinned.environment import describe_environment, environment_changes
-from thinned.errors import RequestError
+from thinned.errors import RequestError, ThinnedError
 from thinned.evaluate import Evaluation, evaluate
 from thinned.feed import Feed, Resident, Streamed
 from thinned.logs import MetricsLog, Plain, Silent, TensorBoardLog, view_for, write_whole
-from thinned.loop import Parts, Progress, StopSignal, arrays_of
+from thinned.loop import Diverged, Parts, Progress, StopSignal, arrays_of
 from thinned.loop import train as run_loop
+from thinned.loop import train_lanes as run_lanes
+from thinned.models.catalog import CATALOG
+from thinned.optim import Rule, numbers_at
 from thinned.plan import Plan
 from thinned.predict import predict
 from thinned.state import TrainState
@@ -179,18 +184,12 @@ def train(
     folder = Path(runs) / name if name else None
     if folder is not None and (folder / "config.json").exists():
         return resume(folder, config, quiet=quiet, dataset=dataset)
-    view = Silent() if quiet else Plain()
     dataset = load_data(config) if dataset is None else dataset
     facts = Facts.of(dataset, config)
     refuse_unfit(config, facts)
     made = _made(folder) if folder is not None else _new_folder(Path(runs), config, facts)
-    with _locked(made):
-        environment = describe_environment(dataset.name, fingerprint(dataset))
-        write_whole(made / "environment.json", json.dumps(environment, indent=2) + "\n")
-        write_whole(made / "data.json", facts.to_json())
-        _list_left_out(made, dataset, view)
-        write_whole(made / "config.json", to_json(config))
-        return _train_in(Run(made, config), dataset, facts, quiet)
+    with _begun(made, config, dataset, facts, Silent() if quiet else Plain()) as run:
+        return _train_in(run, dataset, facts, quiet)
 
 
 def resume(
@@ -228,60 +227,164 @@ def resume(
             f"{folder} cannot go on to {config.epochs} epochs: --optim.schedule {course} was laid "
             f"out over {run.config.epochs}"
         )
-    dataset, facts = load_data(config) if dataset is None else dataset, run.facts
+    dataset = load_data(config) if dataset is None else dataset
+    with _continued(run, config, dataset) as run:
+        return _train_in(run, dataset, run.facts, quiet)
+
+
+def train_together(
+    configs: Sequence[Config], folders: Sequence[Path], dataset: Dataset
+) -> list[ThinnedError | None]:
+    """Train runs as lanes of one vmapped program, or go on with them.
+
+    Each lane equals the run by itself up to rounding. Lanes have to fit together (see
+    `fits_together`) and to have done the same number of steps; else they are trained singly.
+
+    Args:
+        configs: of the runs.
+        folders: of the runs; those that exist hold runs of these very configs.
+        dataset: of all of them, in memory.
+
+    Returns:
+        For each run None, or why it diverged.
+
+    Raises:
+        RequestError, ThinnedError, Stopped: as `train`.
+    """
+    facts = Facts.of(dataset, configs[0])
+    use_compilation_cache()
+    placed = _Placed.of(configs[0], dataset)
+    with ExitStack() as stack:
+        prepared: list[tuple[Parts, TrainState, Progress]] = []
+        for config, folder in zip(configs, folders, strict=True):
+            if (folder / "config.json").exists():
+                begun = _continued(Run.open(folder), config, dataset)
+            else:
+                refuse_unfit(config, facts)
+                begun = _begun(_made(folder), config, dataset, facts, Silent())
+            run = stack.enter_context(begun)
+            parts, state, found = _prepared(run, dataset, facts, placed)
+            progress = Progress() if found is None else Progress.from_json(found.progress)
+            prepared.append((parts, state, progress))
+        lanes = [each[0] for each in prepared]
+        with StopSignal() as stop:
+            if len({progress.step for _, _, progress in prepared}) == 1:
+                states = [state for _, state, _ in prepared]
+                return run_lanes(lanes, states, [each[2] for each in prepared], stop)
+            return [_alone(*each, stop) for each in prepared]
+
+
+def _alone(
+    parts: Parts, state: TrainState, progress: Progress, stop: StopSignal
+) -> ThinnedError | None:
+    try:
+        run_loop(parts, state, progress, stop)
+    except Diverged as error:
+        return error
+    return None
+
+
+def fits_together(config: Config, facts: Facts) -> Any:
+    """A value that is equal for configs whose runs can be lanes of one program; None for none."""
+    if config.model not in CATALOG and config.model != "auto":
+        # What a network of the user's own does under vmap is not ours to promise.
+        return None
+    numbers = numbers_at(config, 1)(jnp.int32(0))
+    kind, data = config.dropout.kind, dataclasses.asdict(config.data)
+    return (
+        build_model(config, facts),
+        Rule.of(config.optim),
+        tuple(sorted(numbers)),
+        make_augment(config, facts),
+        (kind, config.batch_size, config.epochs, config.seed, config.test, config.log),
+        json.dumps(data),
+    )
+
+
+@contextmanager
+def _begun(
+    folder: Path, config: Config, dataset: Dataset, facts: Facts, view: Silent
+) -> Generator[Run]:
+    """A new run's folder, with all in it that is known before training, for this process alone."""
+    with _locked(folder):
+        environment = describe_environment(dataset.name, fingerprint(dataset))
+        write_whole(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+        write_whole(folder / "data.json", facts.to_json())
+        _list_left_out(folder, dataset, view)
+        write_whole(folder / "config.json", to_json(config))
+        yield Run(folder, config)
+
+
+@contextmanager
+def _continued(run: Run, config: Config, dataset: Dataset) -> Generator[Run]:
+    """A run's folder, for this process alone, once its data are what they were."""
+    facts = run.facts
     with _locked(run.folder):
         now = describe_environment(dataset.name, fingerprint(dataset))
         for line in environment_changes(run.folder / "environment.json", now):
             Plain().say(line)
         if Facts.of(dataset, config) != facts:
             raise RequestError(
-                f"{folder} cannot go on: its data are no longer what it began with "
+                f"{run.folder} cannot go on: its data are no longer what it began with "
                 f"({facts.train_size:,} training images, {len(facts.classes)} classes)"
             )
         write_whole(run.folder / "config.json", to_json(config))
-        return _train_in(Run(run.folder, config), dataset, facts, quiet)
+        yield Run(run.folder, config)
 
 
 def _train_in(run: Run, dataset: Dataset, facts: Facts, quiet: bool) -> Run:
     use_compilation_cache()
-    config = run.config
-    state = initial_state(config, facts)
-    found = run.checkpoints.restore(arrays_of(state))
-    progress = Progress()
-    if found is not None:
-        state, progress = with_arrays(state, found), Progress.from_json(found.progress)
-    kind = TensorBoardLog if config.log == "tensorboard" else MetricsLog
-    log = kind(run.folder / "metrics.jsonl")
-    log.keep_until(progress.step)
-    plan = make_plan(config, facts, dataset.train.labels)
-    batch = config.batch_size
-    with view_for(quiet, progress.step * batch, plan.total_steps * batch) as view:
-        _announce(view, run, dataset, found, plan)
-        parts = Parts(
-            folder=run.folder,
-            plan=plan,
-            feed=_feed(plan, dataset.train),
-            augment=make_augment(config, facts),
-            held_out={
-                name: _placed(config, split)
-                for name, split in dataset.splits.items()
-                if name != "train" and len(split)
-            },
-            checkpoints=run.checkpoints,
-            log=log,
-            view=view,
-        )
+    parts, state, found = _prepared(run, dataset, facts, _Placed.of(run.config, dataset))
+    progress = Progress() if found is None else Progress.from_json(found.progress)
+    batch, total = run.config.batch_size, parts.plan.total_steps
+    with view_for(quiet, progress.step * batch, total * batch) as view:
+        _announce(view, run, dataset, found, parts.plan)
         with StopSignal() as stop:
-            run_loop(parts, state, progress, stop)
+            run_loop(replace(parts, view=view), state, progress, stop)
     return run
 
 
-def _feed(plan: Plan, split: Split) -> Feed:
+@dataclass(frozen=True)
+class _Placed:
+    """The splits of a dataset where they are to be: on the device, or still on the disk."""
+
+    splits: Mapping[str, Batch | Split]
+
+    @classmethod
+    def of(cls, config: Config, dataset: Dataset) -> _Placed:
+        splits = {name: split for name, split in dataset.splits.items() if len(split)}
+        return cls({name: _placed(config, split) for name, split in splits.items()})
+
+
+def _prepared(
+    run: Run, dataset: Dataset, facts: Facts, placed: _Placed
+) -> tuple[Parts, TrainState, Restored | None]:
+    """What a run works with, and the state and the checkpoint where it begins."""
+    config = run.config
+    state = initial_state(config, facts)
+    found = run.checkpoints.restore(arrays_of(state))
+    kind = TensorBoardLog if config.log == "tensorboard" else MetricsLog
+    log = kind(run.folder / "metrics.jsonl")
+    log.keep_until(0 if found is None else found.step)
+    plan = make_plan(config, facts, dataset.train.labels)
+    parts = Parts(
+        folder=run.folder,
+        plan=plan,
+        feed=_feed(plan, dataset.train, placed.splits["train"]),
+        augment=make_augment(config, facts),
+        held_out={name: data for name, data in placed.splits.items() if name != "train"},
+        checkpoints=run.checkpoints,
+        log=log,
+        view=Silent(),
+    )
+    return parts, state if found is None else with_arrays(state, found), found
+
+
+def _feed(plan: Plan, split: Split, data: Batch | Split) -> Feed:
     config = plan.config
     weights = class_weights(split.labels) if config.data.balance == "weights" else None
-    if not fits_in_memory(config, split):
+    if isinstance(data, Split):
         return Streamed(plan, split, config.data.memory_mb * 1e6, weights)
-    data = on_device(split)
     return Resident(plan, data if weights is None else data._replace(weights=jnp.asarray(weights)))
 
 

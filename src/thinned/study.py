@@ -17,13 +17,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from thinned.arms import Arm
+from thinned.assembly import Facts
 from thinned.comparison import Difference, differences, interval
 from thinned.config import Config, options, recipe, with_values
 from thinned.errors import RequestError, ThinnedError
 from thinned.logs import write_whole
 from thinned.loop import Diverged, Stopped
-from thinned.run import Run, load_data, train
+from thinned.run import (
+    Run,
+    fits_in_memory,
+    fits_together,
+    load_data,
+    train,
+    train_together,
+)
 from thinned.trust import appraise
 from thinned.types import Dataset
 
@@ -157,7 +167,8 @@ def run_study(
     study: Study,
     folder: Path,
     tell: Callable[[str], None] = lambda line: None,
-    processes: int | None = 1,
+    processes: int = 1,
+    lanes: int | None = None,
 ) -> list[Row]:
     """Run whatever of a study was not run yet.
 
@@ -166,8 +177,9 @@ def run_study(
         folder: of this study alone; when it holds the same study, that one goes on, and seeds may
             have been added.
         tell: gets a line for every run.
-        processes: how many share the work, each with its part of the CPU cores; None for what
-            was measured to be fastest, see docs/studies.md.
+        processes: how many share the work, each with its part of the CPU cores.
+        lanes: how many runs are trained at once as lanes of one vmapped program; None for 1 on a
+            CPU, where lanes are slower (docs/studies.md), and 8 on anything else.
 
     Returns:
         A row for each arm.
@@ -176,12 +188,14 @@ def run_study(
         RequestError: `folder` holds another study, or one that is running.
         Stopped: by Ctrl-C or SIGTERM; the run in progress is saved.
     """
-    processes = 1 if processes is None else min(processes, len(study.jobs))
+    processes = min(processes, len(study.jobs))
+    if lanes is None:
+        lanes = 1 if jax.default_backend() == "cpu" else 8
     with _held(folder, study):
         if processes > 1:
             _share(folder, study, processes, tell)
         else:
-            _run_jobs(study, folder, study.jobs, tell)
+            _run_jobs(study, folder, study.jobs, tell, lanes)
     return rows_of(folder)
 
 
@@ -399,7 +413,11 @@ def _outcome(place: Path) -> Outcome | None:
 
 
 def _run_jobs(
-    study: Study, folder: Path, jobs: Sequence[tuple[int, Arm]], tell: Callable[[str], None]
+    study: Study,
+    folder: Path,
+    jobs: Sequence[tuple[int, Arm]],
+    tell: Callable[[str], None],
+    lanes: int = 1,
 ) -> None:
     # What diverged would diverge again, bit by bit; what failed otherwise may do better now.
     left = [
@@ -409,26 +427,86 @@ def _run_jobs(
     ]
     data = _Data()
     begun = time.monotonic()
-    for done, (seed, arm) in enumerate(left, 1):
-        place = _place(folder, arm, seed)
-        outcome = _run_one(arm.config(study.base, seed), place, data)
-        place.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(dataclasses.asdict(outcome), indent=2) + "\n"
-        write_whole(place / "outcome.json", text)
-        rest = (time.monotonic() - begun) / done * (len(left) - done)
-        tell(_line(outcome, arm, seed, len(jobs) - len(left) + done, len(jobs), rest))
+    done = 0
+    for group in _groups(study, left, lanes, data):
+        configs = [arm.config(study.base, seed) for seed, arm in group]
+        places = [_place(folder, arm, seed) for seed, arm in group]
+        for (seed, arm), place, outcome in zip(
+            group, places, _run_group(configs, places, data), strict=True
+        ):
+            place.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(dataclasses.asdict(outcome), indent=2) + "\n"
+            write_whole(place / "outcome.json", text)
+            done += 1
+            rest = (time.monotonic() - begun) / done * (len(left) - done)
+            tell(_line(outcome, arm, seed, len(jobs) - len(left) + done, len(jobs), rest))
+
+
+def _groups(
+    study: Study, jobs: Sequence[tuple[int, Arm]], lanes: int, data: _Data
+) -> Iterator[list[tuple[int, Arm]]]:
+    """Jobs that are trained together: one by one, or up to `lanes` that share a program."""
+    waiting = list(jobs)
+    while waiting:
+        first, *waiting = waiting
+        group = [first]
+        key = _key_of(study, first, data) if lanes > 1 else None
+        if key is not None:
+            for job in list(waiting):
+                if len(group) < lanes and _key_of(study, job, data) == key:
+                    group.append(job)
+                    waiting.remove(job)
+        yield group
+
+
+def _key_of(study: Study, job: tuple[int, Arm], data: _Data) -> Any:
+    seed, arm = job
+    try:
+        config = arm.config(study.base, seed)
+        dataset = data.of(config)
+        fits = fits_in_memory(config, dataset.train)
+        return fits_together(config, Facts.of(dataset, config)) if fits else None
+    except ThinnedError:
+        # It fails for itself, and is told then.
+        return None
+
+
+def _run_group(configs: Sequence[Config], places: Sequence[Path], data: _Data) -> Iterator[Outcome]:
+    if len(configs) == 1:
+        yield _outcome_of(lambda: _run_one(configs[0], places[0], data))
+        return
+    try:
+        dataset = data.of(configs[0])
+        failed = train_together(configs, places, dataset)
+    except Stopped:
+        raise
+    except ThinnedError as error:
+        yield from (Outcome("failed", str(error)) for _ in configs)
+        return
+    for place, reason in zip(places, failed, strict=True):
+        if reason is not None:
+            yield Outcome("diverged", str(reason))
+        else:
+            yield _outcome_of(lambda place=place: _scored(Run.open(place), dataset))
 
 
 def _run_one(config: Config, place: Path, data: _Data) -> Outcome:
+    dataset = data.of(config)
+    return _scored(train(config, name=place.name, runs=place.parent, dataset=dataset), dataset)
+
+
+def _scored(run: Run, dataset: Dataset) -> Outcome:
+    found: dict[str, dict[str, float]] = {}
+    for name, split in dataset.splits.items():
+        if name != "train" and len(split):
+            scores = appraise([run], split).scores
+            found[name] = {score: scores[score] for score in SCORES}
+    return Outcome("finished", "", found, _epoch_s(run))
+
+
+def _outcome_of(work: Callable[[], Outcome]) -> Outcome:
     try:
-        dataset = data.of(config)
-        run = train(config, name=place.name, runs=place.parent, dataset=dataset)
-        found: dict[str, dict[str, float]] = {}
-        for name, split in dataset.splits.items():
-            if name != "train" and len(split):
-                scores = appraise([run], split).scores
-                found[name] = {score: scores[score] for score in SCORES}
-        return Outcome("finished", "", found, _epoch_s(run))
+        return work()
     except Stopped:
         raise
     except Diverged as error:
