@@ -6,7 +6,7 @@ WORKERS ?= 2
 # Where one PyTorch build is enough, name it: make bench TORCH=torch==2.13.0
 TORCH ?= torch
 
-.PHONY: help train test check lint types bench clean
+.PHONY: help train test check lint types bench docs notebook clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/check_help.py
+	$(BIN)/python scripts/write_reference.py --check
 
 types: $(VENV)/.test
 	$(BIN)/pyright --project pyproject.toml
@@ -46,6 +47,18 @@ types: $(VENV)/.test
 bench: $(VENV)/.bench ## Our epoch against plain Flax, PyTorch and the roofline, side by side
 	$(BIN)/python benchmarks/epoch.py
 	$(BIN)/python benchmarks/dropout_speed.py
+
+$(VENV)/.docs: $(BIN)/thinned
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs ## The documentation site, docs/_build/html (runs the tutorial: some minutes)
+	$(BIN)/python scripts/write_reference.py
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -W -q -b doctest docs docs/_build/doctest
+
+notebook: $(VENV)/.test ## docs/tutorial.ipynb from docs/tutorial.md
+	$(BIN)/python -m jupytext --quiet --to ipynb --output docs/tutorial.ipynb docs/tutorial.md
 
 clean: ## Remove .venv and caches (never runs/)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache

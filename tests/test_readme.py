@@ -44,6 +44,9 @@ def workplace(tmp_path_factory) -> Path:
         folder = base / "main" / "photos" / f"class {label}"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).convert("RGB").save(folder / f"{index}.png")
+    # The module that docs/own-model.md tells people to write.
+    (own,) = blocks(ROOT / "docs" / "own-model.md", "python")
+    (base / "main" / "nets.py").write_text(own)
     return base / "main"
 
 
@@ -55,6 +58,12 @@ def small(command: str) -> list[str]:
         words += ["--data.limit", count]
         if "--epochs" not in words:
             words += ["--epochs", "1"]
+    if words[0] == "study":
+        words += ["--data.limit", "64", "--epochs", "1", "--seeds", "1"]
+    if words[0] == "find-lr":
+        words += ["--data.limit", "96", "--steps", "20"]
+    if words[0] == "reproduce" and len(words) > 1:
+        words += ["--seeds", "1"]
     if words[0] == "verify-resume":
         words += ["--data.limit", "96", "--kills", "1"]
     return words
@@ -62,6 +71,7 @@ def small(command: str) -> list[str]:
 
 def test_the_readmes_commands_run_in_their_order(workplace, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("XDG_CACHE_HOME", str(workplace / "cache"))
     given = commands()
     assert len(given) >= 5

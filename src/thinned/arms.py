@@ -71,6 +71,9 @@ def varied(words: Sequence[str], base: Config) -> dict[str, list[Any]]:
 
     Raises:
         RequestError: an option that does not exist, no values, values of another type, one twice.
+
+    >>> varied(["dropout.rate=0:0.4:0.2", "dropout.kind=element,path"], Config())
+    {'dropout.rate': [0.0, 0.2, 0.4], 'dropout.kind': ['element', 'path']}
     """
     known = {name: value for name, _, value in options(base)}
     hints = _hints(type(base))

@@ -76,7 +76,11 @@ def differences(arms: Mapping[str, Mapping[int, float]], baseline: str) -> dict[
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p values corrected for as many tests (Holm 1979); NaN stays, and counts as no test."""
+    """p values corrected for as many tests (Holm 1979); NaN stays, and counts as no test.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
     given = np.asarray(p_values, float)
     real = np.flatnonzero(~np.isnan(given))
     out = np.full(len(given), math.nan)

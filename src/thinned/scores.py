@@ -32,7 +32,7 @@ class Bins:
 
     @property
     def error(self) -> float:
-        """Mean of |accuracy - confidence| weighted by count: ECE. Empty bins count for nothing."""
+        """ECE: distance of accuracy from confidence, weighted by count; empty bins count for 0."""
         filled = self.count > 0
         gaps = np.abs(self.accuracy[filled] - self.confidence[filled])
         return float(np.sum(gaps * self.count[filled]) / self.count.sum())

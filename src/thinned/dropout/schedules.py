@@ -25,7 +25,11 @@ def constant() -> Schedule:
 
 
 def linear(steps: int, start: float = 0.0, end: float = 1.0) -> Schedule:
-    """From `start` to `end` in equal parts over `steps`, then `end`."""
+    """From `start` to `end` in equal parts over `steps`, then `end`.
+
+    >>> [float(linear(4)(step)) for step in (0, 1, 4, 9)]
+    [0.0, 0.25, 1.0, 1.0]
+    """
     return lambda step: start + (end - start) * _passed(step, steps)
 
 

@@ -1,0 +1,44 @@
+"""Sphinx: `make docs`. Everything is local; a warning is an error."""
+
+import os
+import sys
+from pathlib import Path
+
+import thinned
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+project = "Thinned"
+release = version = thinned.__version__
+author = copyright = "the Thinned authors"
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.doctest",
+    "sphinx.ext.napoleon",
+]
+html_theme = "furo"
+html_title = "Thinned"
+html_static_path: list[str] = []
+exclude_patterns = ["_build", "*.ipynb", "jupyter_execute"]
+myst_heading_anchors = 3
+myst_enable_extensions = ["colon_fence"]
+
+
+nb_execution_mode = "cache"
+nb_execution_timeout = 1200
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+autodoc_typehints = "description"
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "show-inheritance": False}
+napoleon_google_docstring = True
+napoleon_use_ivar = True
+doctest_global_setup = """
+from thinned.arms import *
+from thinned.comparison import *
+from thinned.config import Config
+from thinned.dropout.schedules import *
+"""
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
