@@ -1,8 +1,10 @@
 """Studies: every run once, paired by seed, through kills and failures; and what is said of them."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import xml.dom.minidom
@@ -236,6 +238,30 @@ def test_lanes_that_stop_go_on_and_a_lane_that_diverges_stops_alone(base, tmp_pa
     again = run_study(wanted, tmp_path / "s", lanes=4)
     for one, two in zip(rows, again, strict=True):
         assert one.values("nll") == two.values("nll")
+
+
+def test_a_signal_saves_and_says_how_to_go_on(base, tmp_path):
+    words = ["--data", base.data.path, "--model", "mlp", "--epochs", "100000", "--name", "s"]
+    for more, runs_ in (([], "one"), (["--processes", "2"], "two")):
+        with subprocess.Popen(
+            [
+                *(sys.executable, "-m", "thinned", "study", *words, *more, "--batch-size", "20"),
+                *("--vary", "dropout.rate=0,0.5", "--runs", str(tmp_path / runs_)),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            while not list((tmp_path / runs_).rglob("checkpoints/*/_CHECKPOINT_METADATA")):
+                assert process.poll() is None
+            # As a terminal does: to the whole group.
+            os.killpg(process.pid, signal.SIGINT)
+            _, said = process.communicate()
+        assert process.returncode == 130, said
+        assert said.strip().splitlines() == [
+            "thinned: stopped; what was done is saved: go on with the same command, --name s"
+        ]
 
 
 def test_one_seed_and_one_arm_say_what_they_cannot(base, tmp_path):

@@ -12,10 +12,9 @@ import numpy as np
 from thinned.assembly import Facts, initial_state, make_augment, make_plan, refuse_unfit
 from thinned.config import Config, validate
 from thinned.errors import RequestError
-from thinned.feed import Resident
 from thinned.logs import whole
 from thinned.pages import Plots
-from thinned.run import load_data, on_device, use_compilation_cache
+from thinned.run import feed_of, load_data, use_compilation_cache
 from thinned.step import train_steps
 
 _SMOOTH = 0.9
@@ -75,7 +74,7 @@ def find_lr(config: Config, low: float = 1e-6, high: float = 10.0, steps: int = 
     facts = Facts.of(dataset, config)
     refuse_unfit(config, facts)
     state, plan = initial_state(config, facts), make_plan(config, facts, dataset.train.labels)
-    feed, augment = Resident(plan, on_device(dataset.train)), make_augment(config, facts)
+    feed, augment = feed_of(plan, dataset.train), make_augment(config, facts)
     rates = np.geomspace(low, high, steps)
     losses: list[float] = []
     while len(losses) < steps:

@@ -6,7 +6,6 @@ import dataclasses
 import fcntl
 import itertools
 import json
-import os
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -31,6 +30,7 @@ from thinned.assembly import (
 )
 from thinned.checkpoint import Checkpoints, Restored
 from thinned.config import Config, differences, load, to_json, validate
+from thinned.data.pack import cache_folder
 from thinned.data.source import decodes_files, open_source
 from thinned.data.split import fingerprint, hold_out, limit
 from thinned.environment import describe_environment, environment_changes
@@ -380,6 +380,11 @@ def _prepared(
     return parts, state if found is None else with_arrays(state, found), found
 
 
+def feed_of(plan: Plan, split: Split) -> Feed:
+    """The training images of a plan, on the device or streamed to it as the config wants."""
+    return _feed(plan, split, _placed(plan.config, split))
+
+
 def _feed(plan: Plan, split: Split, data: Batch | Split) -> Feed:
     config = plan.config
     weights = class_weights(split.labels) if config.data.balance == "weights" else None
@@ -458,8 +463,7 @@ def use_compilation_cache() -> None:
     # An entry that a killed process left half written is compiled anew: nothing to worry about.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(Path(base) / "thinned" / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder("xla")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

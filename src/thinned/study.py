@@ -9,13 +9,16 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import statistics
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -192,10 +195,15 @@ def run_study(
     if lanes is None:
         lanes = 1 if jax.default_backend() == "cpu" else 8
     with _held(folder, study):
-        if processes > 1:
-            _share(folder, study, processes, tell)
-        else:
-            _run_jobs(study, folder, study.jobs, tell, lanes)
+        try:
+            if processes > 1:
+                _share(folder, study, processes, tell)
+            else:
+                _run_jobs(study, folder, study.jobs, tell, lanes)
+        except (Stopped, KeyboardInterrupt) as error:
+            told = "stopped; what was done is saved: go on with the same command"
+            number = error.exit_code - 128 if isinstance(error, Stopped) else signal.SIGINT
+            raise Stopped(f"{told}, --name {folder.name}", number) from error
     return rows_of(folder)
 
 
@@ -452,7 +460,8 @@ def _groups(
         group = [first]
         key = _key_of(study, first, data) if lanes > 1 else None
         if key is not None:
-            for job in list(waiting):
+            # Of one seed, and so of the same data.
+            for job in [job for job in waiting if job[0] == first[0]]:
                 if len(group) < lanes and _key_of(study, job, data) == key:
                     group.append(job)
                     waiting.remove(job)
@@ -551,40 +560,46 @@ def _duration(seconds: float) -> str:
 
 
 def _share(folder: Path, study: Study, processes: int, tell: Callable[[str], None]) -> None:
-    """Run the jobs in several processes; each takes every so-many-th, and tells through a queue."""
+    """Run the jobs in several processes; each takes every so-many-th, and tells through a pipe."""
     context = multiprocessing.get_context("spawn")
-    queue: Any = context.SimpleQueue()
-    workers = [
-        context.Process(target=_work, args=(folder, part, processes, queue), daemon=True)
-        for part in range(processes)
-    ]
-    for worker in workers:
+    ears: list[Any] = []
+    workers: list[Any] = []
+    for part in range(processes):
+        ear, mouth = context.Pipe(duplex=False)
+        worker = context.Process(target=_work, args=(folder, part, processes, mouth), daemon=True)
         worker.start()
+        # Held by the worker alone, it closes when the worker ends, however that comes about.
+        mouth.close()
+        ears.append(ear)
+        workers.append(worker)
     try:
-        for _ in workers:
-            for line in iter(queue.get, None):
-                tell(line)
-        for worker in workers:
-            worker.join()
-    except KeyboardInterrupt:
+        while ears:
+            for ear in connection.wait(ears):
+                try:
+                    tell(cast(Any, ear).recv())
+                except EOFError:
+                    ears.remove(ear)
+    finally:
         # Ctrl-C reaches the workers, too: they save their runs before they go.
         for worker in workers:
             worker.join()
-        raise
     if any(worker.exitcode for worker in workers):
-        raise ThinnedError("a process of the study ended early: go on with the same command")
+        raise ThinnedError(
+            f"a process of the study ended early: go on with the same command, --name {folder.name}"
+        )
 
 
-def _work(folder: Path, part: int, parts: int, queue: Any) -> None:
+def _work(folder: Path, part: int, parts: int, mouth: Any) -> None:
     cores = sorted(os.sched_getaffinity(0))
     own = cores[part * len(cores) // parts : (part + 1) * len(cores) // parts]
     if own:
         os.sched_setaffinity(0, own)
     study = Study.open(folder)
     try:
-        _run_jobs(study, folder, study.jobs[part::parts], queue.put)
-    finally:
-        queue.put(None)
+        _run_jobs(study, folder, study.jobs[part::parts], mouth.send)
+    except (Stopped, KeyboardInterrupt):
+        # The one who asked for it knows; a traceback would tell nothing.
+        sys.exit(130)
 
 
 def _refuse_changes(past: Study, wanted: Study, folder: Path) -> None:

@@ -108,57 +108,45 @@ def test_a_stream_that_was_not_given_is_caught():
     assert failed(found) == {(question, "one"), (question, "two")}
 
 
-class ForgetfulDropout(nn.Module):
-    """A layer whose author forgot to use the mask."""
+class WrongDropout(nn.Module):
+    """A layer of somebody else's; those below each make one mistake."""
 
     rate: float
     deterministic: bool = False
 
     @nn.compact
     def __call__(self, x):
-        if not self.deterministic:
-            jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, x.shape)
+        return x if self.deterministic else self.drop(x)
+
+
+class ForgetfulDropout(WrongDropout):
+    """A layer whose author forgot to use the mask."""
+
+    def drop(self, x):
+        jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, x.shape)
         return x
 
 
-class HalfDropout(nn.Module):
+class HalfDropout(WrongDropout):
     """A layer that drops half as often as it is asked to, and forgets to scale."""
 
-    rate: float
-    deterministic: bool = False
-
-    @nn.compact
-    def __call__(self, x):
-        if self.deterministic:
-            return x
+    def drop(self, x):
         keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate / 2, x.shape)
         return jnp.where(keep, x, 0)
 
 
-class SameDropout(nn.Module):
+class SameDropout(WrongDropout):
     """A layer with a key of its own making: the same one in every layer and at every step."""
 
-    rate: float
-    deterministic: bool = False
-
-    @nn.compact
-    def __call__(self, x):
-        if self.deterministic:
-            return x
+    def drop(self, x):
         keep = jax.random.bernoulli(jax.random.key(0), 1 - self.rate, x.shape)
         return jnp.where(keep, x / (1 - self.rate), 0)
 
 
-class BatchDropout(nn.Module):
+class BatchDropout(WrongDropout):
     """A layer that gives all examples one mask."""
 
-    rate: float
-    deterministic: bool = False
-
-    @nn.compact
-    def __call__(self, x):
-        if self.deterministic:
-            return x
+    def drop(self, x):
         keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, x.shape[1:])
         return jnp.where(keep, x / (1 - self.rate), 0)
 

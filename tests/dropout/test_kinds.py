@@ -329,8 +329,10 @@ def test_the_slope_along_a_learned_rate_is_the_finite_difference(rate):
 
 
 def test_a_learned_rates_slope_is_finite_and_zero_at_the_ends():
+    def loss(chance):
+        return F.concrete_dropout(inputs(), chance, jax.random.key(0)).sum()
+
     for rate in (0.0, 1.0):
-        loss = lambda chance: F.concrete_dropout(inputs(), chance, jax.random.key(0)).sum()  # noqa: E731
         assert float(jax.grad(loss)(jnp.float32(rate))) == 0.0
 
 

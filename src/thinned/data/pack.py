@@ -23,10 +23,10 @@ from thinned.errors import ThinnedError
 _BLOCK = 1 << 22
 
 
-def cache_folder() -> Path:
+def cache_folder(kind: str = "data") -> Path:
     """Where decoded images are kept between runs: ``thinned/data`` in the user's cache."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "thinned" / "data"
+    return Path(base) / "thinned" / kind
 
 
 @dataclass(frozen=True)
