@@ -322,6 +322,15 @@ def test_a_study_that_cannot_be_is_refused(tmp_path, capsys, words, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_study_without_matplotlib_is_told_all_the_same(base, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    words = ["study", "--data", base.data.path, "--epochs", "1", "--model", "mlp", "--seeds", "1"]
+    assert main([*words, "--runs", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "test accuracy" in said
+    assert "pip install 'thinned[report]'" in said
+
+
 def test_a_run_is_no_study_and_a_damaged_one_is_told(done, tmp_path):
     wanted, folder, _, _ = done
     with pytest.raises(RequestError, match="is a run"):

@@ -277,7 +277,11 @@ class Study:
         print(f"\n{study.told(wanted, rows)}", flush=True)
         from thinned.study_page import write_study_page
 
-        print(f"\n{write_study_page(folder, wanted, rows)}")
+        try:
+            print(f"\n{write_study_page(folder, wanted, rows)}")
+        except RequestError as error:
+            # The study is done and told: a picture of it can be had at any later time.
+            print(f"\nno {folder / 'study.html'}: {error}, and run the same command again")
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class Plots:
             from matplotlib import figure
         except ImportError as error:
             raise RequestError(
-                "the report needs matplotlib: install it with pip install 'thinned[report]'"
+                "figures need matplotlib: install it with pip install 'thinned[report]'"
             ) from error
         self._mpl: Any = mpl
         self._figure: Any = figure

@@ -24,7 +24,7 @@ _BLOCK = 1 << 22
 
 
 def cache_folder(kind: str = "data") -> Path:
-    """Where decoded images are kept between runs: ``thinned/data`` in the user's cache."""
+    """Where things are kept between runs: ``thinned/KIND`` in the user's cache."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "thinned" / kind
 
