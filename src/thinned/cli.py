@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import os
 import re
@@ -155,8 +156,9 @@ class Predict:
 
         folders = [path for path in self.paths if (path / "config.json").is_file()]
         if not folders:
-            first = self.paths[0] if self.paths else "nothing"
-            raise RequestError(f"{first} is no run folder: it has no config.json")
+            if not self.paths:
+                raise RequestError("no run is given")
+            raise RequestError(f"{self.paths[0]} is no run folder: it has no config.json")
         rows = prediction.predict_files(
             trust.load_runs(folders),
             [path for path in self.paths if path not in folders],
@@ -641,8 +643,12 @@ def _one_line(box: str) -> str:
     lines = [line.strip("│╰╯─ \t") for line in box.splitlines()[1:]]
     paragraphs = re.split(r"\n-{3,}\n|\n{2,}", "\n" + "\n".join(lines) + "\n")
     words = [" ".join(paragraph.split()) for paragraph in paragraphs if paragraph.strip("\n -")]
-    close = re.search(r"Perhaps you meant: (--\S+)", " ".join(words[1:]))
-    hint = f"; did you mean {close[1]}?" if close else "; see --help"
+    advice = "\n".join(lines).partition("Perhaps you meant:")[2]
+    offered = re.findall(r"(?m)^(--\S+)", advice)
+    wrong = re.search(r"--\S+[^\s,]", words[0])
+    # The parser's own order puts --dropout.input-rate before --dropout.rate.
+    close = difflib.get_close_matches(wrong[0], offered, n=1, cutoff=0) if wrong else offered
+    hint = f"; did you mean {close[0]}?" if close else "; see --help"
     return words[0].rstrip(".!") + hint
 
 
