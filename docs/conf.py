@@ -20,6 +20,8 @@ extensions = [
 ]
 html_theme = "furo"
 html_title = "Thinned"
+# Tables of a hundred characters fit.
+html_theme_options = {"light_css_variables": {"code-font-size": "0.72rem"}}
 html_static_path: list[str] = []
 exclude_patterns = ["_build", "*.ipynb", "jupyter_execute"]
 myst_heading_anchors = 3

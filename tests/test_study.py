@@ -155,7 +155,7 @@ def test_an_arm_that_diverges_or_fails_is_recorded_and_the_others_go_on(base, tm
         "learning_rate=1e+30,batch_size=20": {"diverged"},
         "learning_rate=1e+30,batch_size=5000": {"failed"},
     }
-    text = told(wanted, rows)
+    text = " ".join(told(wanted, rows).split())
     assert "diverged" in text
     assert "6 runs did not finish and are left out of the means" in text
     lines.clear()

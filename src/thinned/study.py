@@ -12,6 +12,7 @@ import os
 import signal
 import statistics
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -358,8 +359,8 @@ def told(study: Study, rows: Sequence[Row]) -> str:
     """The table and the verdict, for people."""
     width = max(len("arm"), *(len(row.arm.name) for row in rows))
     lines = [
-        f"{'arm'.ljust(width)}  runs  {'test accuracy (95 %)':<28}{'NLL':>8}{'ECE':>8}"
-        f"{'against baseline (95 %)':>32}{'p':>8}{'time':>7}"
+        f"{'arm'.ljust(width)}  runs  {'% right in test (95 %)':<25}{'NLL':>7}{'ECE':>8}"
+        f"{'against baseline (95 %)':>25}{'p':>7}{'time':>6}"
     ]
     base_s = next(row.epoch_s for row in rows if row.arm.name == study.baseline)
     for row in rows:
@@ -367,26 +368,27 @@ def told(study: Study, rows: Sequence[Row]) -> str:
         low, high = interval(accuracy)
         cell = "-"
         if count:
-            span = f" ({low:.2%} to {high:.2%})" if count > 1 else ""
-            cell = f"{row.mean('accuracy'):.2%}{span}"
+            span = f" ({100 * low:.2f} to {100 * high:.2f})" if count > 1 else ""
+            cell = f"{100 * row.mean('accuracy'):.2f}{span}"
         lost = {o.status for o in row.outcomes.values() if o.status != "finished"}
         cell = f"{cell} {', '.join(sorted(lost))}".strip("- ") if lost else cell
         found = row.difference
         against, p_value = "baseline", ""
         if found is not None:
-            against = f"{found.mean:+.2%}" if found.seeds else "-"
+            against = f"{100 * found.mean:+.2f}" if found.seeds else "-"
             if found.seeds > 1:
-                against += f" ({found.low:+.2%} to {found.high:+.2%})"
+                against += f" ({100 * found.low:+.2f} to {100 * found.high:+.2f})"
                 p_value = f"{found.corrected:.3f}"
         lines.append(
-            f"{row.arm.name.ljust(width)}  {count:>4}  {cell:<28}{row.mean('nll'):>8.4f}"
-            f"{row.mean('ece'):>8.4f}{against:>32}{p_value:>8}{row.epoch_s / base_s:>7.2f}"
+            f"{row.arm.name.ljust(width)}  {count:>4}  {cell:<25}{row.mean('nll'):>7.4f}"
+            f"{row.mean('ece'):>8.4f}{against:>25}{p_value:>7}{row.epoch_s / base_s:>6.2f}"
         )
     notes = (
-        "accuracy: mean over seeds, bootstrap; against: paired by seed, Student's t; "
+        "right: mean over seeds, bootstrap; against: points, paired by seed, Student's t; "
         "p: paired t-test, Holm's correction; time: of an epoch, over the baseline's"
     )
-    return "\n".join([*lines, notes, "", verdict(study, rows)])
+    words = (textwrap.fill(text, max(79, len(lines[0]))) for text in (notes, verdict(study, rows)))
+    return "\n".join(lines) + "\n\n" + "\n\n".join(words)
 
 
 def curves_of(folder: Path, arm: Arm, seed: int) -> list[dict[str, Any]]:
