@@ -54,6 +54,19 @@ def test_every_form_of_figure_is_drawn(name, tmp_path):
         assert all(0 < share < 1 for share in shares.values())
 
 
+def test_figure_10_tells_the_gain_at_each_size(tmp_path):
+    wanted = Reproduction.open("srivastava2014-figure10")
+    limits = [100, 500]
+    rows = [f"data.limit={limit},dropout.rate={rate}" for limit in limits for rate in (0, 0.5)]
+    result = reproduce(wanted, wanted.study("smoke", rows, 2), tmp_path / "s")
+    right = {row.arm.name: row.values("accuracy") for row in result.rows}
+    (gains,) = result.measured.values()
+    assert len(gains) == len(limits)
+    for limit, (without, with_dropout) in zip(limits, (rows[:2], rows[2:]), strict=True):
+        expected = [100 * (b - a) for a, b in zip(right[without], right[with_dropout], strict=True)]
+        assert gains[f"data.limit={limit}"] == pytest.approx(expected, abs=1e-4)
+
+
 def test_the_command_lists_runs_and_refuses(tmp_path, capsys):
     assert main(["reproduce"]) == 0
     assert "dropout + max-norm, ReLU 3x1024" in capsys.readouterr().out

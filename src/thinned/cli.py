@@ -270,7 +270,7 @@ class Study:
         seeds = range(self.config.seed, self.config.seed + self.seeds)
         wanted = study.Study.of(self.config, arms, seeds, self.baseline)
         folder = study.folder_of(self.runs, self.name)
-        print(f"{folder}: {len(arms)} arms, {self.seeds} seeds", flush=True)
+        print(f"{folder}: arms {len(arms)}, seeds {self.seeds}", flush=True)
         tell = partial(print, flush=True)
         if self.search is None:
             rows = study.run_study(wanted, folder, tell, self.processes, self.lanes)
@@ -317,7 +317,7 @@ class Reproduce:
         wanted = reproduce.Reproduction.open(self.what)
         study = wanted.study(self.budget, self.rows, self.seeds)
         folder = self.runs / f"{wanted.name}-{self.budget}"
-        print(f"{folder}: {len(study.arms)} arms, {len(study.seeds)} seeds", flush=True)
+        print(f"{folder}: arms {len(study.arms)}, seeds {len(study.seeds)}", flush=True)
         tell = partial(print, flush=True)
         print(f"\n{reproduce.reproduce(wanted, study, folder, tell, self.processes)}")
         print(f"\n{folder / 'study.html'}, {folder / (wanted.name + '.svg')}")

@@ -210,6 +210,24 @@ def _nothing(folder: Path, study: Study, rows: Sequence[Row], figure: Any) -> di
     return {}
 
 
+def _gains(folder: Path, study: Study, rows: Sequence[Row], figure: Any) -> dict[str, Any]:
+    """Points of test error that each value of one option wins over 0, beside the figure's own."""
+    option, gain = figure["option"], figure.get("gain")
+    found: dict[str, dict[str, list[float]]] = {}
+    bases = {row.arm.changes[option]: row for row in rows if gain and not row.arm.changes[gain]}
+    for row in rows:
+        value = row.arm.changes[gain] if gain else 0
+        base = bases.get(row.arm.changes[option])
+        if not value or base is None:
+            continue
+        for seed in set(_finished(row)) & set(_finished(base)):
+            right = [each.outcomes[seed].scores["test"]["accuracy"] for each in (row, base)]
+            kept = found.setdefault(f"points won by {gain}={value}", {})
+            name = f"{option}={row.arm.changes[option]}"
+            kept.setdefault(name, []).append(round(100 * (right[0] - right[1]), 4))
+    return found
+
+
 def _samples(folder: Path, study: Study, rows: Sequence[Row], figure: Any) -> dict[str, Any]:
     """Test error in % of the mean of k thinned networks, and of one pass with scaled weights."""
     found: dict[str, list[float]] = {}
@@ -328,6 +346,7 @@ def _told(value: Any) -> str:
 
 
 _MEASURES: Mapping[str, Callable[..., dict[str, Any]]] = {
+    "lines": _gains,
     "samples": _samples,
     "activations": _activations,
 }
