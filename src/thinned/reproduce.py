@@ -282,7 +282,7 @@ def _paint_bars(axes: Any, folder: Path, result: Result, rows: Sequence[Row], fi
     axes.plot([], [], "o", color="C0", label="ours: mean, and single runs")
     axes.plot([], [], "x", color="C1", label="published")
     axes.set(xlabel="test error (%)")
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
 
 
 def _paint_lines(axes: Any, folder: Path, result: Result, rows: Sequence[Row], figure: Any) -> None:

@@ -65,11 +65,17 @@ def draw_against(
     With `error`, an accuracy is shown as an error in %.
     """
     series: dict[str, list[Row]] = {}
+    rows = [row for row in rows if isinstance(row.arm.changes.get(option), int | float)]
+    names = dict.fromkeys(name for row in rows for name in row.arm.changes if name != option)
+    values_of = {name: {str(row.arm.changes.get(name)) for row in rows} for name in names}
     for row in rows:
-        if isinstance(row.arm.changes.get(option), int | float):
-            rest = {name: value for name, value in row.arm.changes.items() if name != option}
-            told = ", ".join(f"{name.split('.')[-1]} {value}" for name, value in rest.items())
-            series.setdefault(told, []).append(row)
+        rest = {
+            name: value
+            for name, value in row.arm.changes.items()
+            if len(values_of.get(name, ())) > 1
+        }
+        told = ", ".join(f"{name.split('.')[-1]} {value}" for name, value in rest.items())
+        series.setdefault(told, []).append(row)
     for name, members in series.items():
         members.sort(key=lambda row: row.arm.changes[option])
         places = [row.arm.changes[option] for row in members]
