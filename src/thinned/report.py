@@ -259,7 +259,7 @@ def _pictures(run: Run, found: Appraisal) -> str:
     unsure = np.argsort(confidence, kind="stable")[:_SHOWN]
     parts = []
     for title, chosen in (("The worst mistakes", worst), ("The least sure", unsure)):
-        tiles = "".join(_tile(test.images[np.asarray([row])][0], int(row), found) for row in chosen)
+        tiles = "".join(_tile(test.images[[int(row)]][0], int(row), found) for row in chosen)
         parts.append(f'<h2>{title}</h2><div class="tiles">{tiles or "none"}</div>')
     return "".join(parts)
 

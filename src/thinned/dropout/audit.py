@@ -544,7 +544,9 @@ class _Draw:
             # Examples of which nothing is kept cannot be scaled up again.
             alive = flat[flat.any(1)]
             mean = float(alive.mean(dtype=np.float64)) if alive.size else float("nan")
-        of_variance = kind in ("gaussian", "connect") or (not dropped.any() and flat.std() > 0)
+        of_variance = bool(
+            kind in ("gaussian", "connect") or (not dropped.any() and flat.std() > 0)
+        )
         variance = flat.var(0, ddof=1).mean() if kind == "connect" else flat.var(dtype=np.float64)
         return cls(
             statistic=float(variance if of_variance else dropped.mean()),
