@@ -9,6 +9,7 @@ import subprocess
 import sys
 import xml.dom.minidom
 
+import jax
 import numpy as np
 import pytest
 from jax.tree import leaves
@@ -19,6 +20,7 @@ from thinned.assembly import initial_state, make_plan
 from thinned.cli import main
 from thinned.config import recipe, with_values
 from thinned.errors import RequestError
+from thinned.loop import train_lanes as run_lanes
 from thinned.step import train_steps
 from thinned.study import Study, rows_of, run_of, run_study, search, told, verdict
 
@@ -238,6 +240,36 @@ def test_lanes_that_stop_go_on_and_a_lane_that_diverges_stops_alone(base, tmp_pa
     again = run_study(wanted, tmp_path / "s", lanes=4)
     for one, two in zip(rows, again, strict=True):
         assert one.values("nll") == two.values("nll")
+
+
+def test_lanes_that_do_not_fit_into_memory_become_fewer(base, tmp_path, monkeypatch):
+    wanted = study(base, "learning_rate=0.001,0.002,0.005,0.01,0.02", seeds=(0,))
+    alone = run_study(wanted, tmp_path / "alone", lanes=1)
+    widths = []
+
+    def small_device(lanes, *rest):
+        widths.append(len(lanes))
+        if len(lanes) > 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
+        return run_lanes(lanes, *rest)
+
+    monkeypatch.setattr("thinned.run.run_lanes", small_device)
+    lines: list[str] = []
+    rows = run_study(wanted, tmp_path / "s", lines.append, lanes=5)
+    # The fifth has no mate and is trained singly.
+    assert widths == [5, 2, 2]
+    assert lines[0] == "5 lanes need more memory than there is: 2 from now on"
+    for one, two in zip(alone, rows, strict=True):
+        np.testing.assert_allclose(one.values("nll"), two.values("nll"), rtol=1e-4)
+
+    def no_device(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
+
+    monkeypatch.setattr("thinned.run.run_loop", no_device)
+    other = study(base, "learning_rate=0.001", seeds=(0,))
+    (row,) = run_study(other, tmp_path / "none")
+    assert row.outcomes[0].status == "failed"
+    assert "too little memory: give a smaller" in row.outcomes[0].reason
 
 
 def test_a_signal_saves_and_says_how_to_go_on(base, tmp_path):

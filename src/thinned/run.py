@@ -232,6 +232,24 @@ def resume(
         return _train_in(run, dataset, run.facts, quiet)
 
 
+class OutOfMemory(ThinnedError):
+    """The device has too little memory for what is trained on it."""
+
+
+@contextmanager
+def _memory_told() -> Generator[None]:
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OutOfMemory(
+            "the device has too little memory: give a smaller network or --batch-size, or "
+            "--data.in-memory no"
+        ) from error
+
+
+@_memory_told()
 def train_together(
     configs: Sequence[Config], folders: Sequence[Path], dataset: Dataset
 ) -> list[ThinnedError | None]:
@@ -250,6 +268,7 @@ def train_together(
 
     Raises:
         RequestError, ThinnedError, Stopped: as `train`.
+        OutOfMemory: fewer lanes may fit; what was saved is good for going on.
     """
     facts = Facts.of(dataset, configs[0])
     use_compilation_cache()
@@ -332,6 +351,7 @@ def _continued(run: Run, config: Config, dataset: Dataset) -> Generator[Run]:
         yield Run(run.folder, config)
 
 
+@_memory_told()
 def _train_in(run: Run, dataset: Dataset, facts: Facts, quiet: bool) -> Run:
     use_compilation_cache()
     parts, state, found = _prepared(run, dataset, facts, _Placed.of(run.config, dataset))

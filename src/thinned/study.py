@@ -31,6 +31,7 @@ from thinned.errors import RequestError, ThinnedError
 from thinned.logs import write_whole
 from thinned.loop import Diverged, Stopped
 from thinned.run import (
+    OutOfMemory,
     Run,
     fits_in_memory,
     fits_together,
@@ -438,12 +439,19 @@ def _run_jobs(
     data = _Data()
     begun = time.monotonic()
     done = 0
-    for group in _groups(study, left, lanes, data):
+    waiting = list(left)
+    while waiting:
+        group = _group(study, waiting, lanes, data)
         configs = [arm.config(study.base, seed) for seed, arm in group]
         places = [_place(folder, arm, seed) for seed, arm in group]
-        for (seed, arm), place, outcome in zip(
-            group, places, _run_group(configs, places, data), strict=True
-        ):
+        try:
+            outcomes = list(_run_group(configs, places, data))
+        except OutOfMemory:
+            lanes = len(group) // 2
+            tell(f"{len(group)} lanes need more memory than there is: {lanes} from now on")
+            continue
+        waiting = [job for job in waiting if job not in group]
+        for (seed, arm), place, outcome in zip(group, places, outcomes, strict=True):
             place.mkdir(parents=True, exist_ok=True)
             text = json.dumps(dataclasses.asdict(outcome), indent=2) + "\n"
             write_whole(place / "outcome.json", text)
@@ -452,22 +460,17 @@ def _run_jobs(
             tell(_line(outcome, arm, seed, len(jobs) - len(left) + done, len(jobs), rest))
 
 
-def _groups(
-    study: Study, jobs: Sequence[tuple[int, Arm]], lanes: int, data: _Data
-) -> Iterator[list[tuple[int, Arm]]]:
-    """Jobs that are trained together: one by one, or up to `lanes` that share a program."""
-    waiting = list(jobs)
-    while waiting:
-        first, *waiting = waiting
-        group = [first]
-        key = _key_of(study, first, data) if lanes > 1 else None
-        if key is not None:
-            # Of one seed, and so of the same data.
-            for job in [job for job in waiting if job[0] == first[0]]:
-                if len(group) < lanes and _key_of(study, job, data) == key:
-                    group.append(job)
-                    waiting.remove(job)
-        yield group
+def _group(
+    study: Study, waiting: Sequence[tuple[int, Arm]], lanes: int, data: _Data
+) -> list[tuple[int, Arm]]:
+    """The first job that waits, and up to `lanes` in all that share its program."""
+    first, *others = waiting
+    key = _key_of(study, first, data) if lanes > 1 else None
+    if key is None:
+        return [first]
+    # Of one seed, and so of the same data.
+    alike = (job for job in others if job[0] == first[0] and _key_of(study, job, data) == key)
+    return [first, *itertools.islice(alike, lanes - 1)]
 
 
 def _key_of(study: Study, job: tuple[int, Arm], data: _Data) -> Any:
@@ -489,7 +492,7 @@ def _run_group(configs: Sequence[Config], places: Sequence[Path], data: _Data) -
     try:
         dataset = data.of(configs[0])
         failed = train_together(configs, places, dataset)
-    except Stopped:
+    except (Stopped, OutOfMemory):
         raise
     except ThinnedError as error:
         yield from (Outcome("failed", str(error)) for _ in configs)
