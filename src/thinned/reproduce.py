@@ -287,7 +287,8 @@ def _paint_bars(axes: Any, folder: Path, result: Result, rows: Sequence[Row], fi
 
 def _paint_lines(axes: Any, folder: Path, result: Result, rows: Sequence[Row], figure: Any) -> None:
     draw_against(axes, figure["option"], "accuracy", rows, error=True)
-    axes.set(ylabel="test error (%)", xscale=figure.get("scale", "linear"))
+    scales = {each: figure.get(each, "linear") for each in ("xscale", "yscale")}
+    axes.set(ylabel="test error (%)", **scales)
 
 
 def _paint_curves(
