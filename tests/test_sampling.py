@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from thinned import sampling
+import thinned
 from thinned.dropout.recording import dropout_on
 from thinned.dropout.sites import DropoutSpec
 from thinned.errors import RequestError
 from thinned.models.cnn import CNN
 from thinned.models.resnet import ResNet
+from thinned.partition import split_by_key
 from thinned.predict import predict
-from thinned.sampling import averaged, sample_predictions, split_by_key
+from thinned.sampling import averaged, look_at, sample_predictions
 
 X = jax.random.uniform(jax.random.key(0), (7, 16, 16, 3))
 KEY = jax.random.key(5)
@@ -29,26 +30,58 @@ class Own(nn.Module):
         return nn.Dense(4)(nn.Dropout(0.5, deterministic=not train)(nn.Dense(16)(x)))
 
 
+class Curved(nn.Module):
+    """Values that are random only after a maximum: a head that no matrix can stand for."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dropout(0.5, deterministic=not train)(nn.Dense(8)(x.reshape(len(x), -1)))
+        return nn.Dense(4)(nn.relu(x))
+
+
+class Rounded(nn.Module):
+    """A head whose derivatives are constant although it is not affine."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dropout(0.5, deterministic=not train)(nn.Dense(8)(x.reshape(len(x), -1)))
+        return nn.Dense(4)(x + jax.lax.stop_gradient(jnp.round(4 * x) / 4))
+
+
+class Joined(nn.Module):
+    """Two values meet the key, and one goes past it."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = x.reshape(len(x), -1)
+        drop = thinned.DropPath(0.5, deterministic=not train)
+        return nn.Dense(4)(x) + drop(nn.Dense(4)(nn.relu(nn.Dense(8)(x))))
+
+
 def naive(model, variables, samples, images=X):
-    """One sample after another, the whole network each time."""
-    block = jax.random.fold_in(KEY, 0)
-    padded = jnp.concatenate(
-        [images, jnp.broadcast_to(images[:1], (sampling.BLOCK - len(images), *images.shape[1:]))]
-    )
-    found = []
-    for index in range(samples):
+    """One sample after another, and one image: the whole network each time."""
+
+    def sample(image, index):
         with dropout_on():
-            logits = model.apply(
-                variables, padded, train=False, rngs={"dropout": jax.random.fold_in(block, index)}
-            )
-        found.append(np.asarray(jax.nn.softmax(logits), np.float64)[: len(images)])
-    return np.stack(found)
+            rngs = {"dropout": jax.random.fold_in(KEY, index)}
+            return model.apply(variables, image[None], train=False, rngs=rngs)[0]
+
+    logits = [[jax.jit(sample)(image, index) for image in images] for index in range(samples)]
+    return np.asarray(jax.nn.softmax(jnp.asarray(logits)), np.float64)
 
 
 @pytest.mark.parametrize(
     "model",
-    [CNN(4), ResNet(4, DropoutSpec("path")), ResNet(4, DropoutSpec("connect")), Own()],
-    ids=["cnn", "resnet-path", "resnet-connect", "own"],
+    [
+        CNN(4),
+        ResNet(4, DropoutSpec("path")),
+        ResNet(4, DropoutSpec("connect")),
+        Own(),
+        Curved(),
+        Rounded(),
+        Joined(),
+    ],
+    ids=["cnn", "resnet-path", "resnet-connect", "own", "curved", "rounded", "joined"],
 )
 @pytest.mark.parametrize("samples", [1, 6])
 def test_samples_are_those_of_the_naive_loop(model, samples):
@@ -66,28 +99,64 @@ def test_samples_are_those_of_the_naive_loop(model, samples):
     assert found.samples == samples
 
 
+def network_of(model):
+    def network(key, variables, image):
+        with dropout_on():
+            return model.apply(variables, image[None], rngs={"dropout": key})[0]
+
+    return network
+
+
 def test_what_does_not_depend_on_the_key_runs_once():
     """The head that is left of the CNN holds no convolution and takes the last map."""
     model = CNN(4)
     variables = model.init(jax.random.key(1), X)
-
-    def network(key, variables, images):
-        with dropout_on():
-            return model.apply(variables, images, rngs={"dropout": key})
-
-    values, sample, random = split_by_key(network, KEY, variables, X)
-    assert random
-    text = str(jax.make_jaxpr(sample)(values, KEY))
+    network = network_of(model)
+    parted = split_by_key(network, KEY, variables, X[0])
+    assert parted.random
+    fixed, varying = parted.trunk(variables, X[0])
+    text = str(jax.make_jaxpr(parted.head)(fixed, varying, KEY))
     assert "conv_general" not in text
     assert "dot_general" in text
-    assert sorted(value.size for value in values)[-1] == 7 * 4 * 4 * 64
-    np.testing.assert_allclose(sample(values, KEY), network(KEY, variables, X), rtol=1e-5)
+    assert [value.size for value in varying] == [4 * 4 * 64]
+    expected = network(KEY, variables, X[0])
+    np.testing.assert_allclose(parted.head(fixed, varying, KEY), expected, rtol=1e-5)
 
 
 def test_a_function_without_randomness_is_all_trunk():
-    values, sample, random = split_by_key(lambda key, x: x * 2, KEY, jnp.arange(3.0))
-    assert not random
-    assert sample(values, KEY).tolist() == [0, 2, 4]
+    parted = split_by_key(lambda key, x, y: x * y, KEY, 2.0, jnp.arange(3.0))
+    assert not parted.random
+    assert parted.head(*parted.trunk(2.0, jnp.arange(3.0)), KEY).tolist() == [0, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("model", "affine"),
+    [
+        (CNN(4), True),
+        (CNN(4, DropoutSpec("gaussian")), True),
+        (CNN(4, DropoutSpec("block")), True),
+        (ResNet(4, DropoutSpec("path")), False),
+        (Own(), True),
+        (Joined(), True),
+        (Curved(), False),
+        (Rounded(), False),
+        (CNN(400), False),
+    ],
+    ids=[
+        "cnn",
+        "gaussian",
+        "block",
+        "resnet",
+        "own",
+        "joined",
+        "curved",
+        "rounded",
+        "many classes",
+    ],
+)
+def test_heads_become_matrices_just_where_they_are_affine(model, affine):
+    variables = model.init(jax.random.key(1), X)
+    assert look_at(model.apply, variables, X[0]) == (True, affine)
 
 
 def test_rates_beside_the_network_say_how_much_is_dropped():
@@ -100,14 +169,14 @@ def test_rates_beside_the_network_say_how_much_is_dropped():
     assert np.all(found.mutual_information < 1e-5)
 
 
-def test_an_images_prediction_does_not_depend_on_those_behind_it():
+def test_an_images_prediction_does_not_depend_on_those_beside_it():
     model = CNN(4)
     variables = model.init(jax.random.key(1), X)
-    many = jnp.concatenate([X] * 40)
+    many = jnp.concatenate([X] * 150)
     whole = sample_predictions(model.apply, variables, many, KEY, 3).probabilities
-    part = sample_predictions(model.apply, variables, many[:130], KEY, 3).probabilities
-    np.testing.assert_allclose(whole[:130], part, atol=1e-6)
-    assert not np.allclose(whole[:7], whole[7:14])
+    np.testing.assert_allclose(whole, np.concatenate([whole[:7]] * 150), atol=1e-6)
+    alone = sample_predictions(model.apply, variables, X[3:4], KEY, 3).probabilities
+    np.testing.assert_allclose(whole[3:4], alone, atol=1e-6)
 
 
 def test_what_cannot_be_sampled_is_refused():

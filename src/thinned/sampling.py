@@ -1,8 +1,10 @@
 """Monte Carlo dropout: many thinned networks for little more than one pass.
 
-A network is traced once, and its operations are parted into those that depend on the dropout key
-and those that do not. The latter, the trunk, run once; only what follows the first random site runs
-for each sample. Nothing is found by the names of layers, so that it works for any module.
+A sample is one thinned network, the same for every image: what is predicted for an image does not
+depend on those beside it, and a mask is drawn once for all of them. What does not depend on the
+dropout key, the trunk, runs once; only what follows the first random site runs for each sample,
+and where that is affine, all samples are one matrix product. Nothing is found by the names of
+layers, so that it works for any module.
 """
 
 from __future__ import annotations
@@ -14,17 +16,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core as jex_core
 
 from thinned.dropout.recording import dropout_on
 from thinned.errors import RequestError
-from thinned.predict import padded_batches
+from thinned.partition import Parted, derivatives, is_affine, split_by_key
+from thinned.predict import BATCH_SIZE, padded_batches
 from thinned.step import as_float
 from thinned.types import Key, Variables
 
-_TOGETHER = 4
-BLOCK = 100
-"""Images sampled together; a fixed number, so that a sample is the same whatever is asked for."""
+_BLOCK = 10 * BATCH_SIZE
+"""Images that share the matrices of their samples, where a head is affine."""
 
 
 class SampleSums(NamedTuple):
@@ -81,74 +82,14 @@ def entropy_of(probabilities: np.ndarray) -> np.ndarray:
     return -np.sum(probabilities * np.log(safe), -1)
 
 
-def split_by_key(
-    function: Callable[..., jax.Array], key: Key, *known: Any
-) -> tuple[list[Any], Callable[[list[Any], Key], jax.Array], bool]:
-    """Run what of a function does not depend on a key, and return the rest as a function.
-
-    Args:
-        function: called as ``function(key, *known)``; may be traced, returns one array.
-        key: any key of the kind that will be used.
-        known: all its other arguments.
-
-    Returns:
-        The values at the border, a function of (these values, a key), and whether anything depends
-        on the key at all.
-    """
-    flat, tree = jax.tree.flatten(known)
-
-    def flattened(key: Key, *leaves: Any) -> jax.Array:
-        return function(key, *jax.tree.unflatten(tree, leaves))
-
-    closed = jax.make_jaxpr(flattened)(key, *flat)
-    jaxpr = closed.jaxpr
-    random = {jaxpr.invars[0]}
-    trunk: list[Any] = []
-    head: list[Any] = []
-    for equation in jaxpr.eqns:
-        inputs = {var for var in equation.invars if not isinstance(var, jex_core.Literal)}
-        if inputs & random:
-            random.update(equation.outvars)
-            head.append(equation)
-        else:
-            trunk.append(equation)
-    (out,) = jaxpr.outvars
-    used = {
-        var for equation in head for var in equation.invars if not isinstance(var, jex_core.Literal)
-    }
-    given = [*jaxpr.constvars, *jaxpr.invars[1:]]
-    made = [var for equation in trunk for var in equation.outvars]
-    border = [var for var in dict.fromkeys([*given, *made]) if var in used or var is out]
-    values = _function_of(jaxpr, given, border, trunk)(*closed.consts, *flat)
-    rest = _function_of(jaxpr, [*border, jaxpr.invars[0]], [out], head)
-
-    def sample(values: list[Any], key: Key) -> jax.Array:
-        return rest(*values, key)[0]
-
-    return values, sample, out in random
-
-
-def _function_of(
-    jaxpr: Any, inputs: Sequence[Any], outputs: Sequence[Any], equations: Sequence[Any]
-) -> Callable[..., list[Any]]:
-    """Some equations of a jaxpr as a function of some of its variables."""
-    part = jaxpr.replace(
-        constvars=[],
-        invars=list(inputs),
-        outvars=list(outputs),
-        eqns=list(equations),
-        debug_info=jaxpr.debug_info.with_unknown_names(),
-    )
-    return jex_core.jaxpr_as_fun(jex_core.ClosedJaxpr(part, []))
-
-
-@partial(jax.jit, static_argnames="apply_fn")
+@partial(jax.jit, static_argnames=("apply_fn", "affine"))
 def sample_block(
     apply_fn: Callable[..., Any],
     variables: Variables,
     images: jax.Array,
     key: Key,
     count: jax.Array,
+    affine: bool = False,
 ) -> SampleSums:
     """Sums over the first `count` samples of a block of images.
 
@@ -156,16 +97,20 @@ def sample_block(
         apply_fn: the ``apply`` of a module called as ``module(images, train=bool)``.
         variables: its variables, the rates to sample with among them.
         images: u8 or f32 [image, height, width, channel].
-        key: of this block; sample i uses ``fold_in(key, i)``.
+        key: of all samples; sample i uses ``fold_in(key, i)``.
         count: i32 [], traced: one program serves any number.
+        affine: whether to make a matrix of each thinned network's head, see `is_affine`.
     """
-    together = jnp.arange(_TOGETHER)
-    values, sample, _ = split_by_key(_thinned(apply_fn), key, variables, images)
+    parted = split_by_key(_thinned(apply_fn), key, variables, images[0])
+    fixed, _ = parted.trunk(variables, images[0])
+    varying = jax.lax.map(
+        lambda image: parted.trunk(variables, image)[1], images, batch_size=BATCH_SIZE
+    )
+    together, logits_of = (_by_matrices if affine else _one_by_one)(parted, fixed, varying)
 
     def body(turn: jax.Array, sums: SampleSums) -> SampleSums:
-        places = turn * _TOGETHER + together
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
-        logits = jax.vmap(lambda own: sample(values, own))(keys).astype(jnp.float32)
+        places = turn * together + jnp.arange(together)
+        logits = logits_of(jax.vmap(jax.random.fold_in, (None, 0))(key, places))
         log_p = jax.nn.log_softmax(logits)
         # Samples beyond the last count for nothing.
         real = (places < count).astype(jnp.float32)
@@ -178,29 +123,79 @@ def sample_block(
             sums.samples + real.sum().astype(jnp.int32),
         )
 
-    shape = jax.eval_shape(lambda: sample(values, key)).shape
+    shape = jax.eval_shape(logits_of, key[None]).shape[1:]
     nothing = jnp.zeros(shape, jnp.float32)
     empty = SampleSums(nothing, nothing, nothing[:, 0], nothing[:, 0], jnp.int32(0))
-    return jax.lax.fori_loop(0, -(-count // _TOGETHER), body, empty)
+    return jax.lax.fori_loop(0, -(-count // together), body, empty)
 
 
-def is_random(apply_fn: Callable[..., Any], variables: Variables, images: jax.Array) -> bool:
-    """Whether a network's outputs depend on the dropout key when its dropout is on."""
-    found: list[bool] = []
-
-    def look(variables: Variables, images: jax.Array) -> None:
-        found.append(split_by_key(_thinned(apply_fn), jax.random.key(0), variables, images)[2])
-
-    jax.eval_shape(look, variables, images)
-    return found[0]
+_Heads = tuple[int, Callable[[Key], jax.Array]]
+"""How many samples to compute at once, and logits f32 [sample, image, class] from keys [sample]."""
 
 
-def _thinned(apply_fn: Callable[..., Any]) -> Callable[..., jax.Array]:
-    """Logits of a network with its dropout on, as a function of the key first."""
+def _one_by_one(parted: Parted, fixed: list[Any], varying: list[Any]) -> _Heads:
+    of_images = jax.vmap(parted.head, (None, 0, None))
+    of_samples = jax.vmap(of_images, (None, None, 0))
+    return 4, lambda keys: of_samples(fixed, varying, keys).astype(jnp.float32)
 
-    def network(key: Key, variables: Variables, images: jax.Array) -> jax.Array:
+
+def _by_matrices(parted: Parted, fixed: list[Any], varying: list[Any]) -> _Heads:
+    zeros = [jnp.zeros_like(value[0]) for value in varying]
+    rows = jnp.concatenate([value.reshape(len(value), -1) for value in varying], -1)
+
+    def matrix(key: Key) -> tuple[jax.Array, jax.Array]:
+        constant, parts = derivatives(parted, fixed, zeros, key)
+        return constant, jnp.concatenate([part.reshape(len(constant), -1) for part in parts], -1)
+
+    def logits_of(keys: Key) -> jax.Array:
+        constants, matrices = jax.vmap(matrix)(keys)
+        found = jnp.einsum("if,scf->sic", rows, matrices) + constants[:, None]
+        return found.astype(jnp.float32)
+
+    return 10, logits_of
+
+
+def look_at(
+    apply_fn: Callable[..., Any], variables: Variables, image: jax.Array
+) -> tuple[bool, bool]:
+    """Whether a network is random when its dropout is on, and is best sampled by matrices."""
+    key = jax.random.key(0)
+    found: list[tuple[bool, bool]] = []
+
+    def look(variables: Variables, image: jax.Array) -> None:
+        parted = split_by_key(_thinned(apply_fn), key, variables, image)
+        fixed, varying = parted.trunk(variables, image)
+        classes = jax.eval_shape(parted.head, fixed, varying, key).shape[0]
+        # The matrix of a head costs some two heads for each class; it has to serve enough images.
+        few = 10 * classes <= _BLOCK
+        found.append((parted.random, few and is_affine(parted, fixed, varying, key)))
+
+    jax.eval_shape(look, variables, image)
+    random, affine = found[0]
+    # Derivatives do not tell everything: those of a rounded number are constant, too.
+    return random, affine and bool(_matrix_agrees(apply_fn, variables, image))
+
+
+@partial(jax.jit, static_argnames="apply_fn")
+def _matrix_agrees(
+    apply_fn: Callable[..., Any], variables: Variables, image: jax.Array
+) -> jax.Array:
+    key = jax.random.key(0)
+    parted = split_by_key(_thinned(apply_fn), key, variables, image)
+    fixed, varying = parted.trunk(variables, image)
+    _, by_matrix = _by_matrices(parted, fixed, [value[None] for value in varying])
+    logits = parted.head(fixed, varying, key)
+    tolerance = jnp.sqrt(jnp.finfo(logits.dtype).eps) * (1 + jnp.abs(logits).max())
+    return jnp.abs(by_matrix(key[None])[0, 0] - logits).max() <= tolerance
+
+
+def _thinned(apply_fn: Callable[..., Any]) -> Callable[[Key, Any, Any], jax.Array]:
+    """Logits [class] of one image by a network with its dropout on, a function of the key first."""
+
+    def network(key: Key, variables: Variables, image: jax.Array) -> jax.Array:
         with dropout_on():
-            return apply_fn(variables, as_float(images), train=False, rngs={"dropout": key})
+            images = as_float(image)[None]
+            return apply_fn(variables, images, train=False, rngs={"dropout": key})[0]
 
     return network
 
@@ -218,7 +213,7 @@ def sample_predictions(
         apply_fn: the ``apply`` of a module called as ``module(images, train=bool)``.
         variables: its variables; the collection ``rates``, if any, says how much is dropped.
         images: u8 [image, height, width, channel], or anything that reads so by indexing.
-        key: of all samples; block b of `BLOCK` images uses ``fold_in(key, b)``.
+        key: of all samples; sample i, the same network for all images, uses ``fold_in(key, i)``.
         samples: thinned networks, at least 1.
 
     Raises:
@@ -226,12 +221,14 @@ def sample_predictions(
     """
     if samples < 1:
         raise RequestError(f"samples is {samples}: must be at least 1")
-    if not is_random(apply_fn, variables, jnp.asarray(images[np.arange(1)])):
+    random, affine = look_at(apply_fn, variables, jnp.asarray(images[np.arange(1)])[0])
+    if not random:
         raise RequestError("the network drops nothing: it cannot be sampled")
     parts: list[Predictions] = []
-    for block, (rows, mask) in enumerate(padded_batches(len(images), BLOCK)):
-        own = jax.random.fold_in(key, block)
-        sums = sample_block(apply_fn, variables, jnp.asarray(images[rows]), own, jnp.int32(samples))
+    block, count = min(_BLOCK if affine else BATCH_SIZE, len(images)), jnp.int32(samples)
+    for rows, mask in padded_batches(len(images), block):
+        batch = jnp.asarray(images[rows])
+        sums = sample_block(apply_fn, variables, batch, key, count, affine)
         parts.append(_finished(jax.device_get(sums), int(mask.sum())))
     return joined(parts)
 

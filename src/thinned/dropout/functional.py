@@ -398,14 +398,16 @@ def _connections(
         return row @ jnp.where(mask, kernel, jnp.zeros((), kernel.dtype))
 
     rows = x.reshape(-1, x.shape[-1])
-    # Zeros made from the rows, so that the indices lie on the devices where the rows are.
-    nothing = (rows[:, 0] > 0).astype(jnp.uint32) * jnp.uint32(0)
-    indices = nothing + jnp.arange(len(rows), dtype=jnp.uint32)
-    if jax.default_backend() == "cpu" and jax.device_count() == 1:
+    indices = jnp.arange(len(rows), dtype=jnp.uint32)
+    if len(rows) == 1:
+        outputs = one(rows[0], indices[0])[None]
+    elif jax.default_backend() == "cpu" and jax.device_count() == 1:
         # One by one: all thinned kernels at once would fill the memory, and every cache. But a
         # loop over examples cannot be spread over devices.
         outputs = jax.lax.map(lambda pair: one(*pair), (rows, indices))
     else:
-        outputs = jax.vmap(one)(rows, indices)
+        # Zeros made from the rows, so that the indices lie on the devices where the rows are.
+        nothing = (rows[:, 0] > 0).astype(jnp.uint32) * jnp.uint32(0)
+        outputs = jax.vmap(one)(rows, nothing + indices)
     scale = _inverse(realised_keep(chance, bits)).astype(x.dtype)
     return outputs.reshape(*x.shape[:-1], kernel.shape[1]) * scale
