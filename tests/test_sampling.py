@@ -30,6 +30,14 @@ class Own(nn.Module):
         return nn.Dense(4)(nn.Dropout(0.5, deterministic=not train)(nn.Dense(16)(x)))
 
 
+class Wrapped(nn.Module):
+    """The same, inside the transforms that people wrap networks in."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.jit(nn.remat(Own, static_argnums=2), static_argnums=2)(name="own")(x, train)
+
+
 class Curved(nn.Module):
     """Values that are random only after a maximum: a head that no matrix can stand for."""
 
@@ -77,11 +85,12 @@ def naive(model, variables, samples, images=X):
         ResNet(4, DropoutSpec("path")),
         ResNet(4, DropoutSpec("connect")),
         Own(),
+        Wrapped(),
         Curved(),
         Rounded(),
         Joined(),
     ],
-    ids=["cnn", "resnet-path", "resnet-connect", "own", "curved", "rounded", "joined"],
+    ids=["cnn", "resnet-path", "resnet-connect", "own", "wrapped", "curved", "rounded", "joined"],
 )
 @pytest.mark.parametrize("samples", [1, 6])
 def test_samples_are_those_of_the_naive_loop(model, samples):
@@ -137,6 +146,7 @@ def test_a_function_without_randomness_is_all_trunk():
         (CNN(4, DropoutSpec("block")), True),
         (ResNet(4, DropoutSpec("path")), False),
         (Own(), True),
+        (Wrapped(), True),
         (Joined(), True),
         (Curved(), False),
         (Rounded(), False),
@@ -148,6 +158,7 @@ def test_a_function_without_randomness_is_all_trunk():
         "block",
         "resnet",
         "own",
+        "wrapped",
         "joined",
         "curved",
         "rounded",

@@ -11,7 +11,8 @@ from jax.extend import core as jex_core
 
 from thinned.types import Key
 
-_CALLS = ("jit", "pjit", "checkpoint", "remat2", "custom_jvp_call", "custom_vjp_call")
+_INLINED = ("jit", "pjit", "checkpoint", "remat2")
+_CALLS = (*_INLINED, "custom_jvp_call", "custom_vjp_call")
 
 
 class Parted(NamedTuple):
@@ -44,7 +45,7 @@ def split_by_key(
     def flattened(key: Key, *leaves: Any) -> jax.Array:
         return function(key, *jax.tree.unflatten(tree, leaves))
 
-    closed = jax.make_jaxpr(flattened)(key, *flat)
+    closed = _inlined(jax.make_jaxpr(flattened)(key, *flat), (key, *flat))
     jaxpr, (out,) = closed.jaxpr, closed.jaxpr.outvars
     first, *given = jaxpr.invars
     random = _reached(jaxpr, [first])
@@ -95,6 +96,29 @@ def derivatives(
     """What a head returns, [class], and its derivatives by each value that varies, [class, ...]."""
     out, pull = jax.vjp(lambda values: parted.head(fixed, values, key), varying)
     return out, jax.vmap(pull)(jnp.eye(len(out), dtype=out.dtype))[0]
+
+
+def _inlined(closed: Any, args: Sequence[Any]) -> Any:
+    """The same operations without calls around them: a trunk may end in the middle of one."""
+    return jax.make_jaxpr(lambda *given: _run_inline(closed.jaxpr, closed.consts, *given))(*args)
+
+
+def _run_inline(jaxpr: Any, consts: Sequence[Any], *args: Any) -> list[Any]:
+    known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+
+    def read(var: Any) -> Any:
+        return var.val if isinstance(var, jex_core.Literal) else known[var]
+
+    for equation in jaxpr.eqns:
+        inner = _called(equation) if equation.primitive.name in _INLINED else None
+        if inner is None:
+            given = list(dict.fromkeys(_variables(equation)))
+            found = _function_of(jaxpr, given, equation.outvars, [equation])(*map(read, given))
+        else:
+            consts = getattr(equation.params["jaxpr"], "consts", ())
+            found = _run_inline(inner, consts, *map(read, equation.invars))
+        known.update(zip(equation.outvars, found, strict=True))
+    return [read(var) for var in jaxpr.outvars]
 
 
 def _reached(jaxpr: Any, sources: Sequence[Any]) -> set[Any]:
