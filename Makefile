@@ -52,7 +52,8 @@ $(VENV)/.docs: $(BIN)/thinned
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
-docs: $(VENV)/.docs ## The documentation site, docs/_build/html (runs the tutorial: some minutes)
+docs: $(VENV)/.docs ## The documentation site, docs/_build/html (runs the tutorial: a quarter of an hour)
+	rm -rf docs/_build
 	$(BIN)/python scripts/write_reference.py
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	$(BIN)/python -m sphinx -W -q -b doctest docs docs/_build/doctest

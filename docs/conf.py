@@ -25,6 +25,8 @@ html_theme_options = {"light_css_variables": {"code-font-size": "0.72rem"}}
 html_static_path: list[str] = []
 exclude_patterns = ["_build", "*.ipynb", "jupyter_execute"]
 myst_heading_anchors = 3
+# They would make a long dash of the two before a flag.
+smartquotes = False
 myst_enable_extensions = ["colon_fence"]
 
 
@@ -34,7 +36,7 @@ nb_execution_raise_on_error = True
 nb_merge_streams = True
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 napoleon_google_docstring = True
 napoleon_use_ivar = True
 doctest_global_setup = """

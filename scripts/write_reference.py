@@ -18,28 +18,49 @@ def described(hint: typing.Any) -> str:
     return notes[0].documentation if notes else ""
 
 
+def choices(hint: typing.Any) -> str:
+    """The values of a choice, wherever in its type they stand."""
+    if typing.get_origin(hint) is typing.Literal:
+        return ", ".join(f"`{value}`" for value in typing.get_args(hint))
+    if hint is bool:
+        return "a switch"
+    found = (choices(part) for part in typing.get_args(hint) if not isinstance(part, Option))
+    return ", ".join(filter(None, found))
+
+
 def shown(value: typing.Any) -> str:
-    if value is None or value is dataclasses.MISSING or value == {} or value == ():
-        return "-"
+    if value is dataclasses.MISSING:
+        return "required"
+    if value is None or value == {} or value == ():
+        return "unset"
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def row(name: str, text: str, default: str) -> str:
-    return f"| `{name}` | {text.replace('|', chr(92) + '|')} | {default} |"
+def row(name: str, text: str, values: str, default: str) -> str:
+    return f"| `{name}` | {text.replace('|', chr(92) + '|')} | {values} | {default} |"
 
 
 def table(config: typing.Any, prefix: str = "") -> list[str]:
-    head = ["| flag | what | default |", "|---|---|---|"]
+    head = ["| flag | what [unit; range] | choices | default |", "|---|---|---|---|"]
     return head + [
-        row(flag(name), option.documentation, shown(value))
+        row(flag(name), option.documentation, choices(hint_of(type(config), name)), shown(value))
         for name, option, value in options(config, prefix)
     ]
+
+
+def hint_of(kind: type, name: str) -> typing.Any:
+    """The type of an option `section.field`."""
+    first, _, rest = name.partition(".")
+    hint = typing.get_type_hints(kind, include_extras=True)[first]
+    return (
+        hint_of(typing.get_args(hint)[0] if typing.get_args(hint) else hint, rest) if rest else hint
+    )
 
 
 def command(name: str, kind: type, level: str = "##") -> list[str]:
     lines = [f"{level} thinned {name}", "", (kind.__doc__ or "").strip(), ""]
     hints = typing.get_type_hints(kind, include_extras=True)
-    own = ["| argument | what | default |", "|---|---|---|"]
+    own = ["| argument | what [unit; range] | choices | default |", "|---|---|---|---|"]
     for field in dataclasses.fields(kind):
         if field.name == "action":
             for action in typing.get_args(hints["action"]):
@@ -55,7 +76,8 @@ def command(name: str, kind: type, level: str = "##") -> list[str]:
         shown_name = names.get(field.name) or (
             field.name.upper() if positional else flag(field.name)
         )
-        own.append(row(shown_name, described(hints[field.name]), shown(field.default)))
+        hint = hints[field.name]
+        own.append(row(shown_name, described(hint), choices(hint), shown(field.default)))
     return [*lines, *(own if len(own) > 2 else []), ""]
 
 

@@ -62,3 +62,26 @@ def test_the_cost_meter_measures_ratio_share_and_bytes(tiny_data, tmp_path, kind
         mask_bytes + 2000 if kind == "concrete" else 2000
     )
     assert "interleaved" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("change", "question"),
+    [
+        ({"randomness": {"shuffle": "frozen"}}, "images come in a new order in each epoch"),
+        ({"learning_rate": 0.5}, "the learning rate is not too large"),
+        ({"learning_rate": 1e30}, "the learning rate is not too large"),
+    ],
+    ids=["order", "rate", "no number"],
+)
+def test_an_order_that_is_frozen_and_a_rate_too_large_are_caught(
+    tiny_data, tmp_path, change, question
+):
+    found = diagnose(write(tmp_path / "c.json", tiny_data, **change), draws=8)
+    assert [check.question for check in found.failures()] == [question]
+
+
+def test_a_run_of_few_steps_tells_nothing_of_its_learning_rate(tiny_data, tmp_path):
+    found = diagnose(write(tmp_path / "c.json", tiny_data, learning_rate=0.5, epochs=1), draws=8)
+    (check,) = (check for check in found.checks if "learning rate" in check.question)
+    assert check.passed is None
+    assert found.passed

@@ -11,8 +11,8 @@ from conftest import ROOT, blobs, write_idx
 from PIL import Image
 
 import thinned
-from thinned.cli import main, parse
-from thinned.config import Config, DataConfig
+from thinned.cli import COMMANDS, main, parse
+from thinned.config import Config, DataConfig, load
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
@@ -38,8 +38,10 @@ def test_every_make_target_that_the_readme_names_exists():
 def workplace(tmp_path_factory) -> Path:
     """A folder where the README's commands can run: small data stand in for the large."""
     base = tmp_path_factory.mktemp("readme")
-    write_idx(base / "shared" / "data" / "fashion-mnist", blobs(64, 0), blobs(9, 1))
+    write_idx(base / "main" / "fashion-mnist", blobs(64, 0), blobs(9, 1))
     images, labels = blobs(90, 2)
+    (base / "main" / "digits").mkdir()
+    Image.fromarray(images[0]).save(base / "main" / "digits" / "0.png")
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
         folder = base / "main" / "photos" / f"class {label}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,6 +81,35 @@ def test_the_readmes_commands_run_in_their_order(workplace, monkeypatch, capsys)
         parse(shlex.split(command)[1:]) if "--resume" not in command else None
         assert main(small(command)) == 0, capsys.readouterr().err
     assert thinned.Run.open("runs/first").config.epochs == 6
+
+
+def test_commands_in_the_text_of_pages_are_right():
+    """Those that take long are not run here, but they are read as the program would read them."""
+    given = [
+        " ".join(found.split())
+        for page in PAGES
+        for found in re.findall(r"`(thinned [^`]+)`", page.read_text())
+    ]
+    whole = [command for command in given if not re.search(r"[A-Z]{2,}|\.\.\.", command)]
+    assert len(whole) >= 10
+    for command in whole:
+        words = shlex.split(command)[1:]
+        if words[0] in COMMANDS and "--help" not in words and words[1:]:
+            parse(words)
+
+
+def test_programs_that_pages_name_exist():
+    for page in PAGES:
+        for path in re.findall(r"(?:benchmarks|scripts)/\w+\.py", page.read_text()):
+            assert (ROOT / path).exists(), f"{page.name}: {path}"
+
+
+def test_options_in_yaml_are_options(tmp_path):
+    given = [block for page in PAGES for block in blocks(page, "yaml")]
+    assert given
+    for block in given:
+        (tmp_path / "options.yaml").write_text(block)
+        load(tmp_path / "options.yaml")
 
 
 PROGRAMS = [

@@ -13,7 +13,7 @@ from thinned.assembly import Facts, initial_state
 from thinned.config import Config, DropoutConfig, recipe
 from thinned.data.source import open_source
 from thinned.dropout.sites import DropoutSpec, rates_collection
-from thinned.evaluate import evaluate
+from thinned.evaluation import evaluate
 from thinned.models.cnn import CNN
 from thinned.optim import adam
 from thinned.plan import CHUNK_STEPS, Plan

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from thinned.dropout.sites import rates_collection as rates_collection
     from thinned.errors import RequestError as RequestError
     from thinned.errors import ThinnedError as ThinnedError
-    from thinned.evaluate import evaluate as evaluate
+    from thinned.evaluation import evaluate as evaluate
     from thinned.models.cnn import CNN as CNN
     from thinned.optim import max_norm as max_norm
     from thinned.rng import key_for as key_for
@@ -62,7 +62,7 @@ _HOMES = {
     "TrainState": "thinned.state",
     "create_state": "thinned.state",
     "dropout_sites": "thinned.dropout.sites",
-    "evaluate": "thinned.evaluate",
+    "evaluate": "thinned.evaluation",
     "key_for": "thinned.rng",
     "max_norm": "thinned.optim",
     "rates_collection": "thinned.dropout.sites",

@@ -55,7 +55,8 @@ class Option(Doc):
         if self.low is None:
             return ""
         if self.high is not None:
-            return f"{self.low:g} to {self.high:g}"
+            high = f"{self.high:,}" if isinstance(self.high, int) else f"{self.high:g}"
+            return f"{self.low:g} to {high}"
         return f"above {self.low:g}" if self.above else f"at least {self.low:g}"
 
     def admits(self, value: float) -> bool:

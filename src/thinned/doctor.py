@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,15 @@ from thinned.optim import adam
 from thinned.plan import Plan
 from thinned.run import Run, load_data, on_device
 from thinned.state import TrainState, create_state
-from thinned.step import Chunk, as_float, train_steps
+from thinned.step import Batch, Chunk, as_float, train_steps
 from thinned.types import Bits, Dataset
 
 AUDIT_EXAMPLES = 16
 _ROUNDS = 31
 _EXAMPLES = 4096
 _ROUND_S = 0.1
+_LEAST_STEPS, _MOST_STEPS = 20, 60
+_WORSE = 2.0
 
 
 def diagnose(target: Path | str, draws: int = 64) -> Audit:
@@ -71,7 +74,8 @@ def diagnose(target: Path | str, draws: int = 64) -> Audit:
         init_rngs=params_key(case.config),
         draws=draws,
     )
-    return replace(found, checks=(*found.checks, *_schedule_checks(plan)))
+    own = (*_schedule_checks(plan), _order_check(plan), _learning_rate_check(case))
+    return replace(found, checks=(*found.checks, *own))
 
 
 def _schedule_checks(plan: Plan) -> list[Check]:
@@ -86,6 +90,47 @@ def _schedule_checks(plan: Plan) -> list[Check]:
         )
         for site, full in plan.full_rates.items()
     ]
+
+
+def _order_check(plan: Plan) -> Check:
+    first, second = (plan.chunk(epoch * plan.steps_per_epoch, 1)[0].order[0] for epoch in (0, 1))
+    return Check(
+        "images come in a new order in each epoch",
+        "",
+        not np.array_equal(first, second),
+        "the same order in every epoch: derive its key from the epoch",
+    )
+
+
+def _learning_rate_check(case: _Case) -> Check:
+    """Whether a tenth of the learning rate learns much more in the very first steps."""
+    question, steps = "the learning rate is not too large", min(_MOST_STEPS, case.plan.total_steps)
+    if steps < _LEAST_STEPS:
+        return Check(question, "", None, f"{steps} steps tell nothing")
+    usual, tenth = (_first_loss(case, factor, steps) for factor in (1.0, 0.1))
+    return Check(
+        question,
+        "",
+        math.isfinite(usual) and usual <= _WORSE * tenth,
+        f"in the first {steps} steps the loss is {usual:.2f}, with a tenth of the rate "
+        f"{tenth:.2f}: see thinned find-lr",
+    )
+
+
+def _first_loss(case: _Case, factor: float, steps: int) -> float:
+    """Mean training loss, in nats, over the second half of a fresh network's first steps."""
+    state, losses = initial_state(case.config, case.facts), []
+    data = case.few_images
+    augment = make_augment(case.config, case.facts)
+    while len(losses) < steps:
+        chunk, count = case.plan.chunk(len(losses), steps - len(losses))
+        numbers = dict(chunk.numbers or {})
+        numbers["learning_rate"] = factor * numbers["learning_rate"]
+        chunk = chunk._replace(order=chunk.order % len(data.labels), numbers=numbers)
+        state, sums = train_steps(state, data, chunk, jnp.int32(count), augment)
+        losses += (np.asarray(sums.loss) / np.maximum(sums.count, 1))[:count].tolist()
+    found = float(np.mean(losses[steps // 2 :]))
+    return found if math.isfinite(found) else math.inf
 
 
 @dataclass(frozen=True)
@@ -133,7 +178,7 @@ def cost(target: Path | str) -> Cost:
     case = _Case.open(target)
     chunk, steps = case.plan.chunk(0, 10**6)
     bare = _without_dropout(case)
-    data = on_device(case.dataset.train.take(np.arange(min(case.facts.train_size, _EXAMPLES))))
+    data = case.few_images
     chunk = chunk._replace(order=chunk.order % len(data.labels))
     augment = make_augment(case.config, case.facts)
 
@@ -183,6 +228,13 @@ class _Case:
         trained = run is not None and bool(run.checkpoints.steps())
         state = run.state if run is not None and trained else initial_state(config, facts)
         return cls(config, dataset, facts, state, make_plan(config, facts, dataset.train.labels))
+
+    @cached_property
+    def few_images(self) -> Batch:
+        """So many training images that they fit on any device."""
+        return on_device(
+            self.dataset.train.take(np.arange(min(len(self.dataset.train), _EXAMPLES)))
+        )
 
     @property
     def batch(self) -> jax.ShapeDtypeStruct:

@@ -19,7 +19,7 @@ import numpy as np
 from thinned.augment import Augment
 from thinned.checkpoint import Checkpoints
 from thinned.errors import ThinnedError
-from thinned.evaluate import evaluate
+from thinned.evaluation import evaluate
 from thinned.feed import Feed
 from thinned.logs import MetricsLog, Silent
 from thinned.metrics import BatchSums, Totals

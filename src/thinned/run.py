@@ -35,7 +35,7 @@ from thinned.data.source import decodes_files, open_source
 from thinned.data.split import fingerprint, hold_out, limit
 from thinned.environment import describe_environment, environment_changes
 from thinned.errors import RequestError, ThinnedError
-from thinned.evaluate import Evaluation, evaluate
+from thinned.evaluation import Evaluation, evaluate
 from thinned.feed import Feed, Resident, Streamed
 from thinned.logs import MetricsLog, Plain, Silent, TensorBoardLog, view_for, write_whole
 from thinned.loop import Diverged, Parts, Progress, StopSignal, arrays_of
