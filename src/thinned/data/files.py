@@ -6,7 +6,7 @@ import collections
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import PIL
 
 from thinned.config import DataConfig
 from thinned.data.images import Fit, Header, Size, decode, or_reason, read_header
@@ -26,7 +27,8 @@ SplitName = Literal["train", "validation", "test"]
 _LARGEST_NATIVE = 64
 """Images that all have one size up to this side keep it; others are brought to `_DEFAULT_SIDE`."""
 _DEFAULT_SIDE = 64
-_VERSION = b"1"
+_VERSION = 2
+_LONGEST_NUMBER = 18
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,10 @@ def dataset_of(
             something was left out and `options` say to fail.
     """
     if left_out and options.on_error == "fail":
-        raise RequestError(f"{left_out[0].path}: {left_out[0].reason} (--data.on-error fail)")
+        raise RequestError(
+            f"{left_out[0].path}: {left_out[0].reason}; {len(left_out):,} in all cannot be used "
+            "(--data.on-error fail)"
+        )
     splits = np.where(splits == "", "train", splits)
     if not np.any(splits == "test"):
         chosen = stratified(labels, options.test_fraction, seed, np.flatnonzero(splits == "train"))
@@ -176,6 +181,20 @@ def form_for(sizes: set[Size], grey: bool, options: DataConfig) -> tuple[Size, L
     return (common if common and small else (_DEFAULT_SIDE, _DEFAULT_SIDE)), channels
 
 
+def class_order(text: str) -> tuple[int, int, str]:
+    """Sorts the names of classes: numbers as numbers, so that 10 comes after 9, before all others.
+
+    What only looks like a number (``²``), or is longer than any that is meant as one, is text.
+    """
+    number = text.isascii() and text.isdigit() and len(text) <= _LONGEST_NUMBER
+    return (0, int(text), text) if number else (1, 0, text)
+
+
+def manner(size: Size, channels: int, fit: Fit) -> str:
+    """Says how images are decoded: what was decoded in another manner is decoded anew."""
+    return f"{_VERSION} {PIL.__version__} {size} {channels} {fit}"
+
+
 def _packed(entries: Sequence[Entry], size: Size, channels: int, fit: Fit) -> Pack:
     folder = cache_folder() / _digest(entries, size, channels, fit)
     known = open_pack(folder)
@@ -193,7 +212,7 @@ def _packed(entries: Sequence[Entry], size: Size, channels: int, fit: Fit) -> Pa
 
 def _digest(entries: Sequence[Entry], size: Size, channels: int, fit: Fit) -> str:
     """A name for decoded images that changes with the files and with how they are decoded."""
-    total = hashlib.sha256(_VERSION + f"{size} {channels} {fit}".encode())
+    total = hashlib.sha256(manner(size, channels, fit).encode())
     for entry in entries:
         try:
             found = entry.path.stat()
@@ -204,7 +223,7 @@ def _digest(entries: Sequence[Entry], size: Size, channels: int, fit: Fit) -> st
     return total.hexdigest()[:32]
 
 
-def in_parallel(function: Any, items: Sequence[Any]) -> Iterator[Any]:
+def in_parallel(function: Any, items: Iterable[Any]) -> Iterator[Any]:
     """`map` over threads, in order, with only a few results waiting: Pillow lets others run."""
     workers = os.cpu_count() or 1
     waiting: collections.deque[Future[Any]] = collections.deque()

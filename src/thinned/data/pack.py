@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,11 +95,13 @@ class Pack:
         images: all of them.
         kept: i64 [image], which of the entries they are.
         reasons: entry -> why it was left out.
+        beside: what else was written with it.
     """
 
     images: PackedImages
     kept: np.ndarray
     reasons: dict[int, str]
+    beside: Mapping[str, Any]
 
 
 def open_pack(folder: Path) -> Pack | None:
@@ -113,11 +115,14 @@ def open_pack(folder: Path) -> Pack | None:
         return None
     images = PackedImages(folder / "images.u8", item, np.arange(count))
     reasons = {int(entry): reason for entry, reason in meta["reasons"].items()}
-    return Pack(images, np.asarray(meta["kept"], np.int64), reasons)
+    return Pack(images, np.asarray(meta["kept"], np.int64), reasons, meta.get("beside", {}))
 
 
 def write_pack(
-    folder: Path, item: tuple[int, ...], images: Iterable[tuple[int, np.ndarray | str]]
+    folder: Path,
+    item: tuple[int, ...],
+    images: Iterable[tuple[int, np.ndarray | str]],
+    beside: Mapping[str, Any] | None = None,
 ) -> Pack:
     """Write a pack, whole or not at all.
 
@@ -125,6 +130,7 @@ def write_pack(
         folder: where; replaced where it exists.
         item: shape of one image.
         images: (entry, pixels u8 of that shape) or (entry, why there are none).
+        beside: further values to keep, as JSON; looked at once all images have come.
 
     Raises:
         ThinnedError: the disk is full, or the folder cannot be written.
@@ -142,7 +148,7 @@ def write_pack(
                 else:
                     file.write(np.ascontiguousarray(pixels).data)
                     kept.append(entry)
-        meta = {"item": item, "kept": kept, "reasons": reasons}
+        meta = {"item": item, "kept": kept, "reasons": reasons, "beside": beside or {}}
         (unfinished / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
