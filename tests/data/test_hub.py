@@ -63,7 +63,7 @@ def test_the_true_mnist_of_tfds_is_read_without_tensorflow(tmp_path, monkeypatch
     assert ours == {image.tobytes() for image in theirs}
 
     # The name alone, once its folder is among those where TFDS looks.
-    monkeypatch.setattr(file_utils, "_REGISTERED_DATA_DIRS", {str(tmp_path)})
+    monkeypatch.setattr(file_utils, "_REGISTERED_DATA_DIRS", {tmp_path})
     named = load("tfds:mnist")
     assert named.name == "mnist"
     assert np.array_equal(named.test.labels, found.test.labels)
@@ -198,3 +198,47 @@ def test_columns_that_cannot_be_labels_are_refused(tmp_path):
     path = parquet(tmp_path / "t.parquet", [(png(1), 0.5)] * 4, "float32")
     with pytest.raises(RequestError, match=r"no column of kind ClassLabel.*label \(Value\)"):
         load(f"hf:{path}")
+
+
+class Records(list):
+    """What TFDS gives for a split: examples by their number, the damaged ones as errors."""
+
+    def __getitem__(self, index):
+        example = super().__getitem__(index)
+        if isinstance(example, Exception):
+            raise example
+        return example
+
+
+def stand_in(monkeypatch, folder, examples, kind="ClassLabel"):
+    """TFDS with one prepared data set, of whose labels the kind is given."""
+    label = type(kind, (), {"names": ["a", "b"]} if kind == "ClassLabel" else {})()
+    features = {"image": type("Image", (), {})(), "label": label}
+    builder = types.SimpleNamespace(
+        info=types.SimpleNamespace(features=features, splits=["train"]),
+        as_data_source=lambda split, decoders: Records(examples),
+        data_dir=folder,
+    )
+    decode = types.SimpleNamespace(SkipDecoding=object)
+    tfds = types.SimpleNamespace(builder=lambda name, file_format: builder, decode=decode)
+    monkeypatch.setattr(hub, "_import", lambda module, extra: tfds)
+
+
+def test_a_damaged_record_of_tfds_is_left_out(tmp_path, monkeypatch):
+    good = [{"image": png(1)["bytes"], "label": np.int64(i % 2)} for i in range(8)]
+    deep = io.BytesIO()
+    Image.fromarray(np.full((9, 9), 65_535, np.uint16)).save(deep, "PNG")
+    tall = {"image": deep.getvalue(), "label": np.int64(0)}
+    stand_in(monkeypatch, tmp_path, [*good, tall, ValueError("crc. More."), {**good[0], "label": 2}])
+    found = load("tfds:any")
+    assert [len(found.train), len(found.test)] == [7, 2]
+    assert [out.reason for out in found.left_out] == [
+        "damaged record: crc.",
+        "label 2 is none of the data set's",
+    ]
+
+
+def test_labels_of_tfds_without_names_are_refused(tmp_path, monkeypatch):
+    stand_in(monkeypatch, tmp_path, [], "Scalar")
+    with pytest.raises(RequestError, match=r"has no label of kind ClassLabel.*label \(Scalar\)"):
+        load("tfds:any")

@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 import pytest
-from conftest import blobs
+from conftest import blobs, write_idx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -362,3 +362,19 @@ def test_any_content_of_a_csv_is_a_table_or_refused(tmp_path, content):
 def test_files_of_other_kinds_are_never_opened(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x80\x04.")
     assert "not read" in refused(tmp_path / name) or "nothing else" in refused(tmp_path / name)
+
+
+def test_pipes_and_devices_are_refused_where_files_belong(tmp_path):
+    base = tree(tmp_path / "d")
+    os.mkfifo(base / "train" / "cat" / "pipe.png")
+    assert [out.reason for out in load(base).left_out] == ["not a regular file"]
+    for name in ("x.npz", "x.csv", "x.parquet", "c/test_batch.bin"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "c" / "data_batch_1.bin").symlink_to("/dev/zero")
+    (tmp_path / "zero.npz").symlink_to("/dev/zero")
+    write_idx(tmp_path / "idx", blobs(9, 0), blobs(9, 1))
+    (tmp_path / "idx" / "train-labels-idx1-ubyte.gz").unlink()
+    os.mkfifo(tmp_path / "idx" / "train-labels-idx1-ubyte.gz")
+    for name in ("x.npz", "x.csv", "x.parquet", "idx", "c", "zero.npz"):
+        assert "not a regular file" in refused(tmp_path / name)

@@ -1,5 +1,8 @@
 """Where labelled images come from, and how they are set apart."""
 
+import stat
+from pathlib import Path
+
 import numpy as np
 
 
@@ -7,3 +10,14 @@ def read_only(array: np.ndarray) -> np.ndarray:
     """The same array, which from now on cannot be written to: sources share what they cache."""
     array.flags.writeable = False
     return array
+
+
+def regular(path: Path) -> Path:
+    """The same path, which leads to a regular file: a pipe or a device could be read for ever.
+
+    Raises:
+        OSError: there is nothing at the path, or something else.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(None, "not a regular file")
+    return path

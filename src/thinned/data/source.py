@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from thinned.config import DataConfig
+from thinned.data import regular
 from thinned.data.arrays import Npz, fit_arrays
 from thinned.data.cifar import CifarFolder
 from thinned.data.folder import ImageFolder
@@ -100,7 +101,10 @@ def _open_file(path: Path, data: DataConfig, seed: int) -> Source:
         )
     if path.suffix.lower() not in kinds:
         raise RequestError(f"{path} is a file, but no {', '.join(kinds)}: nothing else is read")
-    return kinds[path.suffix.lower()](path, data, seed)
+    try:
+        return kinds[path.suffix.lower()](regular(path), data, seed)
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True)
