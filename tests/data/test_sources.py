@@ -14,6 +14,7 @@ from PIL import Image
 from thinned.config import DataConfig
 from thinned.data.arrays import Arrays, as_images, read_npz
 from thinned.data.cifar import read_batch
+from thinned.data.files import dataset_of
 from thinned.data.source import open_source
 from thinned.data.table import Table
 from thinned.errors import RequestError, ThinnedError
@@ -378,3 +379,37 @@ def test_pipes_and_devices_are_refused_where_files_belong(tmp_path):
     os.mkfifo(tmp_path / "idx" / "train-labels-idx1-ubyte.gz")
     for name in ("x.npz", "x.csv", "x.parquet", "idx", "c", "zero.npz"):
         assert "not a regular file" in refused(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({}, "parts are missing"),
+        ({"trian": blobs(9, 0)}, "'trian'"),
+        ({"": ([np.zeros((2, 2)), np.zeros((3, 3))], [0, 1])}, "images are no array of one shape"),
+        ({"": (np.zeros((2, 4, 4)), [[0], [1, 2]])}, "labels are no array of one shape"),
+        ({"train": blobs(9, 0), "test": (blobs(9, 0)[0], ["a"] * 9)}, "text in one part"),
+        ({"": (np.full((2, 4, 4), np.nan), [0, 1])}, "some pixels are NaN"),
+        ({"": (blobs(9, 0)[0], blobs(9, 0)[1] + 1)}, "label 0; do labels start at 1"),
+        ({"": (blobs(9, 0)[0], blobs(9, 0)[1] * 2)}, "no training image has label 1"),
+    ],
+)
+def test_arrays_of_a_program_that_make_no_sense_are_refused(parts, message):
+    with pytest.raises(RequestError) as found:
+        Arrays(parts, DataConfig()).load()
+    assert message in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+def test_two_classes_of_one_name_are_refused():
+    with pytest.raises(RequestError, match="one name"):
+        Arrays({"": blobs(9, 0)}, DataConfig(), classes=("a", "b", "a")).load()
+
+
+def test_labels_outside_the_classes_are_refused_in_any_split():
+    images = np.zeros((6, 4, 4, 1), np.uint8)
+    splits = np.asarray(["train"] * 4 + ["test"] * 2)
+    for strange in (-1, 2):
+        labels = np.asarray([0, 1, 0, 1, 0, strange])
+        with pytest.raises(RequestError, match=f"label {strange}; expected 0 to 1"):
+            dataset_of("x", "x", images, labels, splits, ("a", "b"), DataConfig(), 0)

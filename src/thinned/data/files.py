@@ -109,6 +109,11 @@ def dataset_of(
             f"{left_out[0].path}: {left_out[0].reason}; {len(left_out):,} in all cannot be used "
             "(--data.on-error fail)"
         )
+    strange = labels[(labels < 0) | (labels >= len(classes))]
+    if len(strange):
+        raise RequestError(
+            f"{where} has label {strange[0]}; expected 0 to {len(classes) - 1}, one for each class"
+        )
     splits = np.where(splits == "", "train", splits)
     if not np.any(splits == "test"):
         chosen = stratified(labels, options.test_fraction, seed, np.flatnonzero(splits == "train"))
@@ -134,6 +139,10 @@ def dataset_of(
         lost = classes[missing[0]]
         held = np.isin(labels[splits != "train"], missing).any()
         why = "in test or validation only" if held else "without a readable image"
+        if not held and not left_out:
+            numbers = classes == tuple(map(str, range(len(classes))))
+            hint = "; do labels start at 1?" if missing == [0] and numbers else ""
+            raise RequestError(f"{where}: no training image has label {lost}{hint}")
         raise RequestError(f"{where}: class {lost!r} is {why}: nothing could be learned of it")
     return Dataset(
         name,
