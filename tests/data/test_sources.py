@@ -3,6 +3,9 @@
 import csv
 import io
 import os
+import shutil
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from thinned.config import DataConfig
 from thinned.data.arrays import Arrays, as_images, read_npz
 from thinned.data.cifar import read_batch
 from thinned.data.files import dataset_of
+from thinned.data.pack import open_pack, write_pack
 from thinned.data.source import open_source
 from thinned.data.table import Table
 from thinned.errors import RequestError, ThinnedError
@@ -413,3 +417,73 @@ def test_labels_outside_the_classes_are_refused_in_any_split():
         labels = np.asarray([0, 1, 0, 1, 0, strange])
         with pytest.raises(RequestError, match=f"label {strange}; expected 0 to 1"):
             dataset_of("x", "x", images, labels, splits, ("a", "b"), DataConfig(), 0)
+
+
+def test_a_failure_that_passes_is_not_remembered(tmp_path, monkeypatch):
+    base = tree(tmp_path / "d")
+    opened = Image.open
+
+    def failing(error):
+        def fail(file, **options):
+            if str(file).endswith("cat/0.png") and "train" in str(file):
+                raise error
+            return opened(file, **options)
+
+        return fail
+
+    errors = (PermissionError(13, "Permission denied"), MemoryError(), FileNotFoundError(2, "Gone"))
+    kept = []
+    for error in errors:
+        with monkeypatch.context() as patch:
+            patch.setattr(Image, "open", failing(error))
+            found = load(base, size=10)
+        assert len(found.left_out) == 1
+        kept.append((found.train.images[np.arange(7)], found.train.images))
+    whole = load(base, size=10)
+    assert (len(whole.train), whole.left_out) == (8, ())
+    # What another process still reads was not replaced.
+    for before, images in kept:
+        assert np.array_equal(before, images[np.arange(7)])
+
+
+def test_two_processes_may_decode_the_same_images_at_once(tmp_path):
+    def images(value, meanwhile=None):
+        for entry in range(4):
+            yield entry, np.full((2, 2, 1), value, np.uint8)
+        if meanwhile is not None:
+            meanwhile()
+
+    folder = tmp_path / "packs" / "one"
+    first = []
+    other = write_pack(
+        folder, (2, 2, 1), images(7, lambda: first.append(write_pack(folder, (2, 2, 1), images(7))))
+    )
+    assert np.array_equal(other.images[np.arange(4)], first[0].images[np.arange(4)])
+    assert [path.name for path in folder.parent.iterdir()] == ["one"]
+    (folder / "images.u8").write_bytes(b"")
+    assert open_pack(folder) is None
+    assert write_pack(folder, (2, 2, 1), images(9)).images[0].max() == 9
+
+
+def test_a_pack_that_appears_at_the_last_moment_is_taken(tmp_path, monkeypatch):
+    folder = tmp_path / "one"
+    images = [(0, np.zeros((2, 2, 1), np.uint8))]
+    renamed = Path.rename
+
+    def late(self, target):
+        shutil.copytree(self, target)
+        return renamed(self, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    assert len(write_pack(folder, (2, 2, 1), images).kept) == 1
+
+
+def test_what_a_killed_process_left_is_swept_after_a_day(tmp_path):
+    for name, age in (("old", 25 * 3600), ("new", 3600)):
+        left = tmp_path / f".unfinished-{name}"
+        left.mkdir()
+        (left / "images.u8").write_bytes(b"x")
+        for path in (left / "images.u8", left):
+            os.utime(path, (time.time() - age,) * 2)
+    write_pack(tmp_path / "one", (1, 1, 1), [])
+    assert {path.name for path in tmp_path.iterdir()} == {".unfinished-new", "one"}

@@ -205,29 +205,33 @@ def manner(size: Size, channels: int, fit: Fit) -> str:
 
 
 def _packed(entries: Sequence[Entry], size: Size, channels: int, fit: Fit) -> Pack:
-    folder = cache_folder() / _digest(entries, size, channels, fit)
-    known = open_pack(folder)
-    if known is not None:
-        return known
+    states = [_state(entry.path) for entry in entries]
+    folder = cache_folder() / _digest(entries, states, manner(size, channels, fit))
 
-    def one(entry: Entry) -> np.ndarray | str:
-        try:
-            return or_reason(decode, entry.path, size, channels, fit)
-        except MemoryError:
-            return "too large for the memory"
+    def one(known: tuple[Entry, str]) -> np.ndarray | str:
+        found = or_reason(decode, known[0].path, size, channels, fit)
+        # Of a file that was missing before, the pack's own name says so: it changes with the file.
+        return str(found) if isinstance(found, str) and found == known[1] else found
 
-    return write_pack(folder, (*size, channels), enumerate(in_parallel(one, entries)))
+    pairs = list(zip(entries, states, strict=True))
+    return open_pack(folder) or write_pack(
+        folder, (*size, channels), enumerate(in_parallel(one, pairs))
+    )
 
 
-def _digest(entries: Sequence[Entry], size: Size, channels: int, fit: Fit) -> str:
+def _state(path: Path) -> str:
+    """Changes with a file's content; why there is none where it cannot be reached."""
+    try:
+        found = path.stat()
+        return f"{found.st_size} {found.st_mtime_ns}"
+    except OSError as error:
+        return error.strerror or "gone"
+
+
+def _digest(entries: Sequence[Entry], states: Sequence[str], manner: str) -> str:
     """A name for decoded images that changes with the files and with how they are decoded."""
-    total = hashlib.sha256(manner(size, channels, fit).encode())
-    for entry in entries:
-        try:
-            found = entry.path.stat()
-            state = f"{found.st_size} {found.st_mtime_ns}"
-        except OSError as error:
-            state = error.strerror or "gone"
+    total = hashlib.sha256(manner.encode())
+    for entry, state in zip(entries, states, strict=True):
         total.update(os.fsencode(entry.path.absolute()) + b"\0" + state.encode() + b"\0")
     return total.hexdigest()[:32]
 

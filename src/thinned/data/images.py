@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, WebPImagePlugin
 
 from thinned.data import regular
+from thinned.data.pack import Passing
 from thinned.errors import ThinnedError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -66,10 +67,6 @@ class Unreadable(ThinnedError):
 
 class Unavailable(Unreadable):
     """An image that may be readable the next time: no permission, no memory, or vanished."""
-
-
-class Passing(str):
-    """The reason of an image that is `Unavailable`."""
 
 
 def or_reason(read: Callable[..., T], *given: Any) -> T | str:
