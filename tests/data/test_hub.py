@@ -229,7 +229,9 @@ def test_a_damaged_record_of_tfds_is_left_out(tmp_path, monkeypatch):
     deep = io.BytesIO()
     Image.fromarray(np.full((9, 9), 65_535, np.uint16)).save(deep, "PNG")
     tall = {"image": deep.getvalue(), "label": np.int64(0)}
-    stand_in(monkeypatch, tmp_path, [*good, tall, ValueError("crc. More."), {**good[0], "label": 2}])
+    stand_in(
+        monkeypatch, tmp_path, [*good, tall, ValueError("crc. More."), {**good[0], "label": 2}]
+    )
     found = load("tfds:any")
     assert [len(found.train), len(found.test)] == [7, 2]
     assert [out.reason for out in found.left_out] == [

@@ -18,7 +18,8 @@ from thinned.config import DataConfig
 from thinned.data.arrays import Arrays, as_images, read_npz
 from thinned.data.cifar import read_batch
 from thinned.data.files import dataset_of
-from thinned.data.pack import open_pack, write_pack
+from thinned.data.pack import cache_folder, open_pack, write_pack
+from thinned.data.sheet import _legible
 from thinned.data.source import open_source
 from thinned.data.table import Table
 from thinned.errors import RequestError, ThinnedError
@@ -487,3 +488,93 @@ def test_what_a_killed_process_left_is_swept_after_a_day(tmp_path):
             os.utime(path, (time.time() - age,) * 2)
     write_pack(tmp_path / "one", (1, 1, 1), [])
     assert {path.name for path in tmp_path.iterdir()} == {".unfinished-new", "one"}
+
+
+def test_a_folder_that_may_not_be_entered_is_named(tmp_path, monkeypatch):
+    base = tree(tmp_path / "d")
+    # Root, who runs many tests, may enter any folder.
+    for closed in (base, base / "train", base / "train" / "cat"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "access", lambda path, mode, closed=closed: path != closed)
+            assert refused(base) == f"cannot read folder {closed}: Permission denied"
+
+
+def test_without_a_home_the_cache_is_asked_for(monkeypatch):
+    def fail():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", fail)
+    with pytest.raises(ThinnedError, match="set XDG_CACHE_HOME"):
+        cache_folder()
+
+
+def test_names_that_are_no_text_stay_apart_and_are_written_in_ascii(tmp_path):
+    base = tree(tmp_path / "d", classes=("cat", "n\udcff", "n\udcfe", "a\nb"))
+    (base / "train" / "cat" / "x\x1b[1m\n.png").write_bytes(b"junk")
+    found = load(base)
+    assert found.classes == (r"a\nb", "cat", r"n\xfe", r"n\xff")
+    assert found.left_out[0].path.endswith(r"x\x1b[1m\n.png")
+    photo(base / "train" / r"n\xff" / "0.png")
+    assert r"have one name, n\xff" in refused(base)
+    for name in ("e\udcff", "e\n"):
+        assert "cannot be saved in a run" in refused(tree(tmp_path / name))
+
+
+def test_a_class_that_leads_above_itself_is_refused(tmp_path):
+    base = tree(tmp_path / "d")
+    for target in (base / "train", base):
+        (base / "train" / "loop").symlink_to(target)
+        assert "loop leads to a folder above itself" in refused(base)
+        (base / "train" / "loop").unlink()
+
+
+def test_folders_of_splits_are_told_from_classes_of_their_names(tmp_path):
+    assert "has test and val, but no folder train" in refused(tree(tmp_path / "a", ("test", "val")))
+    for name in ("train", "car", "bus"):
+        for index in range(3):
+            photo(tmp_path / "b" / name / f"{index}.png")
+    assert load(tmp_path / "b").classes == ("bus", "car", "train")
+    base = tree(tmp_path / "c")
+    photo(base / "more" / "x" / "0.png")
+    assert load(base).classes == ("cat", "dog")
+
+
+def test_files_passed_over_are_counted_by_their_ending(tmp_path):
+    base = tree(tmp_path / "d")
+    for name in ("a.cur", "b.txt", "c.txt", "none"):
+        (base / "train" / "cat" / name).write_bytes(b"")
+    shutil.copy(base / "train" / "cat" / "0.png", base / "train" / "cat" / "z.jfif")
+    found = load(base)
+    assert len(found.train) == 9
+    assert found.notes[:3] == (
+        ".txt: 2 files are no image by their name",
+        "without ending: 1 file is no image by its name",
+        ".cur: 1 file is no image by its name",
+    )
+
+
+def test_labels_that_only_look_like_numbers_are_text(tmp_path):
+    labels = ("9", "10", "²", "①", "9" * 5000, "-1")
+    rows = [(photo(tmp_path / f"{i}.png").name, labels[i % 6], "train") for i in range(12)]
+    found = load(write_csv(tmp_path / "t.csv", [*rows, ("0.png", "9", "test")]))
+    assert found.classes == ("9", "10", "-1", "9" * 5000, "²", "①")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=30), min_size=1))
+def test_any_text_is_a_label_or_refused(tmp_path, labels):
+    path = write_csv(tmp_path / "t.csv", [("a.png", label) for label in labels], ("path", "label"))
+    try:
+        classes = Table(path, DataConfig(), 0).entries()[1]
+    except RequestError as error:
+        assert "\n" not in str(error)
+    else:
+        assert set(classes) == {label.strip() for label in labels}
+
+
+def test_a_caption_that_the_font_lacks_is_given_by_number_and_codes():
+    assert _legible("T-shirt & top", 3) == "T-shirt & top"
+    assert _legible("Zürich", 3) == r"3: Z\xfcrich"
+    assert _legible("日本", 3) == r"3: \u65e5\u672c"
+    assert _legible("a\nb", 3) == r"a\nb"

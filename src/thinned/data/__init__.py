@@ -1,5 +1,7 @@
 """Where labelled images come from, and how they are set apart."""
 
+import errno
+import os
 import stat
 from pathlib import Path
 
@@ -21,3 +23,14 @@ def regular(path: Path) -> Path:
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(None, "not a regular file")
     return path
+
+
+def enterable(folder: Path) -> Path:
+    """The same folder, whose files can be listed and opened as well.
+
+    Raises:
+        PermissionError: one of the two is not allowed.
+    """
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    return folder

@@ -208,8 +208,7 @@ def _bytes(array: np.ndarray, where: str) -> np.ndarray:
         raise RequestError(f"{where}: some pixels are NaN; expected floats from 0 to 1 (or u8)")
     if not (low >= 0 and high <= 1):
         raise RequestError(
-            f"{where}: floats go from {low:g} to {high:g}; expected 0 to 1 "
-            "(or u8 from 0 to 255)"
+            f"{where}: floats go from {low:g} to {high:g}; expected 0 to 1 (or u8 from 0 to 255)"
         )
     return np.rint(array * 255).astype(np.uint8)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,9 +29,9 @@ class CifarFolder:
     seed: int
 
     @staticmethod
-    def fits(path: Path) -> bool:
-        """Whether a folder holds such files."""
-        return (path / "test_batch.bin").exists() or (path / "test.bin").exists()
+    def fits(names: Collection[str]) -> bool:
+        """Whether a folder holds such files, by their names."""
+        return "test_batch.bin" in names or "test.bin" in names
 
     @property
     def name(self) -> str:

@@ -20,7 +20,7 @@ from thinned.config import DataConfig
 from thinned.data.images import Fit, Header, Size, decode, or_reason, read_header
 from thinned.data.pack import Pack, PackedImages, cache_folder, open_pack, write_pack
 from thinned.data.split import stratified
-from thinned.errors import RequestError
+from thinned.errors import RequestError, printable
 from thinned.types import Dataset, LeftOut, Split
 
 SplitName = Literal["train", "validation", "test"]
@@ -53,6 +53,7 @@ def load_files(
     classes: tuple[str, ...],
     options: DataConfig,
     seed: int,
+    notes: tuple[str, ...] = (),
 ) -> Dataset:
     """A dataset of labelled files, decoded at one size; decoded once, and kept in the cache.
 
@@ -63,6 +64,7 @@ def load_files(
         classes: names of the classes.
         options: size, channels, fit, what to do with broken files, and so on.
         seed: chooses the test images where the data name none.
+        notes: what else is to be said of them.
 
     Returns:
         The dataset; its images are read from the disk when they are asked for.
@@ -72,13 +74,13 @@ def load_files(
     """
     if not entries:
         raise RequestError(f"{where} holds no images (JPEG, PNG, WebP, BMP, GIF, TIFF)")
-    size, channels, notes = _form(entries, options)
+    size, channels, formed = _form(entries, options)
     pack = _packed(entries, size, channels, options.fit)
-    left_out = tuple(LeftOut(_shown(entries[i].path), why) for i, why in pack.reasons.items())
+    left_out = tuple(LeftOut(printable(entries[i].path), why) for i, why in pack.reasons.items())
     labels = np.asarray([entries[i].label for i in pack.kept], np.int32)
     splits = np.asarray([entries[i].split or "" for i in pack.kept])
     return dataset_of(
-        name, where, pack.images, labels, splits, classes, options, seed, left_out, notes
+        name, where, pack.images, labels, splits, classes, options, seed, left_out, notes + formed
     )
 
 
@@ -153,10 +155,6 @@ def dataset_of(
         left_out=left_out,
         notes=notes,
     )
-
-
-def _shown(path: Path) -> str:
-    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def headers(paths: Sequence[Path]) -> list[Header | str]:

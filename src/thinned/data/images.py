@@ -31,7 +31,20 @@ from thinned.errors import ThinnedError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif")
+    (
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".mpo",
+        ".png",
+        ".apng",
+        ".webp",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".tif",
+    )
 ) | {".tiff"}
 # Named, because Pillow loads these two plugins only when it is asked for every format at once.
 _PLUGINS = (TiffImagePlugin, WebPImagePlugin)

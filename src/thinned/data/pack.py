@@ -29,8 +29,15 @@ _ABANDONED_S = 24 * 3600
 
 
 def cache_folder(kind: str = "data") -> Path:
-    """Where things are kept between runs: ``thinned/KIND`` in the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    """Where things are kept between runs: ``thinned/KIND`` in the user's cache.
+
+    Raises:
+        ThinnedError: the user has no home.
+    """
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    except RuntimeError as error:
+        raise ThinnedError("there is no home folder for a cache: set XDG_CACHE_HOME") from error
     return Path(base) / "thinned" / kind
 
 
@@ -88,7 +95,9 @@ class PackedImages:
                     if os.preadv(file.fileno(), [memoryview(image).cast("B")], row * size) != size:
                         raise ThinnedError(f"{self.path} was cut short: delete it and run again")
         except OSError as error:
-            raise ThinnedError(f"cannot read {self.path}: {error.strerror or error}") from error
+            raise ThinnedError(
+                f"cannot read {self.path}: {error.strerror or error}; run again to decode anew"
+            ) from error
         return out if np.ndim(wanted) else out[0]
 
 
