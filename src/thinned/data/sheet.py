@@ -19,7 +19,7 @@ def write_sheet(rows: Mapping[str, np.ndarray], path: Path) -> None:
 
     Args:
         rows: caption -> u8 [image, height, width, 1 or 3]; enlarged or shrunk to 64 pixels. Where
-            the font lacks letters of a caption, it is written as codes, after the number of its row.
+            the font lacks letters of a caption, codes stand there, after the number of its row.
         path: of the file.
 
     Raises:
@@ -44,10 +44,11 @@ def write_sheet(rows: Mapping[str, np.ndarray], path: Path) -> None:
 def _legible(caption: str, index: int) -> str:
     """The caption; or the row's number and its characters' codes where the font lacks some."""
     font: Any = ImageFont.load_default(_LETTERS)
+    caption = printable(caption)
     missing = bytes(font.getmask("\U0010ffff"))
     if any(bytes(font.getmask(letter)) == missing for letter in caption):
         return f"{index}: {caption.encode('ascii', 'backslashreplace').decode()}"
-    return printable(caption)
+    return caption
 
 
 def _tile(image: np.ndarray) -> Image.Image:
