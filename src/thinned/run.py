@@ -36,7 +36,7 @@ from thinned.data.split import fingerprint, hold_out, limit
 from thinned.environment import describe_environment, environment_changes
 from thinned.errors import RequestError, ThinnedError
 from thinned.evaluate import Evaluation, evaluate
-from thinned.feed import Feed, Resident, Streamed
+from thinned.feed import Feed, Resident, Streamed, steps_within
 from thinned.logs import MetricsLog, Plain, Silent, TensorBoardLog, view_for, write_whole
 from thinned.loop import Diverged, Parts, Progress, StopSignal, arrays_of
 from thinned.loop import train as run_loop
@@ -199,6 +199,7 @@ def train(
     dataset = load_data(config) if dataset is None else dataset
     facts = Facts.of(dataset, config)
     refuse_unfit(config, facts)
+    _refuse_narrow(config, dataset.train)
     made = _made(folder) if folder is not None else _new_folder(Path(runs), config, facts)
     with _begun(made, config, dataset, facts, Silent() if quiet else Plain()) as run:
         return _train_in(run, dataset, facts, quiet)
@@ -294,6 +295,7 @@ def train_together(
                 begun = _continued(Run.open(folder), config, dataset)
             else:
                 refuse_unfit(config, facts)
+                _refuse_narrow(config, dataset.train)
                 begun = _begun(_made(folder), config, dataset, facts, Silent())
             run = stack.enter_context(begun)
             parts, state, found = _prepared(run, dataset, facts, placed)
@@ -431,6 +433,12 @@ def _placed(config: Config, split: Split) -> Batch | Split:
     return on_device(split) if fits_in_memory(config, split) else split
 
 
+def _refuse_narrow(config: Config, split: Split) -> None:
+    """Refuse, before anything is written, to stream through less memory than a step takes."""
+    if not fits_in_memory(config, split):
+        steps_within(config.data.memory_mb * 1e6, config.batch_size, split.images.shape[1:])
+
+
 def fits_in_memory(config: Config, split: Split) -> bool:
     """Whether a split is to be held on the device as a whole."""
     wanted = config.data.in_memory
@@ -462,7 +470,9 @@ def _announce(view: Silent, run: Run, dataset: Dataset, found: Restored | None, 
             view.say(note)
     if not fits_in_memory(plan.config, dataset.train):
         size = dataset.train.images.nbytes / 1e6
-        view.say(f"streaming {size:,.0f} MB of images from the disk (--data.in-memory)")
+        held = isinstance(dataset.train.images, np.ndarray)
+        where = "memory, where such a source is held as a whole," if held else "the disk"
+        view.say(f"streaming {size:,.0f} MB of images from {where} (--data.in-memory)")
 
 
 def _refuse_lost(run: Run) -> None:

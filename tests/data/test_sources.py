@@ -578,3 +578,60 @@ def test_a_caption_that_the_font_lacks_is_given_by_number_and_codes():
     assert _legible("Zürich", 3) == r"3: Z\xfcrich"
     assert _legible("日本", 3) == r"3: \u65e5\u672c"
     assert _legible("a\nb", 3) == r"a\nb"
+
+
+def test_parquet_of_images_and_of_fractions_is_refused_with_advice(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    held = {"image": [{"bytes": b"x", "path": None}] * 2, "label": ["a", "b"]}
+    parquet.write_table(pyarrow.table(held), tmp_path / "held.parquet")
+    assert f"read it with --data hf:{tmp_path / 'held.parquet'}" in refused(
+        tmp_path / "held.parquet"
+    )
+    parquet.write_table(
+        pyarrow.table({"path": ["a.png"] * 2, "label": [1.5, 2.0]}), tmp_path / "half.parquet"
+    )
+    assert "line 2: label is 1.5, expected text or an integer" in refused(tmp_path / "half.parquet")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=100), st.integers(0, 4), st.integers(-1, 1), st.booleans())
+def test_any_bytes_in_cifar_files_are_data_or_refused(tmp_path, noise, records, more, fine):
+    folder = tmp_path / ("fine" if fine else "coarse")
+    folder.mkdir(exist_ok=True)
+    size = records * (3074 if fine else 3073) + more
+    content = (noise * (size // max(len(noise), 1) + 1))[: max(size, 0)]
+    for name in ("train.bin", "test.bin") if fine else ("data_batch_1.bin", "test_batch.bin"):
+        (folder / name).write_bytes(content)
+    try:
+        found = load(folder)
+    except RequestError as error:
+        assert "\n" not in str(error)
+    else:
+        assert len(found.train) == len(found.test) == records
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(["images", "labels", "classes", "x_train", "y_train", "x_test", "y_test"]),
+    st.sampled_from(["u1", "i8", "f4", "c8", "U3", "S2", "?", "M8[s]", "V4"]),
+    st.lists(st.integers(0, 4), max_size=5),
+    st.integers(0, 2000),
+    st.integers(0, 255),
+)
+def test_any_npz_is_data_or_refused(tmp_path, name, kind, shape, place, value):
+    arrays = parts(12) | {"x_train": parts(12)["images"], "y_train": parts(12)["labels"]}
+    arrays[name] = np.zeros(shape, kind)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    damaged = bytearray(buffer.getvalue())
+    damaged[place % len(damaged)] = value
+    for content in (buffer.getvalue(), bytes(damaged)):
+        (tmp_path / "x.npz").write_bytes(content)
+        try:
+            found = load(tmp_path / "x.npz")
+        except RequestError as error:
+            assert "\n" not in str(error)
+        else:
+            assert len(found.train) >= 2

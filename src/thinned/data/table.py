@@ -55,6 +55,10 @@ class Table:
         if not rows:
             raise RequestError(f"{self.path} has no rows")
         at, labelled = _column(rows[0], _PATHS, self.path), _column(rows[0], LABELS, self.path)
+        if isinstance(rows[0].get(at), Mapping):
+            raise RequestError(
+                f"{self.path} holds images, not paths of them: read it with --data hf:{self.path}"
+            )
         texts = [self._text(row, labelled, number) for number, row in enumerate(rows, 2)]
         classes = tuple(sorted(set(texts), key=class_order))
         codes = {text: label for label, text in enumerate(classes)}
@@ -72,6 +76,10 @@ class Table:
 
     def _text(self, row: Mapping[str, Any], column: str, line: int) -> str:
         value = row.get(column)
+        if isinstance(value, float):
+            raise RequestError(
+                f"{self.path} line {line}: {column} is {value:g}, expected text or an integer"
+            )
         text = "" if value is None else str(value).strip()
         if not text:
             raise RequestError(f"{self.path} line {line}: {column} is empty")
