@@ -23,6 +23,8 @@ from thinned.errors import RequestError
 from thinned.types import Dataset, LeftOut
 
 _SAMPLE = 256
+Parts = dict[SplitName, Any]
+"""Split -> what a library gives for it."""
 
 
 class _Row(NamedTuple):
@@ -84,7 +86,7 @@ class Tfds:
             # Images stay the files that they were, so that all are decoded by one set of rules.
             raw = {"image": tfds.decode.SkipDecoding()}
             wanted = _kinds(features, where)
-            sources = {
+            sources: Parts = {
                 SPLITS[split]: builder.as_data_source(split, decoders=raw)
                 for split in builder.info.splits
                 if split in SPLITS and wanted
@@ -117,7 +119,7 @@ def _state(folder: Path) -> str:
     return repr([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
 
 
-def _records(sources: Mapping[SplitName, Any], classes: tuple[str, ...]) -> Iterator[_Row]:
+def _records(sources: Parts, classes: tuple[str, ...]) -> Iterator[_Row]:
     known = {label: label for label in range(len(classes))}
     for split, source in sources.items():
         for index in range(len(source)):
@@ -164,7 +166,7 @@ class HuggingFace:
                 given = library.load_dataset("parquet", data_files=str(path))
             else:
                 given = library.load_dataset(self.target)
-            parts = {SPLITS[split]: part for split, part in given.items() if split in SPLITS}
+            parts: Parts = {SPLITS[split]: part for split, part in given.items() if split in SPLITS}
             features: dict[str, Any] = next(iter(given.values())).features
             version = repr(sorted((split, part._fingerprint) for split, part in parts.items()))
         except Exception as error:
@@ -189,7 +191,7 @@ def _content(held: Mapping[str, Any] | None) -> bytes | Path | str:
 
 
 def _coded(
-    parts: Mapping[SplitName, Any], label: str, feature: Any
+    parts: Parts, label: str, feature: Any
 ) -> tuple[Mapping[Any, int], tuple[str, ...]]:
     """Label in the data -> index of its class, and the names of the classes."""
     if type(feature).__name__ == "ClassLabel":
