@@ -190,9 +190,7 @@ def _content(held: Mapping[str, Any] | None) -> bytes | Path | str:
     return Path(held["path"]) if held["bytes"] is None else held["bytes"]
 
 
-def _coded(
-    parts: Parts, label: str, feature: Any
-) -> tuple[Mapping[Any, int], tuple[str, ...]]:
+def _coded(parts: Parts, label: str, feature: Any) -> tuple[Mapping[Any, int], tuple[str, ...]]:
     """Label in the data -> index of its class, and the names of the classes."""
     if type(feature).__name__ == "ClassLabel":
         return {code: code for code in range(len(feature.names))}, tuple(feature.names)

@@ -121,8 +121,14 @@ def read_header(file: Path | bytes) -> Header:
     with _opened(file) as image:
         height, width = image.height, image.width
         try:
-            # PNG keeps EXIF behind its pixels: asking for it would unpack the image.
-            turned = image.format != "PNG" and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            # PNG keeps EXIF behind its pixels: asking for it would unpack the image. TIFF's size is
+            # that after orientation already.
+            turned = image.format not in ("PNG", "TIFF") and image.getexif().get(0x0112, 1) in (
+                5,
+                6,
+                7,
+                8,
+            )
         except Exception as error:
             raise _unreadable(error) from error
         size = (width, height) if turned else (height, width)
