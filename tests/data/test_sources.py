@@ -409,6 +409,9 @@ def test_arrays_of_a_program_that_make_no_sense_are_refused(parts, message):
 def test_two_classes_of_one_name_are_refused():
     with pytest.raises(RequestError, match="one name"):
         Arrays({"": blobs(9, 0)}, DataConfig(), classes=("a", "b", "a")).load()
+    names = ("a\n", "b", "c")
+    found = Arrays({"": blobs(9, 0)}, DataConfig(), classes=names).load()
+    assert found.classes == (r"a\n", "b", "c")
 
 
 def test_labels_outside_the_classes_are_refused_in_any_split():

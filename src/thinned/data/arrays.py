@@ -71,8 +71,6 @@ class Arrays:
                 "(height, width, channel): give --data.size"
             )
         if self.classes is not None:
-            if len(set(self.classes)) < len(self.classes):
-                raise RequestError(f"{self.name}: two classes have one name")
             if len(self.classes) < len(classes):
                 raise RequestError(
                     f"{self.name}: {len(self.classes)} class names for labels up to "

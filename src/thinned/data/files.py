@@ -111,6 +111,9 @@ def dataset_of(
             f"{left_out[0].path}: {left_out[0].reason}; {len(left_out):,} in all cannot be used "
             "(--data.on-error fail)"
         )
+    classes = tuple(map(printable, classes))
+    if len(set(classes)) < len(classes):
+        raise RequestError(f"{where}: two classes have one name")
     strange = labels[(labels < 0) | (labels >= len(classes))]
     if len(strange):
         raise RequestError(
