@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import subprocess
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import blobs, write_idx
+from PIL import Image
 
 from thinned.cli import main
 from thinned.config import Config, flag, options
@@ -241,3 +243,38 @@ def test_the_progress_bar_shows_speed_and_time_left(tiny_data, tmp_path):
     os.close(main_end)
     assert re.search(rb"[\d,]+ images/s, \d+ s left", shown)
     assert b"epoch 60/60" in shown
+
+
+def test_names_of_files_are_told_in_one_line_and_pipes_are_not_waited_for(
+    capsys, trained, tmp_path
+):
+    Image.new("L", (8, 8)).save(tmp_path / "a\n\x1b[1m.png")
+    (tmp_path / "b\n.png").write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe.png")
+    code, out, errors = run(capsys, "predict", trained, tmp_path)
+    assert code == 1
+    assert out.splitlines()[1].endswith(r"a\n\x1b[1m.png")
+    assert len(out.splitlines()) == 2
+    assert re.search(r"^\S+b\\n\.png: no image of a format", errors, re.M)
+    assert re.search(r"^\S+pipe\.png: not a regular file$", errors, re.M)
+    assert errors.count("\n") == 3
+    code, out, _ = run(capsys, "predict", trained, tmp_path, "--format", "json")
+    assert json.loads(out.splitlines()[0])["path"].endswith("a\n\x1b[1m.png")
+
+
+def test_names_are_written_in_whatever_the_terminal_can_show(tmp_path):
+    for name in ("日本", "é"):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        for index in range(2):
+            Image.new("L", (8, 8), index).save(tmp_path / "d" / name / f"{index}.png")
+    command = [sys.executable, "-m", "thinned", "data", "inspect", "d"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
+    assert rb"\u65e5\u672c" in done.stdout
+    # A path that could not be saved in config.json is refused before there is a run's folder.
+    os.rename(tmp_path / "d", os.fsencode(tmp_path) + b"/d\xff")
+    words = [*command[:3], "train", "--data", b"d\xff"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+    assert rb"d\xff cannot be saved in a run" in done.stderr
+    assert not (tmp_path / "runs").exists()

@@ -135,3 +135,11 @@ def test_only_what_cannot_alter_the_past_may_change():
         "--dropout.rate: was unset, asked for 0.1",
         "--seed: was 0, asked for 1",
     ]
+
+
+def test_local_paths_of_libraries_are_found_from_any_folder(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for library in ("hf", "tfds"):
+        assert DataConfig(path=f"{library}:mine").path == f"{library}:{tmp_path / 'mine'}"
+        assert DataConfig(path=f"{library}:mnist").path == f"{library}:mnist"

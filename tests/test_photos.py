@@ -9,13 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import blobs
 from PIL import Image
 
 import thinned
+from thinned import datatools
 from thinned.assembly import Facts, class_weights, initial_state, make_plan, statistics_of
 from thinned.cli import main
 from thinned.config import AugmentConfig, Config, DataConfig, DropoutConfig
-from thinned.feed import Resident, Streamed
+from thinned.errors import RequestError
+from thinned.feed import Resident, Streamed, steps_within
 from thinned.plan import Plan
 from thinned.run import load_data, on_device, train
 from thinned.step import Batch, train_step
@@ -114,7 +117,7 @@ def test_streaming_gives_the_same_course_as_memory_and_resumes_in_it(finished, p
     assert final(cut) == final(whole)
 
 
-@pytest.mark.parametrize("memory", [1.0, 0.02])
+@pytest.mark.parametrize("memory", [1.0, 0.07])
 def test_a_stream_gives_the_rows_of_the_plan_in_bounded_buffers(photos, memory):
     options = config(photos)
     dataset = load_data(options)
@@ -126,7 +129,7 @@ def test_a_stream_gives_the_rows_of_the_plan_in_bounded_buffers(photos, memory):
     while step < 25:
         data, chunk, count = streamed.fetch(step, 4)
         everything, order, _ = resident.fetch(step, count)
-        assert data.images.nbytes * 4 <= max(memory * 1e6 / 2, 4 * 10 * 16 * 16 * 3)
+        assert data.images.nbytes * 4 <= memory * 1e6 / 2
         for index in range(count):
             rows = order.order[index]
             assert np.array_equal(data.images[chunk.order[index]], everything.images[rows])
@@ -224,7 +227,27 @@ def test_inspect_finds_leaks_repeats_conflicts_and_broken_files(
     assert "2 images equal one of another class" in shown
     assert "1 files cannot be read" in shown
     assert re.search(r"^red +61 +9$", shown, re.M)
+    for one, two in (
+        ("train/red/0.png", "test/red/leak.png"),
+        ("train/red/1.png", "train/red/twice.png"),
+        ("train/blue/wrong.png", "train/red/2.png"),
+    ):
+        assert f"{copy / one} = {copy / two}" in shown
     assert size_of("sheet.png")[0] > 100
+
+
+def test_inspect_says_when_nothing_is_wrong_and_numbers_arrays(tmp_path, capsys):
+    images, labels = blobs(30, 0)
+    for name, changed in (("clean", images), ("twice", np.concatenate([images[:-1], images[:1]]))):
+        parts = {"x_train": changed[:20], "x_test": changed[20:]}
+        np.savez(tmp_path / f"{name}.npz", y_train=labels[:20], y_test=labels[20:], **parts)
+    words = ["data", "inspect", "--sheet", str(tmp_path / "s.png")]
+    assert main([*words, str(tmp_path / "clean.npz")]) == 0
+    shown = capsys.readouterr().out
+    for none in ("equals another one of its split", "is in two splits", "equals one of another"):
+        assert f"0: no image {none}" in shown
+    assert main([*words, str(tmp_path / "twice.npz")]) == 0
+    assert capsys.readouterr().out.count("train[0] = test[9]") == 2
 
 
 def test_convert_packs_what_can_be_trained_on(photos, tmp_path, capsys):
@@ -247,3 +270,32 @@ def test_show_writes_what_the_network_sees(photos, tmp_path, capsys):
     assert size_of(out)[1] > 300
     assert main([*words, "--augment.preset", "none"]) == 0
     assert size_of(out)[1] < 100
+
+
+def test_too_little_memory_to_stream_is_refused_before_there_is_a_run(photos, tmp_path):
+    wanted = dataclasses.replace(
+        config(photos, memory_mb=1, in_memory="no", size=60), batch_size=40
+    )
+    with pytest.raises(RequestError, match=r"a step of 40 images need 4$"):
+        train(wanted, runs=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    enough = dataclasses.replace(wanted, data=dataclasses.replace(wanted.data, memory_mb=4))
+    images = load_data(enough).train.images
+    assert steps_within(4e6, 40, images.shape[1:]) == 1
+
+
+def test_packed_data_that_could_not_be_read_are_not_written(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(datatools, "_LARGEST_PACKED", 111 * 16 * 16 * 3 - 1)
+    with pytest.raises(RequestError, match=r"would hold 85,248 bytes.*--data.size"):
+        datatools.convert(DataConfig(path=str(photos), size=16), tmp_path / "x.npz")
+    assert not (tmp_path / "x.npz").exists()
+
+
+def test_where_images_are_streamed_from_is_said_as_it_is(photos, tmp_path, capsys):
+    short = dataclasses.replace(config(photos, in_memory="no"), epochs=1)
+    train(short, runs=tmp_path, quiet=False)
+    assert "of images from the disk (--data.in-memory)" in capsys.readouterr().out
+    datatools.convert(short.data, tmp_path / "c.npz")
+    packed = DataConfig(path=str(tmp_path / "c.npz"), in_memory="no")
+    train(dataclasses.replace(short, data=packed), runs=tmp_path, quiet=False)
+    assert "of images from memory, where such a source is held" in capsys.readouterr().out

@@ -5,13 +5,17 @@ import random
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import blobs
 
 import thinned
-from thinned.config import Config, DataConfig, with_values
+from thinned.assembly import Facts, make_augment
+from thinned.config import Config, DataConfig, MlpConfig, with_values
+from thinned.data.arrays import Arrays
 from thinned.errors import RequestError, ThinnedError
 from thinned.run import load_data
 from thinned.verify import differing
@@ -212,3 +216,27 @@ def test_tensorboard_reads_what_was_recorded(tiny_data, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
     with pytest.raises(RequestError, match=r"thinned\[tensorboard\]"):
         thinned.train(config, runs=tmp_path)
+
+
+def test_arrays_of_a_program_are_trained_on_evaluated_and_gone_on_with(tmp_path):
+    images, labels = blobs(120, 0, size=28)
+    data = Arrays({"": (images, labels)}, DataConfig()).load()
+    config = Config(model="mlp", mlp=MlpConfig(hidden=(16,)), batch_size=24, epochs=2)
+    whole = thinned.train(config, dataset=data, runs=tmp_path)
+    # Neither taken for the package's MNIST, which is not normalised, nor evaluated on it.
+    assert whole.facts.mean is not None
+    assert make_augment(config, whole.facts) is not None
+    assert whole.evaluate(dataset=data).totals.count == len(data.test)
+    for ask in (whole.evaluate, partial(thinned.resume, whole.folder)):
+        with pytest.raises(RequestError, match=r"learned from arrays of a program.*dataset="):
+            ask()
+    short = thinned.train(dataclasses.replace(config, epochs=1), dataset=data, runs=tmp_path)
+    grown = thinned.resume(short.folder, config, dataset=data)
+    assert differing(whole, grown) == []
+
+
+def test_facts_saved_before_plain_data_were_told_apart_are_still_read(finished):
+    values = json.loads(finished.facts.to_json())
+    del values["plain"]
+    for plain in (True, False):
+        assert Facts.from_json(json.dumps(values), plain).plain is plain

@@ -38,6 +38,7 @@ class Facts:
         train_size: number of training images.
         mean: of the training images in [0, 1], by channel; None where nothing is normalised.
         deviation: their standard deviation, by channel; None likewise.
+        plain: see `thinned.types.Dataset`.
     """
 
     name: str
@@ -46,15 +47,20 @@ class Facts:
     train_size: int
     mean: tuple[float, ...] | None = None
     deviation: tuple[float, ...] | None = None
+    plain: bool = False
 
     @classmethod
     def of(cls, dataset: Dataset, config: Config) -> Facts:
         """The facts of a loaded data set, its statistics among them where `config` wants them."""
         facts = cls(
-            dataset.name, dataset.classes, tuple(dataset.train.images.shape[1:]), len(dataset.train)
+            dataset.name,
+            dataset.classes,
+            tuple(dataset.train.images.shape[1:]),
+            len(dataset.train),
+            plain=dataset.plain,
         )
         wanted = config.data.normalise
-        if wanted == "no" or (wanted == "auto" and config.data.path is None):
+        if wanted == "no" or (wanted == "auto" and dataset.plain):
             return facts
         mean, deviation = statistics_of(dataset.train)
         return replace(facts, mean=mean, deviation=deviation)
@@ -69,8 +75,12 @@ class Facts:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Facts:
+    def from_json(cls, text: str, plain: bool = False) -> Facts:
         """The inverse of `to_json`.
+
+        Args:
+            text: the JSON.
+            plain: what holds where the text, of a run of before, does not say.
 
         Raises:
             ValueError, KeyError, TypeError: the text is damaged.
@@ -85,6 +95,7 @@ class Facts:
             int(values["train_size"]),
             mean,
             deviation,
+            bool(values.get("plain", plain)),
         )
 
 
@@ -194,8 +205,7 @@ def make_plan(config: Config, facts: Facts, labels: np.ndarray | None = None) ->
 
 def make_augment(config: Config, facts: Facts) -> Augment | None:
     """How training images are varied."""
-    plain = config.data.path is None
-    return augment_for(config.augment, facts.image_shape, len(facts.classes), plain)
+    return augment_for(config.augment, facts.image_shape, len(facts.classes), facts.plain)
 
 
 def class_weights(labels: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from tyro.conf import Positional, arg, subcommand
 
 from thinned.arms import grid, sample, varied
 from thinned.config import Config, DataConfig, Option, load, recipe, validate
-from thinned.errors import RequestError, ThinnedError
+from thinned.errors import RequestError, ThinnedError, printable
 
 # JAX is imported only once a command runs: `thinned --help` must answer at once.
 
@@ -535,13 +535,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 for a failure, 2 for a wrong request, 130 or 143 after a signal.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal cannot show is written in another way, not an error.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         command = parse(arguments)
         command()
     except ThinnedError as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        print(f"thinned: {error}", file=sys.stderr)
+        print(f"thinned: {printable(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("thinned: stopped before there was anything to save", file=sys.stderr)

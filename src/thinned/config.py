@@ -140,8 +140,13 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         # Absolute, so that a run finds its data from wherever it is opened.
-        if self.path is not None and not str(self.path).startswith(("tfds:", "hf:")):
+        if self.path is None:
+            return
+        library, colon, target = str(self.path).partition(":")
+        if not colon or library not in ("tfds", "hf"):
             object.__setattr__(self, "path", os.path.abspath(self.path))
+        elif os.path.exists(target):
+            object.__setattr__(self, "path", f"{library}:{os.path.abspath(target)}")
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import collections
 import hashlib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,11 +17,13 @@ from thinned.assembly import Facts, make_augment, statistics_of
 from thinned.config import Config, DataConfig
 from thinned.data.files import headers
 from thinned.data.folder import ImageFolder
+from thinned.data.idx import LARGEST_BYTES
 from thinned.data.images import Header
+from thinned.data.pack import PackedImages, open_pack
 from thinned.data.sheet import write_sheet
 from thinned.data.source import open_source
 from thinned.data.table import Table
-from thinned.errors import RequestError
+from thinned.errors import RequestError, printable
 from thinned.logs import whole
 from thinned.rng import key_for, permutation
 from thinned.run import load_data
@@ -30,6 +32,8 @@ from thinned.types import Dataset, Split
 
 _PER_CLASS = 10
 _SHOWN = 10
+# Labels and names of classes need room, too.
+_LARGEST_PACKED = LARGEST_BYTES - (1 << 30)
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,11 @@ class Inspection:
         counts: split -> images of each class, in the order of the classes.
         forms: "height x width mode" -> files, most frequent first; empty for arrays.
         mean, deviation: of the training images in [0, 1], by channel.
-        leaks: (split, other split) -> images that are in both, pixel for pixel.
+        leaks: (split, other split) -> images of the other that are in the split, too, pixel for
+            pixel.
         repeats: split -> images that equal another one of the same split.
         conflicts: images that equal one of another class.
+        pairs: of each of the three, the first ten pairs of equal images, for people.
     """
 
     dataset: Dataset
@@ -54,6 +60,7 @@ class Inspection:
     leaks: dict[tuple[str, str], int]
     repeats: dict[str, int]
     conflicts: int
+    pairs: dict[str, list[str]]
 
     def __str__(self) -> str:
         """Everything, a section after another."""
@@ -84,14 +91,27 @@ class Inspection:
     def _problems(self) -> Iterator[str]:
         for split, count in self.repeats.items():
             yield f"{count:>8,} images of {split} equal another one of {split}"
+        yield from self._listed("repeats", "no image equals another one of its split")
         for (one, two), count in self.leaks.items():
             yield f"{count:>8,} images of {two} are in {one}, too"
-        yield f"{self.conflicts:>8,} images equal one of another class"
+        yield from self._listed("leaks", "no image is in two splits")
+        if self.conflicts:
+            yield f"{self.conflicts:>8,} images equal one of another class"
+        yield from self._listed("conflicts", "no image equals one of another class")
         yield f"{len(self.dataset.left_out):>8,} files cannot be read"
         for out in self.dataset.left_out[:_SHOWN]:
             yield f"         {out.path}: {out.reason}"
         if len(self.dataset.left_out) > _SHOWN:
             yield f"         and {len(self.dataset.left_out) - _SHOWN} more"
+
+        for note in self.dataset.notes:
+            yield f"note: {note}"
+
+    def _listed(self, kind: str, none: str) -> Iterator[str]:
+        if not self.pairs[kind]:
+            yield f"{0:>8,}: {none}"
+        for pair in self.pairs[kind]:
+            yield f"         {pair}"
 
 
 def inspect(data: DataConfig, seed: int = 0, sheet: Path | None = None) -> Inspection:
@@ -111,10 +131,12 @@ def inspect(data: DataConfig, seed: int = 0, sheet: Path | None = None) -> Inspe
     classes = len(dataset.classes)
     counts = {name: np.bincount(split.labels, minlength=classes) for name, split in splits.items()}
     mean, deviation = statistics_of(dataset.train)
-    leaks, repeats, conflicts = _duplicates(splits)
+    named = _namer(source, splits)
+    leaks, repeats, conflicts, pairs = _duplicates(splits, named)
     if sheet is not None:
         write_sheet(_examples(dataset), sheet)
-    return Inspection(dataset, counts, _forms(source), mean, deviation, leaks, repeats, conflicts)
+    forms = _forms(source)
+    return Inspection(dataset, counts, forms, mean, deviation, leaks, repeats, conflicts, pairs)
 
 
 def show(config: Config, path: Path) -> None:
@@ -154,12 +176,19 @@ def convert(data: DataConfig, out: Path, seed: int = 0) -> Dataset:
         What was packed.
 
     Raises:
-        RequestError: the source cannot be read, or `out` has another ending.
+        RequestError: the source cannot be read, `out` has another ending, or it would be larger
+            than the reader accepts.
         ThinnedError: the file cannot be written.
     """
     if out.suffix.lower() != ".npz":
         raise RequestError(f"{out}: the packed file must end in .npz")
     dataset = open_source(data, seed).load()
+    size = sum(split.images.nbytes for split in dataset.splits.values())
+    if size > _LARGEST_PACKED:
+        raise RequestError(
+            f"{out} would hold {size:,} bytes, and none of more than {_LARGEST_PACKED:,} is read: "
+            "give a smaller --data.size, or train on the source itself, which is streamed"
+        )
     names = {"train": "train", "validation": "val", "test": "test"}
     with whole(out) as draft, zipfile.ZipFile(draft, "w", allowZip64=True) as archive:
         for split, part in dataset.splits.items():
@@ -187,33 +216,74 @@ def _add_images(archive: zipfile.ZipFile, name: str, split: Split) -> None:
             file.write(np.ascontiguousarray(part).data)
 
 
+class _Place(NamedTuple):
+    """Where an image is: its split, its place there, and its label."""
+
+    split: str
+    row: int
+    label: int
+
+
 def _duplicates(
-    splits: dict[str, Split],
-) -> tuple[dict[tuple[str, str], int], dict[str, int], int]:
-    seen: dict[bytes, list[tuple[str, int]]] = collections.defaultdict(list)
-    for name, split in splits.items():
-        for images, labels in split.parts():
-            for image, label in zip(images, labels, strict=True):
-                digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
-                seen[digest].append((name, int(label)))
+    splits: dict[str, Split], named: Callable[[_Place], str]
+) -> tuple[dict[tuple[str, str], int], dict[str, int], int, dict[str, list[str]]]:
     leaks: collections.Counter[tuple[str, str]] = collections.Counter()
     repeats: collections.Counter[str] = collections.Counter()
     conflicts = 0
+    pairs: dict[str, list[str]] = {"repeats": [], "leaks": [], "conflicts": []}
     names = list(splits)
-    for places in seen.values():
-        if len(places) == 1:
-            continue
-        conflicts += len(places) if len({label for _, label in places}) > 1 else 0
-        held = collections.Counter(name for name, _ in places)
+    for places in _equal(splits):
+        conflicts += len(places) if len({place.label for place in places}) > 1 else 0
+        held = collections.Counter(place.split for place in places)
         for index, one in enumerate(names):
             repeats[one] += held[one] if held[one] > 1 else 0
             for two in names[index + 1 :]:
                 leaks[one, two] += held[two] if held[one] else 0
+        for kind, (one, two) in _kinds(places):
+            if len(pairs[kind]) < _SHOWN:
+                pairs[kind].append(f"{named(one)} = {named(two)}")
     return (
         {pair: count for pair, count in leaks.items() if count},
         {name: count for name, count in repeats.items() if count},
         conflicts,
+        pairs,
     )
+
+
+def _equal(splits: dict[str, Split]) -> list[list[_Place]]:
+    """The places of every image that there is more than once."""
+    seen: dict[bytes, list[_Place]] = collections.defaultdict(list)
+    for name, split in splits.items():
+        row = 0
+        for images, labels in split.parts():
+            for image, label in zip(images, labels, strict=True):
+                digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+                seen[digest].append(_Place(name, row, int(label)))
+                row += 1
+    return [places for places in seen.values() if len(places) > 1]
+
+
+def _kinds(places: list[_Place]) -> Iterator[tuple[str, tuple[_Place, _Place]]]:
+    """What is wrong with equal images, with the first of them and another."""
+    first = places[0]
+    for other in places[1:]:
+        yield "repeats" if other.split == first.split else "leaks", (first, other)
+        if other.label != first.label:
+            yield "conflicts", (first, other)
+
+
+def _namer(source: Any, splits: dict[str, Split]) -> Callable[[_Place], str]:
+    """Names images by their files where the source has files, else by split and place."""
+    images = splits["train"].images
+    if not isinstance(source, ImageFolder | Table) or not isinstance(images, PackedImages):
+        return lambda place: f"{place.split}[{place.row}]"
+    entries, pack = source.entries()[0], open_pack(images.path.parent)
+
+    def named(place: _Place) -> str:
+        held: Any = splits[place.split].images
+        return printable(entries[pack.kept[held.rows[place.row]]].path) if pack else "?"
+
+    return named
 
 
 def _forms(source: Any) -> dict[str, int]:

@@ -1,5 +1,26 @@
 """The errors that users see: one line that says what, where and what to do."""
 
+import unicodedata
+
+
+def printable(text: object) -> str:
+    """A name or a message as one line of valid text that moves no cursor.
+
+    Line breaks, other control characters and bytes that are no UTF-8 are written as in Python.
+    """
+    return "".join(
+        char if unicodedata.category(char) not in ("Cc", "Cs", "Zl", "Zp") else _escaped(char)
+        for char in str(text)
+    )
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    # How Python holds a byte of a file's name that is no UTF-8.
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode()
+
 
 class ThinnedError(Exception):
     """Something failed while a correct request was carried out.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import jax.numpy as jnp
 import numpy as np
 
+from thinned.errors import RequestError
 from thinned.plan import CHUNK_STEPS, Plan
 from thinned.step import Batch, Chunk
 from thinned.types import Split
@@ -33,6 +35,28 @@ class Resident:
         return self._data, chunk, count
 
 
+def steps_within(memory_bytes: float, batch_size: int, shape: tuple[int, ...]) -> int:
+    """Steps whose images are read at a time, so that all buffers stay below half of the memory.
+
+    Args:
+        memory_bytes: half of it holds four buffers: two in host memory, two on the device.
+        batch_size: images of a step.
+        shape: of an image.
+
+    Raises:
+        RequestError: not even one step's images fit.
+    """
+    step_bytes = batch_size * int(np.prod(shape))
+    room = int(memory_bytes / 8 / max(step_bytes, 1))
+    if room < 1:
+        raise RequestError(
+            f"--data.memory-mb {memory_bytes / 1e6:g} is less than streaming takes: the buffers of "
+            f"a step of {batch_size} images need {math.ceil(8 * step_bytes / 1e6)}"
+        )
+    # Long chunks pay: XLA allocates its working memory anew for each of them.
+    return min(CHUNK_STEPS, room)
+
+
 class Streamed:
     """Training images on the disk: each chunk's are read while the one before it is computed.
 
@@ -51,13 +75,13 @@ class Streamed:
             split: the training images.
             memory_bytes: half of it bounds all buffers: two in host memory, two on the device.
             weights: f32 [example] or None, see `Batch`.
+
+        Raises:
+            RequestError: see `steps_within`.
         """
         self._plan, self._split, self._weights = plan, split, weights
         self._batch = plan.config.batch_size
-        step_bytes = self._batch * int(np.prod(split.images.shape[1:]))
-        # Long chunks pay: XLA allocates its working memory anew for each of them.
-        room = int(memory_bytes / 8 / max(step_bytes, 1))
-        self.capacity = min(CHUNK_STEPS, max(1, room))
+        self.capacity = steps_within(memory_bytes, self._batch, split.images.shape[1:])
         self._pool = ThreadPoolExecutor(1)
         self._next: tuple[int, Future[tuple[Batch, Chunk, int]]] | None = None
 

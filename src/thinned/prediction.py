@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 
 from thinned.data.files import in_parallel
 from thinned.data.images import SUFFIXES, decode, or_reason
-from thinned.errors import RequestError, ThinnedError
+from thinned.errors import RequestError, ThinnedError, printable
 from thinned.logs import whole, write_whole
 from thinned.run import Run
 from thinned.trust import enough_samples, predictions_of, threshold_for
@@ -77,12 +78,12 @@ def _rows(
     place = 0
     for path, image in zip(files, read_all, strict=True):
         if isinstance(image, str) or found is None:
-            yield {"path": str(path), "error": str(image)}
+            yield {"path": _text(path), "error": str(image)}
             continue
         probabilities = found.probabilities[place]
         best = int(probabilities.argmax())
         row: dict[str, Any] = {
-            "path": str(path),
+            "path": _text(path),
             "class": facts.classes[best],
             "probability": float(probabilities[best]),
         }
@@ -94,6 +95,11 @@ def _rows(
             row["unsure"] = bool(probabilities[best] < threshold)
         place += 1
         yield row
+
+
+def _text(path: Path) -> str:
+    """The path as it is, but for bytes that are no UTF-8, which no file of text could hold."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _read(run: Run, files: Sequence[Path]) -> list[np.ndarray | str]:
@@ -144,7 +150,7 @@ def write_rows(rows: Iterator[dict[str, Any]], form: Format, out: Path | None) -
     for row in rows:
         if "error" in row:
             errors += 1
-            print(f"{row['path']}: {row['error']}", file=sys.stderr)
+            print(f"{printable(row['path'])}: {row['error']}", file=sys.stderr)
             if form != "json":
                 continue
         if form == "json":
@@ -163,7 +169,7 @@ def write_rows(rows: Iterator[dict[str, Any]], form: Format, out: Path | None) -
                     "  ".join(name.ljust(_width(name)) for name in header[1:]) + "  path\n"
                 )
             cells = (_cell(row[name]).ljust(_width(name)) for name in header[1:])
-            target.write("  ".join(cells) + f"  {row['path']}\n")
+            target.write("  ".join(cells) + f"  {printable(row['path'])}\n")
     if out is not None:
         try:
             write_whole(out, buffer.getvalue())
@@ -186,7 +192,7 @@ def _write_parquet(rows: Iterator[dict[str, Any]], out: Path | None) -> int:
     good = [row for row in held if "error" not in row]
     for row in held:
         if "error" in row:
-            print(f"{row['path']}: {row['error']}", file=sys.stderr)
+            print(f"{printable(row['path'])}: {row['error']}", file=sys.stderr)
     with whole(out) as draft:
         parquet.write_table(pyarrow.Table.from_pylist(good), draft)
     return len(held) - len(good)

@@ -36,7 +36,7 @@ from thinned.data.split import fingerprint, hold_out, limit
 from thinned.environment import describe_environment, environment_changes
 from thinned.errors import RequestError, ThinnedError
 from thinned.evaluation import Evaluation, evaluate
-from thinned.feed import Feed, Resident, Streamed
+from thinned.feed import Feed, Resident, Streamed, steps_within
 from thinned.logs import MetricsLog, Plain, Silent, TensorBoardLog, view_for, write_whole
 from thinned.loop import Diverged, Parts, Progress, StopSignal, arrays_of
 from thinned.loop import train as run_loop
@@ -95,14 +95,20 @@ class Run:
         """
         path = self.folder / "data.json"
         try:
-            return Facts.from_json(path.read_text(encoding="utf-8"))
+            plain = self.config.data.path is None
+            return Facts.from_json(path.read_text(encoding="utf-8"), plain)
         except (OSError, ValueError, KeyError, TypeError):
             # Runs of before, or a damaged file: the data themselves still tell.
-            return Facts.of(self.dataset, self.config)
+            return Facts.of(load_data(self.config), self.config)
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The data that the run learned from, loaded again."""
+        """The data that the run learned from, loaded again.
+
+        Raises:
+            RequestError: they were arrays of a program, or cannot be read any more.
+        """
+        _refuse_lost(self)
         return load_data(self.config)
 
     @cached_property
@@ -121,16 +127,21 @@ class Run:
             Plain().say(f"checkpoint {reason}; using the one before it")
         return with_arrays(state, found)
 
-    def evaluate(self, path: Path | str | None = None) -> Evaluation:
+    def evaluate(
+        self, path: Path | str | None = None, *, dataset: Dataset | None = None
+    ) -> Evaluation:
         """Evaluate the newest checkpoint on all test images.
 
         Args:
             path: other data, see `thinned.config.DataConfig`; None for the run's own.
+            dataset: data that are in memory already, instead of a path.
 
         Raises:
-            RequestError: the data have other classes or image shapes than the run's.
+            RequestError: the data have other classes or image shapes than the run's; or its own
+                were arrays of a program and are not given.
         """
-        state, test = self.state, self.test_images(path)
+        state = self.state
+        test = self.test_images(path) if dataset is None else matched(dataset, self.facts)
         return evaluate(state.apply_fn, state.variables, _placed(self.config, test))
 
     def test_images(self, path: Path | str | None = None) -> Split:
@@ -170,7 +181,8 @@ def train(
             new name that says what is trained.
         runs: where run folders live.
         quiet: whether to show nothing.
-        dataset: what `load_data` gave for this config, for programs that train often.
+        dataset: what `load_data` gave for this config, for programs that train often; or data of
+            your own, e.g. from `thinned.data.arrays.Arrays`, with a config that names none.
 
     Returns:
         The finished run.
@@ -187,6 +199,7 @@ def train(
     dataset = load_data(config) if dataset is None else dataset
     facts = Facts.of(dataset, config)
     refuse_unfit(config, facts)
+    _refuse_narrow(config, dataset.train)
     made = _made(folder) if folder is not None else _new_folder(Path(runs), config, facts)
     with _begun(made, config, dataset, facts, Silent() if quiet else Plain()) as run:
         return _train_in(run, dataset, facts, quiet)
@@ -227,7 +240,9 @@ def resume(
             f"{folder} cannot go on to {config.epochs} epochs: --optim.schedule {course} was laid "
             f"out over {run.config.epochs}"
         )
-    dataset = load_data(config) if dataset is None else dataset
+    if dataset is None:
+        _refuse_lost(run)
+        dataset = load_data(config)
     with _continued(run, config, dataset) as run:
         return _train_in(run, dataset, run.facts, quiet)
 
@@ -280,6 +295,7 @@ def train_together(
                 begun = _continued(Run.open(folder), config, dataset)
             else:
                 refuse_unfit(config, facts)
+                _refuse_narrow(config, dataset.train)
                 begun = _begun(_made(folder), config, dataset, facts, Silent())
             run = stack.enter_context(begun)
             parts, state, found = _prepared(run, dataset, facts, placed)
@@ -417,6 +433,12 @@ def _placed(config: Config, split: Split) -> Batch | Split:
     return on_device(split) if fits_in_memory(config, split) else split
 
 
+def _refuse_narrow(config: Config, split: Split) -> None:
+    """Refuse, before anything is written, to stream through less memory than a step takes."""
+    if not fits_in_memory(config, split):
+        steps_within(config.data.memory_mb * 1e6, config.batch_size, split.images.shape[1:])
+
+
 def fits_in_memory(config: Config, split: Split) -> bool:
     """Whether a split is to be held on the device as a whole."""
     wanted = config.data.in_memory
@@ -448,7 +470,19 @@ def _announce(view: Silent, run: Run, dataset: Dataset, found: Restored | None, 
             view.say(note)
     if not fits_in_memory(plan.config, dataset.train):
         size = dataset.train.images.nbytes / 1e6
-        view.say(f"streaming {size:,.0f} MB of images from the disk (--data.in-memory)")
+        held = isinstance(dataset.train.images, np.ndarray)
+        where = "memory, where such a source is held as a whole," if held else "the disk"
+        view.say(f"streaming {size:,.0f} MB of images from {where} (--data.in-memory)")
+
+
+def _refuse_lost(run: Run) -> None:
+    """Refuse to take the package's MNIST for arrays that a program gave."""
+    if run.config.data.path is None and not run.facts.plain:
+        raise RequestError(
+            f"{run.folder} learned from arrays of a program, which are not saved: give them from "
+            "Python, run.evaluate(dataset=...) or thinned.resume(folder, dataset=...), or evaluate "
+            "with --data.path"
+        )
 
 
 def load_data(config: Config) -> Dataset:

@@ -104,6 +104,8 @@ class Dataset:
         validation: images held out for selecting, else None.
         left_out: files that could not be used.
         notes: what was decided about the data, a line each, for people.
+        plain: whether images are used as they are, neither normalised nor varied, unless a config
+            says otherwise: so the package's MNIST, and nothing else.
     """
 
     name: str
@@ -113,6 +115,7 @@ class Dataset:
     validation: Split | None = None
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
+    plain: bool = False
 
     @property
     def splits(self) -> dict[str, Split]:

@@ -1,6 +1,9 @@
 """One image file to one array: the rules, against Pillow's own pictures of the same scene."""
 
 import io
+import os
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -10,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from thinned.data.images import LARGEST_PIXELS, Unreadable, decode, from_array, read_header
+from thinned.data import images
+from thinned.data.images import (
+    LARGEST_PIXELS,
+    Unreadable,
+    decode,
+    decode_image,
+    from_array,
+    read_header,
+)
 
 # In the program they are ignored around the decoding of a whole folder.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -49,8 +60,9 @@ def test_every_format_gives_the_same_scene(kind):
     close(decode(content, (96, 64), 3), SCENE, 6 if kind == "JPEG" else 0.5)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_is_applied(orientation):
+def test_orientation_is_applied(orientation, kind):
     turns = {
         1: lambda a: a,
         2: lambda a: a[:, ::-1],
@@ -64,8 +76,10 @@ def test_orientation_is_applied(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     expected = turns[orientation](SCENE)
-    content = saved(Image.fromarray(SCENE), "JPEG", quality=95, exif=exif)
-    assert read_header(content).size == expected.shape[:2]
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}.get(kind, {})
+    content = saved(Image.fromarray(SCENE), kind, exif=exif, **options)
+    # PNG keeps it behind its pixels: asking for it would unpack the image.
+    assert kind == "PNG" or read_header(content).size == expected.shape[:2]
     close(decode(content, expected.shape[:2], 3), expected)
 
 
@@ -153,3 +167,63 @@ def test_of_the_tricky_files_only_the_broken_ones_are_refused(tmp_path):
             assert str(error)
             refused.add(path.name)
     assert refused == BROKEN
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "LA", "L", "I;16", "F", "1", "RGB"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_large_images_decode_alike_in_little_memory(mode, orientation, monkeypatch):
+    picture = Image.fromarray(np.kron(SCENE, np.ones((6, 7, 1), np.uint8)))
+    if mode == "I;16":
+        picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+    elif mode == "F":
+        picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.float32) / 255)
+    else:
+        picture = picture.convert(mode)
+    if mode in ("RGBA", "LA"):
+        picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"exif": exif} | ({"transparency": 3} if mode == "P" else {})
+    content = saved(picture, "TIFF" if mode == "F" else "PNG", **options)
+    whole = decode(content, (24, 16), 3)
+    monkeypatch.setattr(images, "LARGE_PIXELS", 1000)
+    monkeypatch.setattr(images, "_BAND_PIXELS", 5000)
+    close(decode(content, (24, 16), 3), whole, 2)
+    # So large a target that nothing is reduced: then not a bit differs.
+    monkeypatch.setattr(images, "_LEFT_TO_FILTER", 1000)
+    assert np.array_equal(decode(content, (24, 16), 3), whole)
+
+
+def test_a_large_palette_with_transparency_takes_about_its_own_bytes():
+    picture = Image.new("P", (4000, 3000))
+    picture.putpalette(list(range(256)) * 3)
+    content = saved(picture, transparency=0)
+    code = (
+        "import io, resource, sys; from thinned.data import images\n"
+        "images.decode(open(0, 'rb').read(), (8, 8), 3)"
+        " if len(sys.argv) > 1 else open(0, 'rb').read()\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+
+    def peak_kb(*arguments):
+        command = [sys.executable, "-c", code, *arguments]
+        return int(subprocess.run(command, input=content, stdout=-1, check=True).stdout)
+
+    # 12 million pixels are 12 MB as they are, but 144 MB as three layers of RGBA.
+    assert peak_kb("decode") - peak_kb() < 40_000
+
+
+def test_a_picture_already_open_is_refused_by_its_size_as_well():
+    side = int(LARGEST_PIXELS**0.5) + 1
+    with pytest.raises(Unreadable, match="more than 100,000,000 pixels"):
+        decode_image(Image.open(io.BytesIO(saved(Image.new("1", (side, side))))), (8, 8), 3)
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for name in ("pipe.png", "zero.png"):
+        with pytest.raises(Unreadable, match="^not a regular file$"):
+            decode(tmp_path / name, (8, 8), 3)
+        with pytest.raises(Unreadable, match="^not a regular file$"):
+            read_header(tmp_path / name)

@@ -3,10 +3,13 @@
 import csv
 import io
 import os
+import shutil
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import blobs
+from conftest import blobs, write_idx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -14,6 +17,9 @@ from PIL import Image
 from thinned.config import DataConfig
 from thinned.data.arrays import Arrays, as_images, read_npz
 from thinned.data.cifar import read_batch
+from thinned.data.files import dataset_of
+from thinned.data.pack import cache_folder, open_pack, write_pack
+from thinned.data.sheet import _legible
 from thinned.data.source import open_source
 from thinned.data.table import Table
 from thinned.errors import RequestError, ThinnedError
@@ -362,3 +368,273 @@ def test_any_content_of_a_csv_is_a_table_or_refused(tmp_path, content):
 def test_files_of_other_kinds_are_never_opened(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x80\x04.")
     assert "not read" in refused(tmp_path / name) or "nothing else" in refused(tmp_path / name)
+
+
+def test_pipes_and_devices_are_refused_where_files_belong(tmp_path):
+    base = tree(tmp_path / "d")
+    os.mkfifo(base / "train" / "cat" / "pipe.png")
+    assert [out.reason for out in load(base).left_out] == ["not a regular file"]
+    for name in ("x.npz", "x.csv", "x.parquet", "c/test_batch.bin"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "c" / "data_batch_1.bin").symlink_to("/dev/zero")
+    (tmp_path / "zero.npz").symlink_to("/dev/zero")
+    write_idx(tmp_path / "idx", blobs(9, 0), blobs(9, 1))
+    (tmp_path / "idx" / "train-labels-idx1-ubyte.gz").unlink()
+    os.mkfifo(tmp_path / "idx" / "train-labels-idx1-ubyte.gz")
+    for name in ("x.npz", "x.csv", "x.parquet", "idx", "c", "zero.npz"):
+        assert "not a regular file" in refused(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({}, "parts are missing"),
+        ({"trian": blobs(9, 0)}, "'trian'"),
+        ({"": ([np.zeros((2, 2)), np.zeros((3, 3))], [0, 1])}, "images are no array of one shape"),
+        ({"": (np.zeros((2, 4, 4)), [[0], [1, 2]])}, "labels are no array of one shape"),
+        ({"train": blobs(9, 0), "test": (blobs(9, 0)[0], ["a"] * 9)}, "text in one part"),
+        ({"": (np.full((2, 4, 4), np.nan), [0, 1])}, "some pixels are NaN"),
+        ({"": (blobs(9, 0)[0], blobs(9, 0)[1] + 1)}, "label 0; do labels start at 1"),
+        ({"": (blobs(9, 0)[0], blobs(9, 0)[1] * 2)}, "no training image has label 1"),
+    ],
+)
+def test_arrays_of_a_program_that_make_no_sense_are_refused(parts, message):
+    with pytest.raises(RequestError) as found:
+        Arrays(parts, DataConfig()).load()
+    assert message in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+def test_two_classes_of_one_name_are_refused():
+    with pytest.raises(RequestError, match="one name"):
+        Arrays({"": blobs(9, 0)}, DataConfig(), classes=("a", "b", "a")).load()
+    names = ("a\n", "b", "c")
+    found = Arrays({"": blobs(9, 0)}, DataConfig(), classes=names).load()
+    assert found.classes == (r"a\n", "b", "c")
+
+
+def test_labels_outside_the_classes_are_refused_in_any_split():
+    images = np.zeros((6, 4, 4, 1), np.uint8)
+    splits = np.asarray(["train"] * 4 + ["test"] * 2)
+    for strange in (-1, 2):
+        labels = np.asarray([0, 1, 0, 1, 0, strange])
+        with pytest.raises(RequestError, match=f"label {strange}; expected 0 to 1"):
+            dataset_of("x", "x", images, labels, splits, ("a", "b"), DataConfig(), 0)
+
+
+def test_a_failure_that_passes_is_not_remembered(tmp_path, monkeypatch):
+    base = tree(tmp_path / "d")
+    opened = Image.open
+
+    def failing(error):
+        def fail(file, **options):
+            if str(file).endswith("cat/0.png") and "train" in str(file):
+                raise error
+            return opened(file, **options)
+
+        return fail
+
+    errors = (PermissionError(13, "Permission denied"), MemoryError(), FileNotFoundError(2, "Gone"))
+    kept = []
+    for error in errors:
+        with monkeypatch.context() as patch:
+            patch.setattr(Image, "open", failing(error))
+            found = load(base, size=10)
+        assert len(found.left_out) == 1
+        kept.append((found.train.images[np.arange(7)], found.train.images))
+    whole = load(base, size=10)
+    assert (len(whole.train), whole.left_out) == (8, ())
+    # What another process still reads was not replaced.
+    for before, images in kept:
+        assert np.array_equal(before, images[np.arange(7)])
+
+
+def test_two_processes_may_decode_the_same_images_at_once(tmp_path):
+    def images(value, meanwhile=None):
+        for entry in range(4):
+            yield entry, np.full((2, 2, 1), value, np.uint8)
+        if meanwhile is not None:
+            meanwhile()
+
+    folder = tmp_path / "packs" / "one"
+    first = []
+    other = write_pack(
+        folder, (2, 2, 1), images(7, lambda: first.append(write_pack(folder, (2, 2, 1), images(7))))
+    )
+    assert np.array_equal(other.images[np.arange(4)], first[0].images[np.arange(4)])
+    assert [path.name for path in folder.parent.iterdir()] == ["one"]
+    (folder / "images.u8").write_bytes(b"")
+    assert open_pack(folder) is None
+    assert write_pack(folder, (2, 2, 1), images(9)).images[0].max() == 9
+
+
+def test_a_pack_that_appears_at_the_last_moment_is_taken(tmp_path, monkeypatch):
+    folder = tmp_path / "one"
+    images = [(0, np.zeros((2, 2, 1), np.uint8))]
+    renamed = Path.rename
+
+    def late(self, target):
+        shutil.copytree(self, target)
+        return renamed(self, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    assert len(write_pack(folder, (2, 2, 1), images).kept) == 1
+
+
+def test_what_a_killed_process_left_is_swept_after_a_day(tmp_path):
+    for name, age in (("old", 25 * 3600), ("new", 3600)):
+        left = tmp_path / f".unfinished-{name}"
+        left.mkdir()
+        (left / "images.u8").write_bytes(b"x")
+        for path in (left / "images.u8", left):
+            os.utime(path, (time.time() - age,) * 2)
+    write_pack(tmp_path / "one", (1, 1, 1), [])
+    assert {path.name for path in tmp_path.iterdir()} == {".unfinished-new", "one"}
+
+
+def test_a_folder_that_may_not_be_entered_is_named(tmp_path, monkeypatch):
+    base = tree(tmp_path / "d")
+    # Root, who runs many tests, may enter any folder.
+    for closed in (base, base / "train", base / "train" / "cat"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "access", lambda path, mode, closed=closed: path != closed)
+            assert refused(base) == f"cannot read folder {closed}: Permission denied"
+
+
+def test_without_a_home_the_cache_is_asked_for(monkeypatch):
+    def fail():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", fail)
+    with pytest.raises(ThinnedError, match="set XDG_CACHE_HOME"):
+        cache_folder()
+
+
+def test_names_that_are_no_text_stay_apart_and_are_written_in_ascii(tmp_path):
+    base = tree(tmp_path / "d", classes=("cat", "n\udcff", "n\udcfe", "a\nb"))
+    (base / "train" / "cat" / "x\x1b[1m\n.png").write_bytes(b"junk")
+    found = load(base)
+    assert found.classes == (r"a\nb", "cat", r"n\xfe", r"n\xff")
+    assert found.left_out[0].path.endswith(r"x\x1b[1m\n.png")
+    photo(base / "train" / r"n\xff" / "0.png")
+    assert r"have one name, n\xff" in refused(base)
+    for name in ("e\udcff", "e\n"):
+        assert "cannot be saved in a run" in refused(tree(tmp_path / name))
+
+
+def test_a_class_that_leads_above_itself_is_refused(tmp_path):
+    base = tree(tmp_path / "d")
+    for target in (base / "train", base):
+        (base / "train" / "loop").symlink_to(target)
+        assert "loop leads to a folder above itself" in refused(base)
+        (base / "train" / "loop").unlink()
+
+
+def test_folders_of_splits_are_told_from_classes_of_their_names(tmp_path):
+    assert "has test and val, but no folder train" in refused(tree(tmp_path / "a", ("test", "val")))
+    for name in ("train", "car", "bus"):
+        for index in range(3):
+            photo(tmp_path / "b" / name / f"{index}.png")
+    assert load(tmp_path / "b").classes == ("bus", "car", "train")
+    base = tree(tmp_path / "c")
+    photo(base / "more" / "x" / "0.png")
+    assert load(base).classes == ("cat", "dog")
+
+
+def test_files_passed_over_are_counted_by_their_ending(tmp_path):
+    base = tree(tmp_path / "d")
+    for name in ("a.cur", "b.txt", "c.txt", "none"):
+        (base / "train" / "cat" / name).write_bytes(b"")
+    shutil.copy(base / "train" / "cat" / "0.png", base / "train" / "cat" / "z.jfif")
+    found = load(base)
+    assert len(found.train) == 9
+    assert found.notes[:3] == (
+        ".txt: 2 files are no image by their name",
+        "without ending: 1 file is no image by its name",
+        ".cur: 1 file is no image by its name",
+    )
+
+
+def test_labels_that_only_look_like_numbers_are_text(tmp_path):
+    labels = ("9", "10", "²", "①", "9" * 5000, "-1")
+    rows = [(photo(tmp_path / f"{i}.png").name, labels[i % 6], "train") for i in range(12)]
+    found = load(write_csv(tmp_path / "t.csv", [*rows, ("0.png", "9", "test")]))
+    assert found.classes == ("9", "10", "-1", "9" * 5000, "²", "①")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=30), min_size=1))
+def test_any_text_is_a_label_or_refused(tmp_path, labels):
+    path = write_csv(tmp_path / "t.csv", [("a.png", label) for label in labels], ("path", "label"))
+    try:
+        classes = Table(path, DataConfig(), 0).entries()[1]
+    except RequestError as error:
+        assert "\n" not in str(error)
+    else:
+        assert set(classes) == {label.strip() for label in labels}
+
+
+def test_a_caption_that_the_font_lacks_is_given_by_number_and_codes():
+    assert _legible("T-shirt & top", 3) == "T-shirt & top"
+    assert _legible("Zürich", 3) == r"3: Z\xfcrich"
+    assert _legible("日本", 3) == r"3: \u65e5\u672c"
+    assert _legible("a\nb", 3) == r"a\nb"
+
+
+def test_parquet_of_images_and_of_fractions_is_refused_with_advice(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    held = {"image": [{"bytes": b"x", "path": None}] * 2, "label": ["a", "b"]}
+    parquet.write_table(pyarrow.table(held), tmp_path / "held.parquet")
+    assert f"read it with --data hf:{tmp_path / 'held.parquet'}" in refused(
+        tmp_path / "held.parquet"
+    )
+    parquet.write_table(
+        pyarrow.table({"path": ["a.png"] * 2, "label": [1.5, 2.0]}), tmp_path / "half.parquet"
+    )
+    assert "line 2: label is 1.5, expected text or an integer" in refused(tmp_path / "half.parquet")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=100), st.integers(0, 4), st.integers(-1, 1), st.booleans())
+def test_any_bytes_in_cifar_files_are_data_or_refused(tmp_path, noise, records, more, fine):
+    folder = tmp_path / ("fine" if fine else "coarse")
+    folder.mkdir(exist_ok=True)
+    size = records * (3074 if fine else 3073) + more
+    content = (noise * (size // max(len(noise), 1) + 1))[: max(size, 0)]
+    for name in ("train.bin", "test.bin") if fine else ("data_batch_1.bin", "test_batch.bin"):
+        (folder / name).write_bytes(content)
+    try:
+        found = load(folder)
+    except RequestError as error:
+        assert "\n" not in str(error)
+    else:
+        assert len(found.train) == len(found.test) == records
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(["images", "labels", "classes", "x_train", "y_train", "x_test", "y_test"]),
+    st.sampled_from(["u1", "i8", "f4", "c8", "U3", "S2", "?", "M8[s]", "V4"]),
+    st.lists(st.integers(0, 4), max_size=5),
+    st.integers(0, 2000),
+    st.integers(0, 255),
+)
+def test_any_npz_is_data_or_refused(tmp_path, name, kind, shape, place, value):
+    arrays = parts(12) | {"x_train": parts(12)["images"], "y_train": parts(12)["labels"]}
+    arrays[name] = np.zeros(shape, kind)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    damaged = bytearray(buffer.getvalue())
+    damaged[place % len(damaged)] = value
+    for content in (buffer.getvalue(), bytes(damaged)):
+        (tmp_path / "x.npz").write_bytes(content)
+        try:
+            found = load(tmp_path / "x.npz")
+        except RequestError as error:
+            assert "\n" not in str(error)
+        else:
+            assert len(found.train) >= 2

@@ -51,6 +51,12 @@ class Arrays:
         Raises:
             RequestError: arrays of another kind, or that do not fit together.
         """
+        unknown = [part for part in self.parts if part not in _NAMES]
+        if unknown or not self.parts:
+            raise RequestError(
+                f"{self.name}: parts are {', '.join(map(repr, unknown)) or 'missing'}; expected "
+                "train and perhaps validation and test, or '' for one part to be split"
+            )
         images = {part: as_images(given[0], self._at(part)) for part, given in self.parts.items()}
         named, classes = _labels({part: given[1] for part, given in self.parts.items()}, self.name)
         for part, array in images.items():
@@ -156,7 +162,7 @@ def as_images(given: Any, where: str) -> np.ndarray:
     Raises:
         RequestError: says what is wrong and what is expected.
     """
-    array = np.asarray(given)
+    array = _array(given, f"{where}: images")
     if array.dtype == object:
         raise RequestError(f"{where}: images are Python objects; all need one shape and a number")
     if array.ndim == 3:
@@ -196,23 +202,33 @@ def _bytes(array: np.ndarray, where: str) -> np.ndarray:
         if low < 0 or high > 255:
             raise RequestError(f"{where}: pixels go from {low} to {high}; expected 0 to 255")
         return array.astype(np.uint8)
-    # NaN fails this comparison, too.
+    if np.isnan(low):
+        raise RequestError(f"{where}: some pixels are NaN; expected floats from 0 to 1 (or u8)")
     if not (low >= 0 and high <= 1):
         raise RequestError(
-            f"{where}: floats go from {low:g} to {high:g}; expected 0 to 1 without NaN "
-            "(or u8 from 0 to 255)"
+            f"{where}: floats go from {low:g} to {high:g}; expected 0 to 1 (or u8 from 0 to 255)"
         )
     return np.rint(array * 255).astype(np.uint8)
 
 
+def _array(given: Any, what: str) -> np.ndarray:
+    try:
+        return np.asarray(given)
+    except (ValueError, TypeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise RequestError(f"{what} are no array of one shape: {reason}") from error
+
+
 def _labels(given: dict[str, Any], where: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Labels i32 of each part, and the names of the classes."""
-    arrays = {part: np.asarray(labels) for part, labels in given.items()}
+    arrays = {part: _array(labels, f"{where}: labels") for part, labels in given.items()}
     for part, array in arrays.items():
         if array.ndim == 2 and array.shape[1] == 1:
             arrays[part] = array[:, 0]
         elif array.ndim != 1:
             raise RequestError(f"{where}: labels have shape {array.shape}; expected one per image")
+    if len({array.dtype.kind == "U" for array in arrays.values()}) > 1:
+        raise RequestError(f"{where}: labels are text in one part and numbers in another")
     every = np.concatenate(list(arrays.values()))
     if every.dtype.kind == "U":
         classes, codes = np.unique(every, return_inverse=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from thinned.config import DataConfig
+from thinned.data import regular
 from thinned.data.arrays import Arrays
 from thinned.errors import RequestError
 from thinned.types import Dataset
@@ -27,9 +29,9 @@ class CifarFolder:
     seed: int
 
     @staticmethod
-    def fits(path: Path) -> bool:
-        """Whether a folder holds such files."""
-        return (path / "test_batch.bin").exists() or (path / "test.bin").exists()
+    def fits(names: Collection[str]) -> bool:
+        """Whether a folder holds such files, by their names."""
+        return "test_batch.bin" in names or "test.bin" in names
 
     @property
     def name(self) -> str:
@@ -70,7 +72,7 @@ def read_batch(path: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
         RequestError: the file cannot be read, or is not a whole number of records.
     """
     try:
-        content = np.fromfile(path, np.uint8)
+        content = np.fromfile(regular(path), np.uint8)
     except OSError as error:
         raise RequestError(f"cannot read {path}: {error.strerror or error}") from error
     record = label_bytes + _PIXELS
@@ -86,7 +88,7 @@ def read_batch(path: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _names(path: Path) -> tuple[str, ...] | None:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = regular(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError):
         return None
     return tuple(line.strip() for line in lines if line.strip()) or None

@@ -6,7 +6,7 @@ import collections
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -14,19 +14,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import PIL
 
 from thinned.config import DataConfig
 from thinned.data.images import Fit, Header, Size, decode, or_reason, read_header
 from thinned.data.pack import Pack, PackedImages, cache_folder, open_pack, write_pack
 from thinned.data.split import stratified
-from thinned.errors import RequestError
+from thinned.errors import RequestError, printable
 from thinned.types import Dataset, LeftOut, Split
 
 SplitName = Literal["train", "validation", "test"]
 _LARGEST_NATIVE = 64
 """Images that all have one size up to this side keep it; others are brought to `_DEFAULT_SIDE`."""
 _DEFAULT_SIDE = 64
-_VERSION = b"1"
+_VERSION = 2
+_LONGEST_NUMBER = 18
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def load_files(
     classes: tuple[str, ...],
     options: DataConfig,
     seed: int,
+    notes: tuple[str, ...] = (),
 ) -> Dataset:
     """A dataset of labelled files, decoded at one size; decoded once, and kept in the cache.
 
@@ -61,6 +64,7 @@ def load_files(
         classes: names of the classes.
         options: size, channels, fit, what to do with broken files, and so on.
         seed: chooses the test images where the data name none.
+        notes: what else is to be said of them.
 
     Returns:
         The dataset; its images are read from the disk when they are asked for.
@@ -70,13 +74,13 @@ def load_files(
     """
     if not entries:
         raise RequestError(f"{where} holds no images (JPEG, PNG, WebP, BMP, GIF, TIFF)")
-    size, channels, notes = _form(entries, options)
+    size, channels, formed = _form(entries, options)
     pack = _packed(entries, size, channels, options.fit)
-    left_out = tuple(LeftOut(_shown(entries[i].path), why) for i, why in pack.reasons.items())
+    left_out = tuple(LeftOut(printable(entries[i].path), why) for i, why in pack.reasons.items())
     labels = np.asarray([entries[i].label for i in pack.kept], np.int32)
     splits = np.asarray([entries[i].split or "" for i in pack.kept])
     return dataset_of(
-        name, where, pack.images, labels, splits, classes, options, seed, left_out, notes
+        name, where, pack.images, labels, splits, classes, options, seed, left_out, notes + formed
     )
 
 
@@ -103,7 +107,18 @@ def dataset_of(
             something was left out and `options` say to fail.
     """
     if left_out and options.on_error == "fail":
-        raise RequestError(f"{left_out[0].path}: {left_out[0].reason} (--data.on-error fail)")
+        raise RequestError(
+            f"{left_out[0].path}: {left_out[0].reason}; {len(left_out):,} in all cannot be used "
+            "(--data.on-error fail)"
+        )
+    classes = tuple(map(printable, classes))
+    if len(set(classes)) < len(classes):
+        raise RequestError(f"{where}: two classes have one name")
+    strange = labels[(labels < 0) | (labels >= len(classes))]
+    if len(strange):
+        raise RequestError(
+            f"{where} has label {strange[0]}; expected 0 to {len(classes) - 1}, one for each class"
+        )
     splits = np.where(splits == "", "train", splits)
     if not np.any(splits == "test"):
         chosen = stratified(labels, options.test_fraction, seed, np.flatnonzero(splits == "train"))
@@ -129,6 +144,10 @@ def dataset_of(
         lost = classes[missing[0]]
         held = np.isin(labels[splits != "train"], missing).any()
         why = "in test or validation only" if held else "without a readable image"
+        if not held and not left_out:
+            numbers = classes == tuple(map(str, range(len(classes))))
+            hint = "; do labels start at 1?" if missing == [0] and numbers else ""
+            raise RequestError(f"{where}: no training image has label {lost}{hint}")
         raise RequestError(f"{where}: class {lost!r} is {why}: nothing could be learned of it")
     return Dataset(
         name,
@@ -139,10 +158,6 @@ def dataset_of(
         left_out=left_out,
         notes=notes,
     )
-
-
-def _shown(path: Path) -> str:
-    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def headers(paths: Sequence[Path]) -> list[Header | str]:
@@ -176,35 +191,53 @@ def form_for(sizes: set[Size], grey: bool, options: DataConfig) -> tuple[Size, L
     return (common if common and small else (_DEFAULT_SIDE, _DEFAULT_SIDE)), channels
 
 
+def class_order(text: str) -> tuple[int, int, str]:
+    """Sorts the names of classes: numbers as numbers, so that 10 comes after 9, before all others.
+
+    What only looks like a number (``²``), or is longer than any that is meant as one, is text.
+    """
+    number = text.isascii() and text.isdigit() and len(text) <= _LONGEST_NUMBER
+    return (0, int(text), text) if number else (1, 0, text)
+
+
+def manner(size: Size, channels: int, fit: Fit) -> str:
+    """Says how images are decoded: what was decoded in another manner is decoded anew."""
+    return f"{_VERSION} {PIL.__version__} {size} {channels} {fit}"
+
+
 def _packed(entries: Sequence[Entry], size: Size, channels: int, fit: Fit) -> Pack:
-    folder = cache_folder() / _digest(entries, size, channels, fit)
-    known = open_pack(folder)
-    if known is not None:
-        return known
+    states = [_state(entry.path) for entry in entries]
+    folder = cache_folder() / _digest(entries, states, manner(size, channels, fit))
 
-    def one(entry: Entry) -> np.ndarray | str:
-        try:
-            return or_reason(decode, entry.path, size, channels, fit)
-        except MemoryError:
-            return "too large for the memory"
+    def one(known: tuple[Entry, str]) -> np.ndarray | str:
+        found = or_reason(decode, known[0].path, size, channels, fit)
+        # Of a file that was missing before, the pack's own name says so: it changes with the file.
+        return str(found) if isinstance(found, str) and found == known[1] else found
 
-    return write_pack(folder, (*size, channels), enumerate(in_parallel(one, entries)))
+    pairs = list(zip(entries, states, strict=True))
+    return open_pack(folder) or write_pack(
+        folder, (*size, channels), enumerate(in_parallel(one, pairs))
+    )
 
 
-def _digest(entries: Sequence[Entry], size: Size, channels: int, fit: Fit) -> str:
+def _state(path: Path) -> str:
+    """Changes with a file's content; why there is none where it cannot be reached."""
+    try:
+        found = path.stat()
+        return f"{found.st_size} {found.st_mtime_ns}"
+    except OSError as error:
+        return error.strerror or "gone"
+
+
+def _digest(entries: Sequence[Entry], states: Sequence[str], manner: str) -> str:
     """A name for decoded images that changes with the files and with how they are decoded."""
-    total = hashlib.sha256(_VERSION + f"{size} {channels} {fit}".encode())
-    for entry in entries:
-        try:
-            found = entry.path.stat()
-            state = f"{found.st_size} {found.st_mtime_ns}"
-        except OSError as error:
-            state = error.strerror or "gone"
+    total = hashlib.sha256(manner.encode())
+    for entry, state in zip(entries, states, strict=True):
         total.update(os.fsencode(entry.path.absolute()) + b"\0" + state.encode() + b"\0")
     return total.hexdigest()[:32]
 
 
-def in_parallel(function: Any, items: Sequence[Any]) -> Iterator[Any]:
+def in_parallel(function: Any, items: Iterable[Any]) -> Iterator[Any]:
     """`map` over threads, in order, with only a few results waiting: Pillow lets others run."""
     workers = os.cpu_count() or 1
     waiting: collections.deque[Future[Any]] = collections.deque()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from thinned.config import DataConfig
+from thinned.data import enterable
 from thinned.data.files import Entry, SplitName, load_files
 from thinned.data.images import SUFFIXES
-from thinned.errors import RequestError
+from thinned.errors import RequestError, printable
 from thinned.types import Dataset
 
+_NOTED = 5
 SPLITS: Mapping[str, SplitName] = {
     "train": "train",
     "training": "train",
@@ -49,8 +52,17 @@ class ImageFolder:
         Raises:
             RequestError: see `thinned.data.files.load_files`.
         """
-        entries, classes = self.entries()
-        return load_files(self.name, str(self.path), entries, classes, self.options, self.seed)
+        passed: Counter[str] = Counter()
+        entries, classes = self._listed(passed)
+        notes = tuple(
+            f"{suffix or 'without ending'}: {count:,} {'file is' if count == 1 else 'files are'} "
+            f"no image by {'its' if count == 1 else 'their'} name"
+            for suffix, count in sorted(passed.items(), key=lambda held: (-held[1], held[0]))[
+                :_NOTED
+            ]
+        )
+        where = str(self.path)
+        return load_files(self.name, where, entries, classes, self.options, self.seed, notes)
 
     def entries(self) -> tuple[list[Entry], tuple[str, ...]]:
         """The image files, sorted, and the names of the classes, sorted.
@@ -58,16 +70,30 @@ class ImageFolder:
         Raises:
             RequestError: there are no class folders, or one holds no images.
         """
-        found = list(self._files())
+        return self._listed(Counter())
+
+    def _listed(self, passed: Counter[str]) -> tuple[list[Entry], tuple[str, ...]]:
+        found = list(self._files(passed))
         classes = tuple(sorted({name for name, _, _ in found}))
         labels = {name: label for label, name in enumerate(classes)}
         return [Entry(path, labels[name], split) for name, split, path in found], classes
 
-    def _files(self) -> Iterator[tuple[str, SplitName | None, Path]]:
+    def _splits(self) -> list[Path]:
+        """The folders of the splits; none where the folders are those of the classes."""
         tops = _folders(self.path)
         splits = [top for top in tops if top.name.lower() in SPLITS]
-        if not any(SPLITS[top.name.lower()] == "train" for top in splits):
-            splits = []
+        train = [top for top in splits if SPLITS[top.name.lower()] == "train"]
+        if len(splits) < len(tops):
+            # With others beside it, a folder called train that holds no folders is a class.
+            return splits if any(map(_folders, train)) else []
+        if splits and not train:
+            raise RequestError(
+                f"{self.path} has {' and '.join(top.name for top in splits)}, but no folder train"
+            )
+        return splits
+
+    def _files(self, passed: Counter[str]) -> Iterator[tuple[str, SplitName | None, Path]]:
+        splits = self._splits()
         for root in splits or [self.path]:
             split: SplitName | None = SPLITS[root.name.lower()] if splits else None
             folders = _folders(root)
@@ -75,33 +101,43 @@ class ImageFolder:
                 raise RequestError(
                     f"{root} has no folders: put the images of each class into a folder of its own"
                 )
+            taken: dict[str, Path] = {}
             for folder in folders:
-                # A name that is no UTF-8 could neither be shown nor saved.
-                name = os.fsencode(folder.name).decode("utf-8", "replace")
-                for path in _images(folder):
+                # A name that is no UTF-8 could neither be shown nor saved as it is.
+                name = printable(folder.name)
+                if taken.setdefault(name, folder) != folder:
+                    raise RequestError(f"two class folders of {root} have one name, {name}")
+                if root.resolve().is_relative_to(folder.resolve()):
+                    raise RequestError(f"class folder {folder} leads to a folder above itself")
+                for path in _images(folder, passed):
                     yield name, split, path
 
 
 def _folders(path: Path) -> list[Path]:
     try:
-        found = [each for each in path.iterdir() if not each.name.startswith(".")]
+        found = [each for each in enterable(path).iterdir() if not each.name.startswith(".")]
         return sorted((each for each in found if each.is_dir()), key=lambda each: each.name)
     except OSError as error:
         raise RequestError(f"cannot read folder {path}: {error.strerror or error}") from error
 
 
-def _images(folder: Path) -> list[Path]:
+def _images(folder: Path, passed: Counter[str]) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise RequestError(f"cannot read folder {error.filename}: {error.strerror}") from error
 
     found: list[Path] = []
     for base, inner, names in os.walk(folder, onerror=refuse):
+        try:
+            enterable(Path(base))
+        except OSError as error:
+            refuse(error)
         inner[:] = [name for name in inner if not name.startswith(".")]
-        found += [
-            Path(base, name)
-            for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
-        ]
+        for name in names:
+            suffix = Path(name).suffix.lower()
+            if suffix in SUFFIXES and not name.startswith("."):
+                found.append(Path(base, name))
+            elif not name.startswith("."):
+                passed[printable(suffix)] += 1
     if not found:
         raise RequestError(
             f"class folder {folder} holds no images (JPEG, PNG, WebP, BMP, GIF, TIFF): "

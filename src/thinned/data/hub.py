@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import itertools
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from thinned.config import DataConfig
-from thinned.data.files import dataset_of, form_for
+from thinned.data.files import SplitName, class_order, dataset_of, form_for, in_parallel, manner
 from thinned.data.folder import SPLITS
-from thinned.data.images import decode_image, or_reason
-from thinned.data.pack import cache_folder, write_pack
+from thinned.data.images import Header, decode, or_reason, read_header
+from thinned.data.pack import cache_folder, open_pack, write_pack
+from thinned.data.table import LABELS
 from thinned.errors import RequestError
 from thinned.types import Dataset, LeftOut
 
 _SAMPLE = 256
+Parts = dict[SplitName, Any]
+"""Split -> what a library gives for it."""
+
+
+class _Row(NamedTuple):
+    """One example: an image file's content or path, or in words why there is none."""
+
+    split: SplitName
+    content: bytes | Path | str
+    label: int
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a library has under a name.
+
+    Attributes:
+        version: changes with the data.
+        classes: names of the classes.
+        rows: begins to read all examples, always in the same order.
+    """
+
+    version: str
+    classes: tuple[str, ...]
+    rows: Callable[[], Iterator[_Row]]
 
 
 @dataclass(frozen=True)
@@ -56,11 +83,16 @@ class Tfds:
             else:
                 builder = tfds.builder(self.target, file_format="array_record")
             features = builder.info.features
-            sources = {
-                SPLITS[split]: builder.as_data_source(split)
+            # Images stay the files that they were, so that all are decoded by one set of rules.
+            raw = {"image": tfds.decode.SkipDecoding()}
+            wanted = _kinds(features, where)
+            sources: Parts = {
+                SPLITS[split]: builder.as_data_source(split, decoders=raw)
                 for split in builder.info.splits
-                if split in SPLITS
+                if split in SPLITS and wanted
             }
+        except RequestError:
+            raise
         except Exception as error:
             raise RequestError(f"{where} cannot be read: {_line(error)}") from error
         if not sources:
@@ -68,20 +100,44 @@ class Tfds:
                 f"{where} is not prepared in {builder.data_dir}: run tfds build {builder.name} "
                 "--file_format=array_record"
             )
-        if not {"image", "label"} <= set(features):
-            raise RequestError(f"{where} has no image and label: it has {', '.join(features)}")
-        classes = tuple(features["label"].names)
-        rows = (
-            (split, Image.fromarray(_squeezed(example["image"])), int(example["label"]))
-            for split, source in sources.items()
-            for example in source
-        )
-        return _joined(self.name, where, rows, classes, self.options, self.seed)
+        classes = tuple(map(str, features["label"].names))
+        found = _Found(_state(Path(builder.data_dir)), classes, lambda: _records(sources, classes))
+        return _joined(self.name, where, found, self.options, self.seed)
+
+
+def _kinds(features: Any, where: str) -> bool:
+    held = _held(features)
+    for name, kind in (("image", "Image"), ("label", "ClassLabel")):
+        if name not in features or type(features[name]).__name__ != kind:
+            raise RequestError(f"{where} has no {name} of kind {kind}: it has {held}")
+    return True
+
+
+def _state(folder: Path) -> str:
+    """Changes with the files of a prepared data set."""
+    files = sorted(folder.glob("*"))
+    return repr([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
+
+
+def _records(sources: Parts, classes: tuple[str, ...]) -> Iterator[_Row]:
+    known = {label: label for label in range(len(classes))}
+    for split, source in sources.items():
+        for index in range(len(source)):
+            try:
+                example = source[index]
+            except Exception as error:
+                # One record by its number: a damaged one does not end the reading of the others.
+                yield _Row(split, f"damaged record: {_line(error)}", -1)
+                continue
+            yield _row(split, example["image"], int(example["label"]), known)
 
 
 @dataclass(frozen=True)
 class HuggingFace:
     """A data set of the Hugging Face hub, or a local folder or Parquet file in its formats.
+
+    The image is the first column of kind Image; the label the first of kind ClassLabel, else a
+    column of integers or of text that is named label, class, category or target.
 
     Attributes:
         target: name on the hub, e.g. ``ylecun/mnist``, or a path.
@@ -107,83 +163,131 @@ class HuggingFace:
         library.disable_progress_bars()
         try:
             if path.is_file():
-                found = library.load_dataset("parquet", data_files=str(path))
+                given = library.load_dataset("parquet", data_files=str(path))
             else:
-                found = library.load_dataset(self.target)
-            features: dict[str, Any] = next(iter(found.values())).features
+                given = library.load_dataset(self.target)
+            parts: Parts = {SPLITS[split]: part for split, part in given.items() if split in SPLITS}
+            features: dict[str, Any] = next(iter(given.values())).features
+            version = repr(sorted((split, part._fingerprint) for split, part in parts.items()))
         except Exception as error:
             raise RequestError(f"{where} cannot be read: {_line(error)}") from error
-        image = _first(features, "Image", where)
-        label = _first(features, "ClassLabel", where)
-        classes = tuple(features[label].names)
-        rows = (
-            (SPLITS[split], example[image], int(example[label]))
-            for split, part in found.items()
-            if split in SPLITS
-            for example in part
-        )
-        return _joined(self.name, where, rows, classes, self.options, self.seed)
+        image, label = _image_column(features, where), _label_column(features, where)
+        known, classes = _coded(parts, label, features[label])
+        raw = library.Image(decode=False)
+
+        def rows() -> Iterator[_Row]:
+            for split, part in parts.items():
+                for example in part.select_columns([image, label]).cast_column(image, raw):
+                    yield _row(split, _content(example[image]), example[label], known)
+
+        found = _Found(version, classes, rows)
+        return _joined(self.name, where, found, self.options, self.seed)
 
 
-def _joined(
-    name: str,
-    where: str,
-    rows: Iterator[tuple[str, Any, int]],
-    classes: tuple[str, ...],
-    options: DataConfig,
-    seed: int,
-) -> Dataset:
-    """Pack examples as they come, at the size of the first few hundred where none is asked for."""
+def _content(held: Mapping[str, Any] | None) -> bytes | Path | str:
+    if held is None or (held["bytes"] is None and held["path"] is None):
+        return "there is no image"
+    return Path(held["path"]) if held["bytes"] is None else held["bytes"]
+
+
+def _coded(parts: Parts, label: str, feature: Any) -> tuple[Mapping[Any, int], tuple[str, ...]]:
+    """Label in the data -> index of its class, and the names of the classes."""
+    if type(feature).__name__ == "ClassLabel":
+        return {code: code for code in range(len(feature.names))}, tuple(feature.names)
+    values = {value for part in parts.values() for value in part.unique(label)} - {None}
+    ordered = sorted(values, key=lambda value: class_order(str(value)))
+    return {value: code for code, value in enumerate(ordered)}, tuple(map(str, ordered))
+
+
+def _row(
+    split: SplitName, content: bytes | Path | str, label: Any, known: Mapping[Any, int]
+) -> _Row:
+    if label in known:
+        return _Row(split, content, known[label])
+    lacks = "there is no label" if label is None else f"label {label} is none of the data set's"
+    return _Row(split, content if isinstance(content, str) else lacks, -1)
+
+
+def _joined(name: str, where: str, found: _Found, options: DataConfig, seed: int) -> Dataset:
+    """Pack all examples, at the size of the first few hundred where none is asked for."""
+
+    def rows() -> Iterator[_Row]:
+        try:
+            yield from found.rows()
+        except Exception as error:
+            raise RequestError(f"{where} cannot be read: {_line(error)}") from error
+
+    size, channels = _form(itertools.islice(rows(), _SAMPLE), where, options)
+    named = repr((where, found.version, manner(size, channels, options.fit)))
+    folder = cache_folder() / hashlib.sha256(named.encode()).hexdigest()[:32]
     labels: list[int] = []
     splits: list[str] = []
-    try:
-        first = [row for _, row in zip(range(_SAMPLE), rows, strict=False)]
-        size, channels = _form([row[1] for row in first], options)
 
-        def images() -> Iterator[tuple[int, np.ndarray | str]]:
-            for index, (split, image, label) in enumerate(itertools.chain(first, rows)):
-                labels.append(label)
-                splits.append(split)
-                yield index, or_reason(decode_image, image, size, channels, options.fit)
+    def noted() -> Iterator[_Row]:
+        for row in rows():
+            labels.append(row.label)
+            splits.append(row.split)
+            yield row
 
-        folder = cache_folder() / f"{name.replace('/', '-')}-{size[0]}x{size[1]}x{channels}"
-        pack = write_pack(folder, (*size, channels), images())
-    except RequestError:
-        raise
-    except OSError as error:
-        raise RequestError(f"{where} cannot be read: {_line(error)}") from error
+    def one(row: _Row) -> np.ndarray | str:
+        if isinstance(row.content, str):
+            return row.content
+        return or_reason(decode, row.content, size, channels, options.fit)
+
+    pack = open_pack(folder) or write_pack(
+        folder,
+        (*size, channels),
+        enumerate(in_parallel(one, noted())),
+        {"labels": labels, "splits": splits},
+    )
     left_out = tuple(LeftOut(f"{where}[{i}]", why) for i, why in pack.reasons.items())
-    kept = pack.kept
     return dataset_of(
         name,
         where,
         pack.images,
-        np.asarray(labels, np.int32)[kept],
-        np.asarray(splits)[kept],
-        classes,
+        np.asarray(pack.beside["labels"], np.int32)[pack.kept],
+        np.asarray(pack.beside["splits"], str)[pack.kept],
+        found.classes,
         options,
         seed,
         left_out,
     )
 
 
-def _form(images: list[Any], options: DataConfig) -> tuple[tuple[int, int], int]:
-    if not images:
-        raise RequestError("the data set has no examples in a split for training or testing")
-    grey = all(image.mode in ("1", "L", "LA") for image in images)
-    return form_for({(image.height, image.width) for image in images}, grey, options)
+def _form(rows: Iterator[_Row], where: str, options: DataConfig) -> tuple[tuple[int, int], int]:
+    if options.size is not None and options.channels is not None:
+        return (options.size, options.size), options.channels
+    contents = [row.content for row in rows if not isinstance(row.content, str)]
+    found = [or_reason(read_header, content) for content in contents]
+    held = [header for header in found if isinstance(header, Header)]
+    if not held:
+        raise RequestError(f"{where} has no readable image in a split for training or testing")
+    return form_for({each.size for each in held}, all(each.is_grey for each in held), options)
 
 
-def _squeezed(image: np.ndarray) -> np.ndarray:
-    return image[..., 0] if image.shape[-1] == 1 else image
-
-
-def _first(features: dict[str, Any], kind: str, where: str) -> str:
+def _image_column(features: Mapping[str, Any], where: str) -> str:
     for name, feature in features.items():
-        if type(feature).__name__ == kind:
+        if type(feature).__name__ == "Image":
             return name
-    held = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
-    raise RequestError(f"{where} has no column of kind {kind}: it has {held}")
+    raise RequestError(f"{where} has no column of kind Image: it has {_held(features)}")
+
+
+def _label_column(features: Mapping[str, Any], where: str) -> str:
+    for name, feature in features.items():
+        if type(feature).__name__ == "ClassLabel":
+            return name
+    for name, feature in features.items():
+        kind = str(getattr(feature, "dtype", ""))
+        if name.lower() in LABELS and re.fullmatch(r"u?int\d+|(large_)?string|bool", kind):
+            return name
+    raise RequestError(
+        f"{where} has no column of kind ClassLabel, nor one of integers or text that is named "
+        f"{' or '.join(LABELS)}: it has {_held(features)}"
+    )
+
+
+def _held(features: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
 
 
 def _import(module: str, extra: str) -> Any:
@@ -197,4 +301,6 @@ def _import(module: str, extra: str) -> Any:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """The first sentence of what a library says, which may be a page."""
+    text = " ".join(str(error).split())
+    return re.split(r"(?<=\w[.!])\s", text, maxsplit=1)[0][:200] or type(error).__name__

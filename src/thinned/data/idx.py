@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from thinned.data import read_only
+from thinned.data import read_only, regular
 from thinned.errors import RequestError
 from thinned.types import Dataset, Split
 
@@ -148,7 +148,7 @@ def read_idx(path: Path) -> np.ndarray:
         RequestError: the file cannot be read, is of another kind, is cut short or too long.
     """
     try:
-        with path.open("rb") as raw:
+        with regular(path).open("rb") as raw:
             packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             if packed:

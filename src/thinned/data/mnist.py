@@ -53,6 +53,7 @@ def _load() -> Dataset:
         train=Split(images[:TRAIN], digits[:TRAIN]),
         test=Split(images[TRAIN:], digits[TRAIN:]),
         classes=tuple("0123456789"),
+        plain=True,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from thinned.config import DataConfig
+from thinned.data import enterable, regular
 from thinned.data.arrays import Npz, fit_arrays
 from thinned.data.cifar import CifarFolder
 from thinned.data.folder import ImageFolder
@@ -17,7 +18,7 @@ from thinned.data.hub import HuggingFace, Tfds
 from thinned.data.idx import IdxFolder
 from thinned.data.mnist import EmbeddedMnist
 from thinned.data.table import Table
-from thinned.errors import RequestError
+from thinned.errors import RequestError, printable
 from thinned.types import Dataset, Split
 
 
@@ -55,6 +56,11 @@ def open_source(data: DataConfig | Path | str | None = None, seed: int = 0) -> S
         data = DataConfig(path=None if data is None else str(data))
     if data.path is None:
         return EmbeddedMnist()
+    if printable(data.path) != data.path:
+        raise RequestError(
+            f"data {printable(data.path)} cannot be saved in a run: rename it, without control "
+            "characters and in UTF-8"
+        )
     for prefix, opened in (("tfds:", Tfds), ("hf:", HuggingFace)):
         if data.path.startswith(prefix):
             return opened(data.path.removeprefix(prefix), data, seed)
@@ -76,14 +82,14 @@ def decodes_files(source: Source) -> bool:
 
 def _open_folder(path: Path, data: DataConfig, seed: int) -> Source:
     try:
-        names = [entry.name for entry in path.iterdir()]
+        names = [entry.name for entry in enterable(path).iterdir()]
     except OSError as error:
         raise RequestError(f"cannot read folder {path}: {error.strerror or error}") from error
     if not names:
         raise RequestError(f"data folder {path} is empty")
     if any("-ubyte" in name for name in names):
         return Formed(IdxFolder(path), data)
-    if CifarFolder.fits(path):
+    if CifarFolder.fits(names):
         return CifarFolder(path, data, seed)
     if "data_batch_1" in names or ("meta" in names and "train" in names):
         raise RequestError(
@@ -100,7 +106,10 @@ def _open_file(path: Path, data: DataConfig, seed: int) -> Source:
         )
     if path.suffix.lower() not in kinds:
         raise RequestError(f"{path} is a file, but no {', '.join(kinds)}: nothing else is read")
-    return kinds[path.suffix.lower()](path, data, seed)
+    try:
+        return kinds[path.suffix.lower()](regular(path), data, seed)
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from thinned.config import DataConfig
-from thinned.data.files import Entry, load_files
+from thinned.data.files import Entry, class_order, load_files
 from thinned.data.folder import SPLITS
 from thinned.errors import RequestError
 from thinned.types import Dataset
 
 _PATHS = ("path", "file", "filename", "file_name", "image")
-_LABELS = ("label", "class", "category", "target")
+LABELS = ("label", "class", "category", "target")
 _SPLIT = "split"
 
 
@@ -54,14 +54,13 @@ class Table:
         rows = list(self._rows())
         if not rows:
             raise RequestError(f"{self.path} has no rows")
-        at, labelled = _column(rows[0], _PATHS, self.path), _column(rows[0], _LABELS, self.path)
-        texts = [self._text(row, labelled, number) for number, row in enumerate(rows, 2)]
-        # Numbers are sorted as numbers: class 10 comes after class 9.
-        classes = tuple(
-            sorted(
-                set(texts), key=lambda text: (0, int(text), "") if text.isdigit() else (1, 0, text)
+        at, labelled = _column(rows[0], _PATHS, self.path), _column(rows[0], LABELS, self.path)
+        if isinstance(rows[0].get(at), Mapping):
+            raise RequestError(
+                f"{self.path} holds images, not paths of them: read it with --data hf:{self.path}"
             )
-        )
+        texts = [self._text(row, labelled, number) for number, row in enumerate(rows, 2)]
+        classes = tuple(sorted(set(texts), key=class_order))
         codes = {text: label for label, text in enumerate(classes)}
         entries: list[Entry] = []
         for number, (row, text) in enumerate(zip(rows, texts, strict=True), 2):
@@ -77,6 +76,10 @@ class Table:
 
     def _text(self, row: Mapping[str, Any], column: str, line: int) -> str:
         value = row.get(column)
+        if isinstance(value, float):
+            raise RequestError(
+                f"{self.path} line {line}: {column} is {value:g}, expected text or an integer"
+            )
         text = "" if value is None else str(value).strip()
         if not text:
             raise RequestError(f"{self.path} line {line}: {column} is empty")
