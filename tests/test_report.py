@@ -1,21 +1,30 @@
 """The report: one file, right figures, and in a real browser no error and no request."""
 
+import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
+from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from conftest import write_idx
+from conftest import blobs, write_idx
 
+from thinned import figures, report
 from thinned.cli import main
 from thinned.config import Config, DataConfig, DropoutConfig
-from thinned.run import train
+from thinned.run import Run, train
+from thinned.trust import appraise
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 
-pytest.importorskip("matplotlib")
+needs_browser = pytest.mark.skipif(
+    BROWSER is None, reason="Chromium is not installed: apt install chromium"
+)
+
+figure = pytest.importorskip("matplotlib.figure")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +69,78 @@ def test_its_figures_are_those_of_the_records(page, runs):
     gap = ends["test"]["accuracy"] - ends["train"]["accuracy"]
     assert f"test less train {gap:+.4f}" in text
     assert "and of other images (mean" in text
-    assert "<td>Conv_0</td>" in text
+
+
+def test_it_says_how_it_was_made_and_what_its_scores_mean(page, runs):
+    text = page.read_text()
+    assert "77 test images; 5 samples of each network by MC dropout" in text
+    score = appraise(runs[:1], runs[0].test_images(), 5).scores
+    interval = f"{score['accuracy_low']:.4f} to {score['accuracy_high']:.4f}"
+    told = f"{score['accuracy']:.4f} ({interval})"
+    assert f"<td>accuracy (Wilson&#x27;s 95 % interval)</td><td>{told}</td>" in text
+    assert f"<td>Brier score (summed over classes, 0 to 2)</td><td>{score['brier']:.4f}" in text
+    assert "<td>mutual information</td>" in text
+
+
+def test_activations_are_counted_with_and_without_dropout(page, runs):
+    assert "<td>Conv_0</td>" in page.read_text()
+    # So much dropout that answers change their signs.
+    strong = replace(runs[0].config, dropout=DropoutConfig(rate=0.9))
+    text = report._silence(Run(runs[0].folder, strong))
+    rows = re.findall(r"<td>(\w+)</td><td>([0-9.]+)%</td><td>([0-9.]+)%</td>", text)
+    assert {layer: off == on for layer, off, on in rows} == {
+        "Conv_0": True,
+        "Conv_1": True,
+        "Dense_0": False,
+    }
+
+
+def test_a_gap_is_told_only_where_it_was_measured(runs, tmp_path):
+    folder = tmp_path / "unmeasured"
+    shutil.copytree(runs[0].folder, folder)
+    records = [record for record in runs[0].metrics if record["split"] != "test"]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+    assert main(["report", str(folder)]) == 0
+    text = (folder / "report.html").read_text()
+    assert "at the end train" in text
+    assert "test less train" not in text
+    assert "dropout off, one pass" in text
+
+
+def test_runs_of_different_data_are_not_compared_image_by_image(runs, tmp_path):
+    other = write_idx(tmp_path / "data", blobs(90, 5), blobs(77, 6))
+    stranger = train(
+        Config(data=DataConfig(path=str(other)), epochs=1, batch_size=20), runs=tmp_path
+    )
+    out = tmp_path / "both.html"
+    assert main(["report", str(runs[0].folder), str(stranger.folder), "--out", str(out)]) == 0
+    assert "<td>not compared: other test images</td>" in out.read_text()
+
+
+def test_learning_curves_have_a_colour_for_each_split_and_a_line_for_each_run(runs):
+    axes = figure.Figure().add_subplot()
+
+    class Painted:
+        def draw(self, name, caption, paint):
+            if name == "curve-loss":
+                paint(axes)
+                self.caption = caption
+            return ""
+
+    plots = Painted()
+    figures.learning_curves(runs, plots)
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    looks = {(line.get_color(), line.get_linestyle()) for line in lines.values()}
+    assert len(looks) == len(lines) == 6
+    for split in ("train", "validation", "test"):
+        pair = [lines[f"{run.folder.name}, {split}"] for run in runs]
+        assert pair[0].get_color() == pair[1].get_color()
+        assert pair[0].get_marker() == pair[1].get_marker()
+    assert len({line.get_marker() for line in lines.values()}) == 3
+    assert all(tick == round(tick) for tick in axes.get_xticks())
+    assert len(axes.collections) == 2
+    for run in runs:
+        assert f"{run.folder.name} at the end train" in plots.caption
 
 
 def test_every_figure_is_well_formed_and_says_what_it_shows(page):
@@ -78,7 +158,7 @@ def test_every_figure_is_well_formed_and_says_what_it_shows(page):
     assert all('alt="' in picture for picture in pictures)
 
 
-def test_several_runs_stand_side_by_side_with_their_difference(runs, tmp_path):
+def test_several_runs_stand_side_by_side_with_their_difference(runs, tmp_path, capsys):
     out, figures = tmp_path / "both.html", tmp_path / "figures"
     words = ["report", *(str(run.folder) for run in runs)]
     assert main([*words, "--out", str(out), "--figures", str(figures)]) == 0
@@ -89,6 +169,17 @@ def test_several_runs_stand_side_by_side_with_their_difference(runs, tmp_path):
     assert "learned 0." in text
     assert (figures / "curve-loss.png").stat().st_size > 1000
     ElementTree.parse(figures / "curve-loss.svg")
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    assert main([*words, "--out", str(out), "--figures", str(taken)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    (figures / "curve-loss.png").unlink()
+    (figures / "curve-loss.png").mkdir()
+    assert main([*words, "--out", str(out), "--figures", str(figures)]) == 1
+    error = capsys.readouterr().err
+    assert "cannot write" in error
+    assert error.count("\n") == 1
+    assert not list(figures.glob(".*"))
 
 
 def test_what_cannot_be_reported_is_said(tmp_path, capsys, monkeypatch, runs):
@@ -101,31 +192,66 @@ def test_what_cannot_be_reported_is_said(tmp_path, capsys, monkeypatch, runs):
     assert "pip install 'thinned[report]'" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed: apt install chromium")
-@pytest.mark.parametrize("width", [390, 1200])
-def test_a_browser_shows_it_without_an_error_or_a_request(page, width, tmp_path):
+def opened(path, tmp_path, width=390):
+    """The page as a browser has built it, what its console says, and the hosts it asks for."""
+    net = tmp_path / "net.json"
     done = subprocess.run(
         [
             BROWSER,
             "--headless",
             "--no-sandbox",
             "--disable-gpu",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--no-first-run",
+            "--host-resolver-rules=MAP * ~NOTFOUND",
             "--enable-logging=stderr",
             f"--window-size={width},900",
-            f"--user-data-dir={tmp_path}",
-            f"--log-net-log={tmp_path / 'net.json'}",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--log-net-log={net}",
             "--dump-dom",
-            page.as_uri(),
+            path.as_uri(),
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
-    assert "CONSOLE" not in done.stderr
-    assert done.stdout.count("<figure>") == 7
-    assert "AURC" in done.stdout
-    asked = re.findall(r'"url":"https?://([^"/]+)', (tmp_path / "net.json").read_text())
-    # The browser itself looks for updates at its maker's; the page asks for nothing.
-    own = (".google.com", ".googleapis.com", ".gstatic.com", ".gvt1.com")
-    assert not [host for host in asked if not host.endswith(own)]
+    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    asked = [event.get("params", {}) for event in json.loads(net.read_text())["events"]]
+    # What the browser does for itself has no origin.
+    hosts = {
+        urlsplit(each["url"]).netloc
+        for each in asked
+        if each.get("initiator", "not an origin") != "not an origin" and "url" in each
+    }
+    return done.stdout, said, hosts - {""}
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_browser_shows_it_without_an_error_or_a_request(page, runs, width, tmp_path):
+    shown, said, hosts = opened(page, tmp_path, width)
+    assert not said
+    assert not hosts
+    assert shown.count("<figure>") == 7
+    ends = {record["split"]: record for record in runs[0].metrics}
+    for quantity in ("loss", "accuracy"):
+        told = ", ".join(f"{split} {ends[split][quantity]:.4f}" for split in ends)
+        assert f"at the end {told}" in shown
+    accuracy = re.search(r"<td>accuracy \(Wilson[^<]*</td><td>([0-9.]+) ", shown)
+    sampled = appraise(runs[:1], runs[0].test_images(), 5).scores
+    assert float(accuracy[1]) == pytest.approx(sampled["accuracy"], abs=5e-5)
+
+
+@needs_browser
+def test_the_browser_would_see_an_error_and_a_request(tmp_path):
+    page = tmp_path / "control.html"
+    page.write_text(
+        "<!doctype html><script>console.error('wrong')</script>"
+        '<img src="https://example.org/picture.png">'
+    )
+    _, said, hosts = opened(page, tmp_path)
+    assert any("wrong" in line for line in said)
+    assert hosts == {"example.org"}

@@ -120,6 +120,26 @@ def test_risk_and_coverage_are_those_of_a_loop(seed):
     assert curve.accuracy_at(0.8) == pytest.approx(1 - risks[48])
 
 
+def test_risk_within_ties_is_that_of_an_order_drawn_at_random():
+    random = np.random.default_rng(0)
+    confidence, right = random.integers(0, 6, 40) / 6, random.random(40) < 0.6
+    found = scores.risk_coverage(confidence, right)
+    drawn = []
+    for _ in range(2000):
+        order = random.permutation(40)
+        order = order[np.argsort(-confidence[order], kind="stable")]
+        drawn.append(np.cumsum(~right[order]) / np.arange(1, 41))
+    # Five standard errors of a mean of values in [0, 1].
+    np.testing.assert_allclose(found.risk, np.mean(drawn, 0), atol=5 * 0.5 / np.sqrt(2000))
+    turned = random.permutation(40)
+    again = scores.risk_coverage(confidence[turned], right[turned])
+    assert again.area == found.area
+    np.testing.assert_array_equal(again.risk, found.risk)
+    ends = np.r_[found.threshold[1:] != found.threshold[:-1], True]
+    exact = [np.mean(~right[confidence >= level]) for level in found.threshold[ends]]
+    np.testing.assert_array_equal(found.risk[ends], exact)
+
+
 @settings(max_examples=10)
 @given(SEEDS, st.floats(0.3, 4))
 def test_the_temperature_that_made_the_labels_is_found(seed, temperature):

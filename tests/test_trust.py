@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -11,11 +12,12 @@ from PIL import Image
 from scipy import special
 from sklearn import metrics
 
-from thinned import trust
+from thinned import evaluation, scores, trust, worth
 from thinned.cli import main
 from thinned.config import Config, DataConfig, DropoutConfig
 from thinned.errors import RequestError
 from thinned.run import train
+from thinned.sampling import Predictions
 from thinned.types import Split
 
 
@@ -86,7 +88,29 @@ def test_scores_on_the_terminal_are_those_of_scikit_learn(runs, capsys):
     assert f"accuracy      {accuracy:.2%}" in shown
     assert "of 77 images" in shown or "77 images" in shown
     f1 = metrics.f1_score(test.labels, p.argmax(1), average=None)
-    assert f"{f1[0]:.2%}" in shown.splitlines()[-3]
+    row = next(line for line in shown.splitlines() if line.startswith("0 "))
+    assert f"{f1[0]:.2%}" in row
+    matrix = metrics.confusion_matrix(test.labels, p.argmax(1))
+    for name, counts in enumerate(matrix):
+        line = [str(name), *map(str, counts)]
+        assert line in [each.split() for each in shown.splitlines()]
+    assert "mean confidence" in shown
+
+
+def test_scores_are_written_whole_as_json(runs, base, capsys):
+    out = base / "scores.json"
+    words = ["evaluate", str(runs[0].folder), "--format", "json", "--out", str(out)]
+    assert main(words) == 0
+    assert not capsys.readouterr().out
+    told = json.loads(out.read_text())
+    found = trust.appraise(runs[:1], runs[0].dataset.test)
+    assert told["scores"] == pytest.approx(found.scores)
+    assert told["confusion"] == found.confusion.tolist()
+    assert sum(told["reliability"]["count"]) == 77
+    assert len(told["risk_coverage"]["risk"]) == 77
+    assert told["reliability"]["accuracy"][0] is None
+    assert main([*words[:-1], "/nowhere/scores.json"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_other_images_and_damage_are_scored(runs, base, capsys):
@@ -98,30 +122,60 @@ def test_other_images_and_damage_are_scored(runs, base, capsys):
     assert "40 other images" in shown
     assert shown.count("AUROC") == 4
     assert shown.count("occlusion") == 3
-    found = trust.appraise(runs[:1], runs[0].dataset.test, 10)
-    told = trust.outsiders(runs[:1], str(other), found.predictions, 10)
+    told = evaluation.evaluate_runs(runs[:1], lambda _: None, samples=10, ood=str(other))["ood"]
+    inside = trust.predictions_of(runs[:1], runs[0].dataset.test.images, 10)
     outside = trust.predictions_of(runs[:1], noise[:40, ..., None], 10)
     target = np.repeat([0, 1], [77, 40])
-    expected = metrics.roc_auc_score(
-        target, np.concatenate([found.predictions.entropy, outside.entropy])
+    expected = metrics.roc_auc_score(target, np.concatenate([inside.entropy, outside.entropy]))
+    assert told["images"] == 40
+    assert told["measures"]["entropy"]["auroc"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_test_images_in_another_order_are_no_others_and_nothing_is_printed(runs, base, capsys):
+    images, labels = blobs(77, 1)
+    order = np.random.default_rng(0).permutation(77)
+    turned = write_idx(base / "turned", blobs(60, 0), (images[order], labels[order]))
+    for command in ("evaluate", "report"):
+        assert main([command, str(runs[0].folder), "--ood", str(turned)]) == 2
+        told = capsys.readouterr()
+        assert "these are the test images themselves" in told.err
+        assert not told.out
+    other = write_idx(base / "used", blobs(60, 0), blobs(50, 9))
+    words = ["evaluate", str(runs[0].folder), "--data.path", str(other), "--ood"]
+    assert "the test images themselves" in refused(capsys, *words, str(other))
+    assert main([*words, str(turned)]) == 0
+
+
+def test_outsiders_are_tempered_as_the_test_images_are(runs, base):
+    folder = base / "tempered"
+    shutil.copytree(runs[0].folder, folder)
+    (folder / "calibration.json").write_text('{"temperature": 3.0}')
+    run = trust.load_runs([folder])[0]
+    noise = np.random.default_rng(0).integers(0, 256, (50, 8, 8)).astype(np.uint8)
+    other = write_idx(base / "noises", (noise, np.arange(50) % 3), (noise, np.arange(50) % 3))
+    told = evaluation.evaluate_runs([run], lambda _: None, calibrated=True, ood=str(other))["ood"]
+    inside, outside = (
+        trust.predictions_of([run], images, calibrated=True)
+        for images in (run.dataset.test.images, noise[..., None])
     )
-    assert told["entropy"]["auroc"] == pytest.approx(expected, abs=1e-6)
-    same = refused(capsys, "evaluate", str(runs[0].folder), "--ood", runs[0].config.data.path)
-    assert "the run's own test images" in same
+    expected = scores.auroc(inside.entropy, outside.entropy)
+    assert told["measures"]["entropy"]["auroc"] == pytest.approx(expected)
+    untempered = trust.predictions_of([run], noise[..., None])
+    assert not np.allclose(outside.entropy, untempered.entropy)
+    np.testing.assert_array_equal(outside.energy, untempered.energy)
 
 
-@pytest.mark.parametrize("kind", trust.CORRUPTIONS)
-def test_damage_grows_with_its_severity_and_repeats(kind):
-    images, labels = blobs(6, 0, size=20)
-    split = Split(images[..., None], labels.astype(np.int32))
-    changes = [
-        np.abs(trust.corrupted(split, kind, level).images - images[..., None].astype(float)).mean()
-        for level in (1, 3, 5)
-    ]
-    assert 0 < changes[0] < changes[2]
-    again = trust.corrupted(split, kind, 3).images
-    assert np.array_equal(again, trust.corrupted(split, kind, 3).images)
-    assert again.dtype == np.uint8
+def test_runs_of_different_data_are_no_ensemble(runs, base, pictures, capsys):
+    other = write_idx(base / "elsewhere", blobs(300, 8), blobs(77, 9))
+    stranger = train(config(other), runs=base, name="stranger")
+    words = [str(runs[0].folder), str(stranger.folder)]
+    assert "have different test images" in refused(capsys, "evaluate", *words)
+    assert main(["evaluate", *words, "--data.path", str(other)]) == 0
+    capsys.readouterr()
+    assert main(["predict", *words, str(pictures)]) == 0
+    assert "learned from other data" in capsys.readouterr().err
+    assert main(["predict", *(str(run.folder) for run in runs), str(pictures)]) == 0
+    assert not capsys.readouterr().err
 
 
 def test_a_temperature_is_fitted_saved_and_applied(runs, base, capsys):
@@ -140,24 +194,42 @@ def test_a_temperature_is_fitted_saved_and_applied(runs, base, capsys):
     assert "is not calibrated" in refused(capsys, "evaluate", str(folder), "--calibrated")
 
 
+def test_a_temperature_that_nothing_supports_is_doubted(runs, monkeypatch, capsys, base):
+    folder = base / "doubted"
+    shutil.copytree(runs[0].folder, folder)
+    monkeypatch.setattr(scores, "fit_temperature", lambda *_: scores.TEMPERATURES[1] * 0.9999)
+    held = runs[0].dataset.validation
+    right = np.eye(3)[held.labels]
+    for told, reason in ((right, "validation images are right"), (right[::-1], "as far as")):
+        found = Predictions(told, np.zeros(60), np.zeros(60), np.zeros(60), 1)
+        monkeypatch.setattr(trust, "predictions_of", lambda *_, found=found: found)
+        assert main(["calibrate", str(folder)]) == 0
+        error = capsys.readouterr().err
+        assert reason in error
+        assert error.count("\n") == 1
+
+
 def test_the_worth_of_samples_is_one_table(runs, base, capsys):
     folder = base / "worth"
     shutil.copytree(runs[0].folder, folder)
-    assert main(["calibrate", str(folder)]) == 0
-    capsys.readouterr()
     assert main(["evaluate", str(folder), str(runs[1].folder), "--worth"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line[:18].strip() for line in lines[1:]] == [
+    assert [line.split("  ")[0] for line in lines[1:-1]] == [
         "plain pass",
         "temperature",
-        "MC, 1 samples",
+        "MC, 1 sample",
         "MC, 10 samples",
         "MC, 30 samples",
         "MC, 100 samples",
         "ensemble of 2",
     ]
-    methods = trust.worth(trust.load_runs([folder]), counts=(20,))
+    assert re.match(r"MC, \d+ samples?, as long ", lines[-1])
+    assert not (folder / "calibration.json").exists()
+    words = ["evaluate", str(folder), "--worth", "--samples", "5", "--corrupt"]
+    assert "leave out --samples, --corrupt" in refused(capsys, *words)
+    methods = worth.compare(trust.load_runs([folder]), counts=(20,)).methods
     plain, sampled = methods[0], methods[-1]
+    assert plain.time == 1.0
     assert plain.nll_difference == (0.0, 0.0, 0.0)
     assert plain.p_value == 1.0
     mean = sampled.appraisal.scores["nll"] - plain.appraisal.scores["nll"]
@@ -165,13 +237,35 @@ def test_the_worth_of_samples_is_one_table(runs, base, capsys):
     assert sampled.nll_difference[1] <= mean <= sampled.nll_difference[2]
 
 
-def test_samples_are_enough_when_the_interval_is_narrow(runs):
+def test_samples_take_as_long_as_a_line_through_their_times_says():
+    times = [1 + 0.1 * count for count in (1, 10, 30, 100)]
+    assert worth._affordable((1, 10, 30, 100), times, 3.05) == 20
+    assert worth._affordable((1, 10, 30, 100), times, 0.5) == 1
+
+
+def test_samples_are_enough_when_the_interval_is_narrow(runs, monkeypatch):
     images = np.asarray(runs[0].dataset.test.images)
-    few, many = (trust.enough_samples(runs[:1], images, wide) for wide in (0.5, 0.0005))
-    assert few == 16
-    assert many > few
-    found = trust.predictions_of(runs[:1], images, many)
-    assert 1.96 * found.deviation.mean() / np.sqrt(many) <= 0.0005 or many == 1024
+    few, many = (trust.enough_samples(runs[:1], images, wide) for wide in (0.5, 0.005))
+    assert few.samples == 16
+    assert few.narrow
+    found = trust.predictions_of(runs[:1], images, many.samples)
+    half = 1.96 * found.deviation.mean() / np.sqrt(many.samples)
+    assert many.half_width == pytest.approx(half)
+    assert many.half_width <= 0.005
+    monkeypatch.setattr(trust, "_MOST", 16)
+    most = trust.enough_samples(runs[:1], images, 1e-9)
+    assert str(most) == f"16 samples (the most), interval ±{most.half_width:.4f}"
+
+
+def test_more_samples_do_not_have_to_narrow_what_lies_between_members(monkeypatch):
+    apart = [
+        Predictions(np.asarray([p]), np.asarray([0.01]), np.zeros(1), np.zeros(1), 16)
+        for p in ([0.9, 0.1], [0.1, 0.9])
+    ]
+    monkeypatch.setattr(trust, "members_of", lambda *_: apart)
+    found = trust.enough_samples([], np.zeros((1, 2, 2, 1)))
+    assert found.samples == 16
+    assert found.half_width == pytest.approx(1.96 * np.sqrt(2 * 0.01**2 / 16) / 2)
 
 
 def test_parquet_and_auto(runs, pictures, base, capsys):
@@ -224,14 +318,59 @@ def test_a_broken_file_is_named_and_the_others_are_written_whole(runs, pictures,
     assert main([*words[:-1], "/nowhere/out.csv"]) == 1
 
 
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_table_of_nothing_has_its_columns(runs, base, form, capsys):
+    broken = base / f"broken-{form}"
+    (broken / "folder.png").mkdir(parents=True)
+    (broken / "0.png").write_bytes(b"broken")
+    out = base / f"nothing.{form}"
+    words = ["predict", str(runs[0].folder), str(broken), "--samples", "2", "--format", form]
+    assert main([*words, "--out", str(out)]) == 1
+    assert "1 of the files could not be read" in capsys.readouterr().err
+    columns = ["path", "class", "probability", "entropy", "mutual_information", "deviation"]
+    if form == "csv":
+        assert out.read_text().splitlines() == [",".join(columns)]
+        return
+    parquet = pytest.importorskip("pyarrow.parquet")
+    schema = parquet.read_schema(out)
+    assert schema.names == columns
+    assert [str(kind) for kind in schema.types] == ["string"] * 2 + ["double"] * 4
+
+
 def test_unsure_marks_leave_only_the_wanted_risk(runs):
     held = runs[0].dataset.validation
-    threshold = trust.threshold_for(runs[:1], 0.05, 0, calibrated=False)
+    threshold = trust.threshold_for(runs[:1], 0.05, 0, calibrated=False).confidence
     p = runs[0].predict(np.asarray(held.images))
     answered = p.max(1) >= threshold - 1e-7
     assert answered.any()
     assert np.mean(p.argmax(1)[answered] != held.labels[answered]) <= 0.05 + 1e-9
-    assert trust.threshold_for(runs[:1], 1.0, 0, calibrated=False) <= p.max(1).min() + 1e-6
+    all_of_them = trust.threshold_for(runs[:1], 1.0, 0, calibrated=False)
+    assert all_of_them.confidence <= p.max(1).min() + 1e-6
+    assert all_of_them.coverage == 1
+
+
+def test_a_threshold_does_not_part_images_of_one_confidence(runs, monkeypatch):
+    """The surest answer is right, the next two are equally sure, and one of them is wrong."""
+    held = Split(np.zeros((3, 8, 8, 1), np.uint8), np.asarray([0, 0, 1], np.int32))
+    p = np.asarray([[0.9, 0.1], [0.8, 0.2], [0.8, 0.2]])
+    found = Predictions(p, np.zeros(3), np.zeros(3), np.zeros(3), 1)
+    monkeypatch.setattr(trust, "validation_of", lambda _: held)
+    monkeypatch.setattr(trust, "predictions_of", lambda *_: found)
+    assert trust.threshold_for(runs[:1], 0.3, 0, calibrated=False) == (0.9, 1 / 3)
+    assert trust.threshold_for(runs[:1], 0.34, 0, calibrated=False) == (0.8, 1)
+    held.labels[0] = 1
+    never = trust.threshold_for(runs[:1], 0.3, 0, calibrated=False)
+    assert never == (np.inf, 0)
+    assert "all are unsure" in str(never)
+
+
+def test_a_threshold_for_several_runs_needs_images_that_none_learned_from(runs, base, data):
+    with pytest.raises(RequestError, match="s1 held out other validation images than .*s0"):
+        trust.threshold_for(runs, 0.1, 0, calibrated=False)
+    twin = base / "twin"
+    shutil.copytree(runs[0].folder, twin)
+    both = trust.load_runs([runs[0].folder, twin])
+    assert trust.threshold_for(both, 1.0, 0, calibrated=False).coverage == 1
 
 
 def test_what_makes_no_sense_is_refused_in_one_line(runs, base, data, pictures, capsys):

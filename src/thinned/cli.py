@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import json
 import os
 import re
 import sys
@@ -88,39 +89,47 @@ class Evaluate:
     corrupt: Annotated[bool, Option("Score damaged test images, too: six ways, three levels.")] = (
         False
     )
+    format: Annotated[
+        Literal["text", "json"],
+        Option("Text, or JSON that also holds the points of risk and coverage."),
+    ] = "text"
+    out: Annotated[Path | None, Option("File to write; the terminal when absent.")] = None
     debug: Annotated[bool, Option("Show the traceback of an error.")] = False
 
     def __call__(self) -> None:
-        """Evaluate and print the scores."""
-        from thinned import trust
+        """Evaluate, and print or write the scores."""
+        from thinned import scoring, trust
+        from thinned.logs import refuse_unwritable
 
+        refuse_unwritable(self.out)
         runs = trust.load_runs(self.runs)
         if self.worth:
-            print(trust.told_worth(trust.worth(runs)))
+            self._compare(runs)
             return
-        test = runs[0].test_images(self.data_path)
-        samples = self.samples
-        if samples == "auto":
-            samples = trust.enough_samples(runs, test.images)
-            print(f"{samples} samples")
-        found = trust.appraise(runs, test, samples, self.calibrated)
-        print(found, flush=True)
-        if self.ood is not None:
-            told = trust.outsiders(runs, self.ood, found.predictions, samples)
-            print(f"\n{told.pop('images'):,} other images ({self.ood}), told apart by")
-            for name, score in told.items():
-                print(f"{name:<22}AUROC {score['auroc']:.4f}, FPR95 {score['fpr95']:.4f}")
-        if self.corrupt:
-            print(f"\n{'damage':<11}severity  accuracy    NLL     ECE")
-        for kind in trust.CORRUPTIONS if self.corrupt else ():
-            for severity in trust.SEVERITIES:
-                damaged = trust.corrupted(test, kind, severity)
-                score = trust.appraise(runs, damaged, samples, self.calibrated).scores
-                print(
-                    f"{kind:<11}{severity:>8}{score['accuracy']:>10.2%}{score['nll']:>8.4f}"
-                    f"{score['ece']:>8.4f}",
-                    flush=True,
-                )
+        lines: list[str] = []
+        silent = self.out is not None or self.format == "json"
+        values = scoring.evaluate_runs(
+            runs,
+            lines.append if silent else partial(print, flush=True),
+            data=self.data_path,
+            samples=self.samples,
+            calibrated=self.calibrated,
+            ood=self.ood,
+            corrupt=self.corrupt,
+        )
+        if silent:
+            as_json = self.format == "json"
+            _put(json.dumps(values, ensure_ascii=False) if as_json else "\n".join(lines), self.out)
+
+    def _compare(self, runs: Sequence[Any]) -> None:
+        from thinned import worth
+
+        given = {"--samples": self.samples, "--calibrated": self.calibrated, "--ood": self.ood}
+        given |= {"--corrupt": self.corrupt, "--format json": self.format == "json"}
+        useless = [name for name, value in given.items() if value]
+        if useless:
+            raise RequestError(f"--worth compares ways of its own: leave out {', '.join(useless)}")
+        _put(str(worth.compare(runs, self.data_path)), self.out)
 
 
 @dataclass(frozen=True)
@@ -166,7 +175,8 @@ class Predict:
             calibrated=self.calibrated,
             risk=self.risk,
         )
-        errors = prediction.write_rows(rows, self.format, self.out)
+        header = prediction.columns(self.samples, self.risk)
+        errors = prediction.write_rows(rows, self.format, self.out, header)
         if errors:
             raise ThinnedError(f"{errors} of the files could not be read")
 
@@ -183,8 +193,13 @@ class Calibrate:
         from thinned import trust
         from thinned.run import Run
 
-        temperature, before, after = trust.calibrate(Run.open(self.run))
-        print(f"temperature {temperature:.4f}: NLL {before:.4f} to {after:.4f} nats on validation")
+        found = trust.calibrate(Run.open(self.run))
+        print(
+            f"temperature {found.temperature:.4f}: NLL {found.before:.4f} to "
+            f"{found.after:.4f} nats on validation"
+        )
+        if found.doubt:
+            print(f"thinned: warning: {found.doubt}", file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -209,7 +224,9 @@ class Report:
     def __call__(self) -> None:
         """Write the page and say where it is."""
         from thinned import report, trust
+        from thinned.logs import refuse_unwritable
 
+        refuse_unwritable(self.out)
         runs = trust.load_runs(self.runs)
         alone = runs[0].folder / "report.html" if len(runs) == 1 else Path("report.html")
         out = self.out or alone
@@ -654,6 +671,16 @@ def _one_line(box: str) -> str:
     close = difflib.get_close_matches(wrong[0], offered, n=1, cutoff=0) if wrong else offered
     hint = f"; did you mean {close[0]}?" if close else "; see --help"
     return words[0].rstrip(".!") + hint
+
+
+def _put(text: str, out: Path | None) -> None:
+    """Print a text, or write it to a file, whole or not at all."""
+    if out is None:
+        print(text, flush=True)
+        return
+    from thinned.logs import write_whole
+
+    write_whole(out, text + "\n")
 
 
 def _closing(run: Any) -> str:

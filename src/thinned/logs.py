@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
@@ -114,18 +117,48 @@ def write_whole(path: Path, text: str) -> None:
 def whole(path: Path) -> Generator[Path]:
     """Another path to write to, which becomes `path` only once the context ends well.
 
+    A link stays a link: what it points to is replaced. What is no regular file (a pipe, a device)
+    gets the content as soon as that is whole.
+
     Raises:
         ThinnedError: the disk is full, read-only, or fails otherwise.
     """
-    draft = path.with_name(path.name + ".tmp")
+    target = Path(os.path.realpath(path))
+    special = target.exists() and not target.is_file() and not target.is_dir()
+    folder = Path(tempfile.gettempdir()) if special else target.parent
+    # Made by whoever writes it, so that it gets the usual permissions.
+    draft = folder / f".{secrets.token_hex(8)}.tmp"
     try:
         yield draft
-        draft.replace(path)
+        if special:
+            with target.open("wb") as out, draft.open("rb") as content:
+                shutil.copyfileobj(content, out)
+        else:
+            with draft.open("rb+") as content:
+                os.fsync(content.fileno())
+            draft.replace(target)
     except OSError as error:
         raise ThinnedError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
+
+
+def refuse_unwritable(path: Path | None) -> None:
+    """Say before long work that a file cannot be written after it; None is the terminal.
+
+    Raises:
+        ThinnedError: its folder does not exist or cannot be written, or it is a folder itself.
+    """
+    if path is None:
+        return
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise ThinnedError(f"cannot write {path}: it is a folder")
+    if not target.parent.is_dir():
+        raise ThinnedError(f"cannot write {path}: there is no folder {target.parent}")
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise ThinnedError(f"cannot write {path}: permission denied")
 
 
 class Silent:

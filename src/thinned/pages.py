@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from thinned.errors import RequestError
-from thinned.logs import write_whole
+from thinned.errors import RequestError, ThinnedError
+from thinned.logs import whole, write_whole
 
 INK = "#010203"
 """A colour that becomes the page's own, light or dark."""
@@ -36,7 +36,8 @@ th:first-child, td:first-child { text-align: left }
 .tile { width: 6.5rem; font-size: .75rem; line-height: 1.25 }
 .tile img { width: 100%; image-rendering: pixelated; border: 1px solid var(--soft) }
 pre { overflow-x: auto; padding: .75rem; border: 1px solid var(--soft); font-size: .8rem }
-@media print { body { max-width: none } figure, .tile, tr { break-inside: avoid } }
+@media print { body { max-width: none } figure, .tile, tr { break-inside: avoid }
+  details::details-content { content-visibility: visible; block-size: auto } }
 """
 
 
@@ -72,9 +73,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 class Plots:
-    """Figures by matplotlib, as SVG that takes the page's own colour."""
+    """Figures by matplotlib, as SVG that takes the page's own colour.
 
-    def __init__(self, folder: Path | None) -> None:
+    Args:
+        folder: where to write each as SVG and PNG, too; None for nowhere.
+        later: whether to write them only when `write_files` is called.
+
+    Raises:
+        RequestError: matplotlib is missing.
+        ThinnedError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path | None, later: bool = False) -> None:
         try:
             import matplotlib as mpl
             from matplotlib import figure
@@ -85,8 +95,13 @@ class Plots:
         self._mpl: Any = mpl
         self._figure: Any = figure
         self._folder = folder
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+        self._later = later
+        self._files: dict[Path, bytes] = {}
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ThinnedError(f"cannot make folder {folder}: {error.strerror}") from error
 
     def draw(
         self, name: str, caption: str, paint: Callable[[Any], None], height: float = 4.0
@@ -95,9 +110,10 @@ class Plots:
         with self._sheet(paint, height) as sheet:
             buffer = io.StringIO()
             sheet.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-            if self._folder is not None:
-                for kind in ("svg", "png"):
-                    sheet.savefig(self._folder / f"{name}.{kind}", facecolor="white", dpi=150)
+            for kind in ("svg", "png") if self._folder is not None else ():
+                self._files[self._folder / f"{name}.{kind}"] = _bytes_of(sheet, kind)
+        if not self._later:
+            self.write_files()
         svg = buffer.getvalue()
         svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
         # Ids are the same in every figure of matplotlib, but have to differ within a page.
@@ -111,6 +127,17 @@ class Plots:
         """Write a figure to a file of that kind, ``svg`` or ``png``."""
         with self._sheet(paint, 4.0) as sheet:
             sheet.savefig(path, format=kind, facecolor="white", dpi=150)
+
+    def write_files(self) -> None:
+        """Write the files of what was drawn, each whole or not at all.
+
+        Raises:
+            ThinnedError: one cannot be written.
+        """
+        for path, content in self._files.items():
+            with whole(path) as draft:
+                draft.write_bytes(content)
+        self._files.clear()
 
     @contextmanager
     def _sheet(self, paint: Callable[[Any], None], height: float) -> Generator[Any]:
@@ -128,3 +155,9 @@ class Plots:
             axes.spines[["top", "right"]].set_visible(False)
             paint(axes)
             yield sheet
+
+
+def _bytes_of(sheet: Any, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    sheet.savefig(buffer, format=kind, facecolor="white", dpi=150)
+    return buffer.getvalue()

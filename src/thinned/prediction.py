@@ -9,16 +9,16 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import numpy as np
 
 from thinned.data.files import in_parallel
 from thinned.data.images import SUFFIXES, decode, or_reason
-from thinned.errors import RequestError, ThinnedError, printable
-from thinned.logs import whole, write_whole
+from thinned.errors import RequestError, printable
+from thinned.logs import refuse_unwritable, whole, write_whole
 from thinned.run import Run
-from thinned.trust import enough_samples, predictions_of, threshold_for
+from thinned.trust import enough_samples, predictions_of, strangers, threshold_for
 
 Format = Literal["table", "csv", "json", "parquet"]
 _TOGETHER = 1000
@@ -52,13 +52,22 @@ def predict_files(
     files = list(_files(inputs))
     if not files:
         raise RequestError("no images are given (JPEG, PNG, WebP, BMP, GIF, TIFF)")
+    for line in strangers(runs):
+        print(line, file=sys.stderr)
     if samples == "auto":
         images = [
             image for image in _read(runs[0], files[:_TOGETHER]) if isinstance(image, np.ndarray)
         ]
-        samples = enough_samples(runs, np.stack(images)) if images else 1
-        print(f"{samples} samples", file=sys.stderr)
-    threshold = None if risk is None else threshold_for(runs, risk, samples, calibrated)
+        samples = 1
+        if images:
+            enough = enough_samples(runs, np.stack(images))
+            samples = enough.samples
+            print(enough, file=sys.stderr)
+    threshold = None
+    if risk is not None:
+        chosen = threshold_for(runs, risk, samples, calibrated)
+        threshold = chosen.confidence
+        print(chosen, file=sys.stderr)
     for start in range(0, len(files), _TOGETHER):
         part = files[start : start + _TOGETHER]
         yield from _rows(runs, part, samples, calibrated, threshold)
@@ -116,7 +125,9 @@ def _files(inputs: Sequence[Path]) -> Iterator[Path]:
         try:
             if path.is_dir():
                 yield from sorted(
-                    each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES
+                    each
+                    for each in path.rglob("*")
+                    if each.suffix.lower() in SUFFIXES and not each.is_dir()
                 )
             elif path.exists():
                 yield path
@@ -126,13 +137,25 @@ def _files(inputs: Sequence[Path]) -> Iterator[Path]:
             raise RequestError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def write_rows(rows: Iterator[dict[str, Any]], form: Format, out: Path | None) -> int:
+def columns(samples: int | Literal["auto"] = 0, risk: float | None = None) -> dict[str, type]:
+    """Names and types of what `predict_files` gives for each file that can be read."""
+    names = ["path", "class", "probability"]
+    names += ["entropy", "mutual_information", "deviation"] if samples else []
+    names += [] if risk is None else ["unsure"]
+    kinds = {"path": str, "class": str, "unsure": bool}
+    return {name: kinds.get(name, float) for name in names}
+
+
+def write_rows(
+    rows: Iterator[dict[str, Any]], form: Format, out: Path | None, header: dict[str, type]
+) -> int:
     """Write predictions to a file, whole or not at all, or to the terminal as they come.
 
     Args:
         rows: from `predict_files`.
         form: a table for people, CSV with a header, JSON with one object a line, or Parquet.
         out: the file; None for the terminal.
+        header: the columns, see `columns`; written even if no file can be read.
 
     Returns:
         How many files could not be read.
@@ -142,43 +165,43 @@ def write_rows(rows: Iterator[dict[str, Any]], form: Format, out: Path | None) -
         ThinnedError: the file cannot be written.
     """
     if form == "parquet":
-        return _write_parquet(rows, out)
+        return _write_parquet(rows, out, header)
+    refuse_unwritable(out)
     buffer = io.StringIO()
     target = sys.stdout if out is None else buffer
-    errors = 0
-    header: list[str] = []
+    write = {"json": _json_line, "csv": _csv_line, "table": _table_line}[form]
+    errors, begun = 0, form == "json"
     for row in rows:
+        if not begun:
+            write(target, header, dict(zip(header, header, strict=True)))
+            begun = True
         if "error" in row:
             errors += 1
             print(f"{printable(row['path'])}: {row['error']}", file=sys.stderr)
             if form != "json":
                 continue
-        if form == "json":
-            target.write(json.dumps(row, ensure_ascii=False) + "\n")
-            continue
-        first = not header
-        header = header or list(row)
-        if form == "csv":
-            writer = csv.DictWriter(target, header)
-            if first:
-                writer.writeheader()
-            writer.writerow(row)
-        else:
-            if first:
-                target.write(
-                    "  ".join(name.ljust(_width(name)) for name in header[1:]) + "  path\n"
-                )
-            cells = (_cell(row[name]).ljust(_width(name)) for name in header[1:])
-            target.write("  ".join(cells) + f"  {printable(row['path'])}\n")
+        write(target, header, row)
     if out is not None:
-        try:
-            write_whole(out, buffer.getvalue())
-        except OSError as error:
-            raise ThinnedError(f"cannot write {out}: {error.strerror or error}") from error
+        write_whole(out, buffer.getvalue())
     return errors
 
 
-def _write_parquet(rows: Iterator[dict[str, Any]], out: Path | None) -> int:
+def _json_line(target: TextIO, header: dict[str, type], row: dict[str, Any]) -> None:
+    target.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _csv_line(target: TextIO, header: dict[str, type], row: dict[str, Any]) -> None:
+    csv.DictWriter(target, list(header)).writerow(row)
+
+
+def _table_line(target: TextIO, header: dict[str, type], row: dict[str, Any]) -> None:
+    cells = (_cell(row[name]).ljust(_width(name)) for name in header if name != "path")
+    target.write("  ".join(cells) + f"  {printable(row['path'])}\n")
+
+
+def _write_parquet(
+    rows: Iterator[dict[str, Any]], out: Path | None, header: dict[str, type]
+) -> int:
     if out is None:
         raise RequestError("--format parquet needs --out FILE")
     try:
@@ -188,13 +211,16 @@ def _write_parquet(rows: Iterator[dict[str, Any]], out: Path | None) -> int:
         raise RequestError(
             "--format parquet needs pyarrow: install it with pip install 'thinned[parquet]'"
         ) from error
+    refuse_unwritable(out)
+    kinds = {str: pyarrow.string(), float: pyarrow.float64(), bool: pyarrow.bool_()}
+    schema = pyarrow.schema([(name, kinds[kind]) for name, kind in header.items()])
     held = list(rows)
     good = [row for row in held if "error" not in row]
     for row in held:
         if "error" in row:
             print(f"{printable(row['path'])}: {row['error']}", file=sys.stderr)
     with whole(out) as draft:
-        parquet.write_table(pyarrow.Table.from_pylist(good), draft)
+        parquet.write_table(pyarrow.Table.from_pylist(good, schema), draft)
     return len(held) - len(good)
 
 

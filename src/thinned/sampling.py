@@ -29,17 +29,20 @@ _BLOCK = 10 * BATCH_SIZE
 
 
 class SampleSums(NamedTuple):
-    """Sums over the samples of a block of images; merged by addition.
+    """Sums over the samples of a block of images.
 
     Attributes:
-        probabilities: f32 [image, class].
-        squares: f32 [image, class], of the probabilities.
+        centre: f32 [image, class], probabilities of the first sample. What the others differ by is
+            summed: squares of the probabilities themselves would lose small deviations in f32.
+        shifts: f32 [image, class], of the probabilities less the centre.
+        squares: f32 [image, class], of those squared.
         entropies: f32 [image], of each sample's probabilities, in nats.
         energies: f32 [image], the free energy -log sum exp of each sample's logits.
         samples: i32 [].
     """
 
-    probabilities: jax.Array
+    centre: jax.Array
+    shifts: jax.Array
     squares: jax.Array
     entropies: jax.Array
     energies: jax.Array
@@ -114,18 +117,21 @@ def sample_block(
         log_p = jax.nn.log_softmax(logits)
         # Samples beyond the last count for nothing.
         real = (places < count).astype(jnp.float32)
-        p = jnp.exp(log_p) * real[:, None, None]
+        p = jnp.exp(log_p)
+        centre = jnp.where(turn == 0, p[0], sums.centre)
+        shifts = (p - centre) * real[:, None, None]
         return SampleSums(
-            sums.probabilities + p.sum(0),
-            sums.squares + (p * p).sum(0),
-            sums.entropies - jnp.sum(p * log_p, (0, 2)),
+            centre,
+            sums.shifts + shifts.sum(0),
+            sums.squares + (shifts * shifts).sum(0),
+            sums.entropies - jnp.sum(p * log_p * real[:, None, None], (0, 2)),
             sums.energies - jnp.sum(jax.nn.logsumexp(logits, -1) * real[:, None], 0),
             sums.samples + real.sum().astype(jnp.int32),
         )
 
     shape = jax.eval_shape(logits_of, key[None]).shape[1:]
     nothing = jnp.zeros(shape, jnp.float32)
-    empty = SampleSums(nothing, nothing, nothing[:, 0], nothing[:, 0], jnp.int32(0))
+    empty = SampleSums(nothing, nothing, nothing, nothing[:, 0], nothing[:, 0], jnp.int32(0))
     return jax.lax.fori_loop(0, -(-count // together), body, empty)
 
 
@@ -235,11 +241,13 @@ def sample_predictions(
 
 def _finished(sums: SampleSums, rows: int) -> Predictions:
     count = int(sums.samples)
-    mean = np.asarray(sums.probabilities, np.float64)[:rows] / count
+    centre, shifts, squares = (
+        np.asarray(each, np.float64)[:rows] for each in (sums.centre, sums.shifts, sums.squares)
+    )
+    mean = centre + shifts / count
     mean = mean / mean.sum(1, keepdims=True)
-    squares = np.asarray(sums.squares, np.float64)[:rows] / count
     top = mean.argmax(1)[:, None]
-    variance = np.take_along_axis(squares - mean**2, top, 1)[:, 0]
+    variance = np.take_along_axis(squares / count - (shifts / count) ** 2, top, 1)[:, 0]
     scale = count / (count - 1) if count > 1 else 0.0
     deviation = np.sqrt(np.maximum(variance, 0) * scale)
     entropies, energies = (

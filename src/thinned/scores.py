@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 BINS = 15
+TEMPERATURES = (math.exp(-4.0), math.exp(4.0))
+"""Between these a temperature is searched."""
 
 
 @dataclass(frozen=True)
@@ -160,13 +162,21 @@ def risk_coverage(confidence: np.ndarray, right: np.ndarray) -> RiskCoverage:
     """The risk-coverage curve (El-Yaniv & Wiener 2010).
 
     Args:
-        confidence: f64 [example], larger is surer; ties keep the order of the examples.
+        confidence: f64 [example], larger is surer; within ties, the risk is what is expected when
+            their order is drawn, so that the order of the examples does not matter.
         right: bool [example].
     """
     order = np.argsort(-confidence, kind="stable")
+    threshold, wrong = confidence[order], ~right[order]
     answered = np.arange(1, len(order) + 1)
-    risk = np.cumsum(~right[order]) / answered
-    return RiskCoverage(answered / len(order), risk, confidence[order])
+    starts = np.flatnonzero(np.r_[True, threshold[1:] != threshold[:-1]][: len(order)])
+    sizes = np.diff(np.r_[starts, len(order)])
+    errors = np.add.reduceat(wrong.astype(np.int64), starts) if len(starts) else starts
+    tie = np.repeat(np.arange(len(starts)), sizes)
+    before = (np.cumsum(errors) - errors)[tie]
+    # Multiplied first: where a tie ends, this is a whole number, without rounding.
+    within = (answered - starts[tie]) * errors[tie] / sizes[tie]
+    return RiskCoverage(answered / len(order), (before + within) / answered, threshold)
 
 
 def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
@@ -207,7 +217,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         scaled = log_softmax(logits / math.exp(log_temperature), 1)
         return float(-scaled[np.arange(len(labels)), labels].mean())
 
-    found = minimize_scalar(loss, bounds=(-4.0, 4.0), method="bounded", options={"xatol": 1e-6})
+    low, high = map(math.log, TEMPERATURES)
+    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
     return math.exp(float(found.x))
 
 
