@@ -39,7 +39,7 @@ def test_every_recipe_makes_a_study_that_reads_the_test_set_once(name, budget):
 def test_every_form_of_figure_is_drawn(name, tmp_path):
     wanted = Reproduction.open(name)
     rows = [arm.name for arm in wanted.study("smoke").arms][:2]
-    result = reproduce(wanted, wanted.study("smoke", rows, 1), tmp_path / name)
+    result = reproduce(wanted, wanted.study("smoke", rows, 1), tmp_path / name, "smoke")
     for suffix in (".svg", ".png"):
         assert (tmp_path / name / (name + suffix)).stat().st_size > 2000
     saved = json.loads((tmp_path / name / "result.json").read_text())
@@ -58,7 +58,7 @@ def test_figure_10_tells_the_gain_at_each_size(tmp_path):
     wanted = Reproduction.open("srivastava2014-figure10")
     limits = [100, 500]
     rows = [f"data.limit={limit},dropout.rate={rate}" for limit in limits for rate in (0, 0.5)]
-    result = reproduce(wanted, wanted.study("smoke", rows, 2), tmp_path / "s")
+    result = reproduce(wanted, wanted.study("smoke", rows, 2), tmp_path / "s", "smoke")
     right = {row.arm.name: row.values("accuracy") for row in result.rows}
     (gains,) = result.measured.values()
     assert len(gains) == len(limits)

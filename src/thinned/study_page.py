@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from thinned.comparison import interval
+from thinned.outcomes import SCORES, Row
 from thinned.pages import Plots, table, write_page
-from thinned.study import SCORES, Row, Study, curves_of, told, verdict
+from thinned.study import Study, curves_of
+from thinned.verdict import told, verdict
 
 LABELS = {"accuracy": "test accuracy", "nll": "NLL (nats)", "ece": "ECE"}
 _MANY = 10
@@ -83,15 +85,16 @@ def draw_against(
         if error:
             values = [[100 - 100 * value for value in each] for each in values]
         means = [statistics.fmean(each) for each in values]
-        _bars(axes, places, means, values, "o-", name)
+        draw_bars(axes, places, means, values, "o-", name)
     axes.set(xlabel=option)
     if len(series) > 1:
         axes.legend(frameon=False, fontsize=9)
 
 
-def _bars(
+def draw_bars(
     axes: Any, places: Any, means: Any, values: Sequence[Sequence[float]], form: str, label: str
 ) -> None:
+    """Means with the intervals of their values, see `thinned.comparison.interval`."""
     reach: list[tuple[float, float]] = []
     for each, mean in zip(values, means, strict=True):
         low, high = interval(each) if len(each) > 1 else (mean, mean)
