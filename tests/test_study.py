@@ -23,7 +23,7 @@ from thinned.config import recipe, with_values
 from thinned.errors import RequestError
 from thinned.loop import Pace
 from thinned.loop import train_lanes as run_lanes
-from thinned.outcomes import Row
+from thinned.outcomes import Outcome, Row
 from thinned.step import train_steps
 from thinned.study import Study, rows_of, run_of, run_study, search
 from thinned.verdict import told, verdict
@@ -432,6 +432,24 @@ def test_the_page_shows_all_of_it(done, base, tmp_path):
     assert not re.search(r"(src|href)=.(https?:|//)", body)
     assert (tmp_path / "accuracy-dropout-rate.png").stat().st_size > 1000
     assert page.count("aria-label") >= 6
+    assert "<details><summary>Definition" in page
+    assert ">nan<" not in page
+
+
+@pytest.mark.parametrize(
+    ("option", "values", "scale"),
+    [("learning_rate", (1e-4, 1e-3, 1e-2), "log"), ("dropout.rate", (0, 0.5, 0.9), "linear")],
+)
+def test_values_over_decades_have_a_logarithmic_axis(option, values, scale):
+    from matplotlib.figure import Figure
+
+    from thinned.study_page import draw_against
+
+    found = {0: Outcome("finished", "", {"test": {"nll": 0.1}})}
+    axes = Figure().add_subplot()
+    rows = [Row(Arm(f"{option}={value}", {option: value}), found, None) for value in values]
+    draw_against(axes, option, "nll", rows)
+    assert axes.get_xscale() == scale
 
 
 def test_optuna_chooses_arms_by_validation(base, tmp_path):
