@@ -46,6 +46,11 @@ def test_values_are_read_as_the_options_type(word, name, values):
         (["dropout.rate=0,0.0"], "names a value twice"),
         (["dropout.rate=0", "dropout.rate=1"], "is given twice"),
         (["seed=1,2"], "every seed"),
+        (["recipe=tutorial,tutorial-as-printed"], "vary those options themselves"),
+        (["test=epoch,end"], "read once"),
+        (["log=none,tensorboard"], "not what is learned"),
+        (["checkpoint-every-s=1,2"], "not what is learned"),
+        (["dropout.kind=elemen"], "there is no such value; did you mean 'element'"),
         (["batch_size=1:100000:1", "epochs=1:100000:1"], "more than 100,000 arms"),
     ],
 )
@@ -67,6 +72,8 @@ def test_an_arm_is_the_base_with_its_changes_alone():
     assert config.dropout.sites == {"hidden_2": 0.4, "input": 0.1}
     assert config.optim.name == "sgd"
     assert config.epochs == BASE.epochs
+    # Whatever the base says: test images are for the end.
+    assert (BASE.test, config.test) == ("epoch", "end")
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 20), st.integers(0, 99))
@@ -82,6 +89,31 @@ def test_a_grid_is_every_combination_and_a_sample_a_part_of_it(rates, kinds, cou
     assert drawn[0] == arms[0]
     assert [arm for arm in arms if arm in drawn] == drawn
     assert sample(arms, count, seed) == drawn
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "learning_rate=0.00123456781,0.00123456789",
+        "data.path=a/b,a-b",
+        "data.path=a/b,a:b,a//b",
+        f"data.path={'x' * 300},{'x' * 299}y",
+        "data.path=" + "\u00e4" * 300 + ",b",
+    ],
+)
+def test_different_arms_have_different_names_and_folders_that_a_disk_can_hold(word):
+    arms = grid(varied([word], BASE))
+    count = word.count(",") + 1
+    assert len({arm.name for arm in arms}) == len({arm.folder for arm in arms}) == count
+    for arm in arms:
+        assert "/" not in arm.folder
+        assert len(arm.folder.encode()) < 200
+
+
+def test_plain_names_are_their_own_folders():
+    names = ["dropout.rate=0.5", "dropout + max-norm, ReLU 3x1024", "maxout 2x(5x240)"]
+    folders = [Arm(name, {}).folder for name in names]
+    assert folders == ["dropout.rate=0.5", "dropout-+-max-norm,-ReLU-3x1024", "maxout-2x-5x240-"]
 
 
 def test_nothing_varied_is_one_arm():

@@ -54,6 +54,15 @@ def test_the_seeds_needed_give_the_promised_power(mean, deviation):
     assert (seeds_needed(mean, deviation, tests=10) or 0) > count
 
 
+def test_few_seeds_among_many_tests_are_not_enough_however_large_the_difference():
+    # With two seeds the critical value, 1,273, is far beyond a shift of 57.
+    assert seeds_needed(40.0, 1.0, tests=100) == 3
+    random, critical = np.random.default_rng(3), stats.t.ppf(1 - 0.05 / 200, [1, 2])
+    for count, limit, enough in ((2, critical[0], False), (3, critical[1], True)):
+        found = stats.ttest_1samp(random.normal(40, 1, (4000, count)), 0, axis=1)
+        assert (np.mean(np.asarray(found.statistic) > limit) > 0.8) == enough
+
+
 def test_what_cannot_be_said_is_no_number():
     one = differences({"a": {0: 0.5}, "b": {0: 0.6}}, "a")["b"]
     assert one.seeds == 1
@@ -68,6 +77,12 @@ def test_what_cannot_be_said_is_no_number():
     # Two equal steps of a score that moves in steps are no certainty.
     shifted = differences({"a": {0: 0.5, 1: 0.25}, "b": {0: 0.75, 1: 0.5}}, "a")["b"]
     assert math.isnan(shifted.p_value)
+    # Neither are decimals that are equal but for the rounding of floats.
+    decimals = differences({"a": {0: 0.2, 1: 0.7}, "b": {0: 0.25, 1: 0.75}}, "a")["b"]
+    assert math.isnan(decimals.p_value)
+    assert not decimals.is_told
+    noise = differences({"a": {0: 0.3, 1: 0.3}, "b": {0: 0.1 + 0.2, 1: 0.3}}, "a")["b"]
+    assert noise.p_value == 1.0
     assert seeds_needed(0.0, 1.0) is None
     assert seeds_needed(1e-9, 1.0) is None
     assert seeds_needed(1.0, 0.0) == 2

@@ -1,12 +1,15 @@
 """Published tables as data: every recipe is sound, and each form of figure is drawn."""
 
 import json
+from dataclasses import asdict, replace
 
 import pytest
 
 from thinned.cli import main
+from thinned.comparison import differences
 from thinned.errors import RequestError
-from thinned.reproduce import Reproduction, names, reproduce
+from thinned.outcomes import Outcome, Row
+from thinned.reproduce import Reproduction, Result, names, reproduce
 
 ASKED = [
     *(f"srivastava2014-{what}" for what in ("table2", "table9", "table10")),
@@ -32,6 +35,27 @@ def test_every_recipe_makes_a_study_that_reads_the_test_set_once(name, budget):
     assert {"title", "source", "protocol", "figure"} <= set(found.about)
 
 
+@pytest.mark.parametrize("name", ASKED)
+def test_the_full_budget_ends_at_the_papers_momentum_and_the_short_one_is_adams(name):
+    wanted = Reproduction.open(name)
+    for arm in wanted.study("full").arms:
+        optim = arm.config(wanted.study("full").base, 0).optim
+        assert (optim.name, optim.momentum_start, optim.momentum) == ("sgd", 0.5, 0.95)
+    assert {
+        a.config(wanted.study("short").base, 0).optim.name for a in wanted.study("short").arms
+    } == {"adam"}
+
+
+def test_figure_10_is_as_wide_as_the_papers_where_the_budget_is_full():
+    wanted = Reproduction.open("srivastava2014-figure10")
+    sizes = {
+        budget: sorted({arm.changes["data.limit"] for arm in wanted.study(budget).arms})
+        for budget in ("short", "full")
+    }
+    assert sizes["short"] == [100, 500, 1000, 5000, 10000]
+    assert sizes["full"] == [*sizes["short"], 50000]
+
+
 @pytest.mark.parametrize(
     "name",
     [f"srivastava2014-{what}" for what in ("table10", "figure4", "figure8", "figure9", "figure11")],
@@ -39,11 +63,14 @@ def test_every_recipe_makes_a_study_that_reads_the_test_set_once(name, budget):
 def test_every_form_of_figure_is_drawn(name, tmp_path):
     wanted = Reproduction.open(name)
     rows = [arm.name for arm in wanted.study("smoke").arms][:2]
-    result = reproduce(wanted, wanted.study("smoke", rows, 1), tmp_path / name)
+    result = reproduce(wanted, wanted.study("smoke", rows, 1), tmp_path / name, "smoke")
     for suffix in (".svg", ".png"):
         assert (tmp_path / name / (name + suffix)).stat().st_size > 2000
-    saved = json.loads((tmp_path / name / "result.json").read_text())
+    text = (tmp_path / name / "result.json").read_text()
+    saved = json.loads(text, parse_constant=pytest.fail)
     assert list(saved["arms"]) == rows
+    assert saved["command"].startswith(f"thinned reproduce {name} --budget smoke --seeds 1")
+    assert saved["base"]["dropout"] == asdict(result.study.base.dropout)
     assert all(0 < arm["errors"][0] <= 100 for arm in saved["arms"].values())
     assert wanted.about["title"] in str(result)
     if name.endswith("figure11"):
@@ -54,11 +81,48 @@ def test_every_form_of_figure_is_drawn(name, tmp_path):
         assert all(0 < share < 1 for share in shares.values())
 
 
+def test_the_order_is_told_with_what_is_more_than_the_noise():
+    wanted = Reproduction.open("srivastava2014-table10")
+    study = wanted.study("smoke", seeds=3)
+
+    def told(bernoulli, gaussian):
+        rows = []
+        for arm, errors in zip(study.arms, (bernoulli, gaussian), strict=True):
+            scores = [{"test": {"accuracy": 1 - error / 100, "nll": 0.1}} for error in errors]
+            outcomes = {s: Outcome("finished", "", each) for s, each in enumerate(scores)}
+            rows.append(Row(arm, outcomes, None))
+        accuracies = {
+            row.arm.name: {s: o.scores["test"]["accuracy"] for s, o in row.outcomes.items()}
+            for row in rows
+        }
+        found = differences(accuracies, study.baseline)["Gaussian"]
+        return Result(wanted, "smoke", study, [rows[0], replace(rows[1], difference=found)], {})
+
+    clear = told([1.1, 1.2, 1.15], [0.9, 1.01, 0.94])
+    assert "order of the means: as published; of 1 pair of neighbours, 1 differs" in str(clear)
+    assert "1.08 +- 0.04" in str(clear)
+    noisy = told([1.1, 1.2, 1.15], [1.0, 1.3, 1.1])
+    assert "of 1 pair of neighbours, 0 differ as published" in str(noisy)
+    assert "not as published; of 1" in str(told([0.9, 1.01, 0.94], [1.1, 1.2, 1.15]))
+    saved = json.loads(clear.to_json(), parse_constant=pytest.fail)
+    against = saved["arms"]["Gaussian"]["against_baseline"]
+    assert saved["arms"]["Bernoulli"]["against_baseline"] is None
+    assert against["mean"] == pytest.approx(-0.2)
+    assert against["low"] < against["mean"] < against["high"] < 0
+    assert 0 < against["corrected_p"] < 0.05
+    low, high = saved["arms"]["Gaussian"]["interval"]
+    assert 0.9 <= low < high <= 1.01
+    assert saved["arms"]["Gaussian"]["published_spread"] == 0.04
+    assert saved["command"] == "thinned reproduce srivastava2014-table10 --budget smoke --seeds 3"
+    part = replace(clear, rows=clear.rows[1:])
+    assert part.command.endswith("--seeds 3 --rows Gaussian")
+
+
 def test_figure_10_tells_the_gain_at_each_size(tmp_path):
     wanted = Reproduction.open("srivastava2014-figure10")
     limits = [100, 500]
     rows = [f"data.limit={limit},dropout.rate={rate}" for limit in limits for rate in (0, 0.5)]
-    result = reproduce(wanted, wanted.study("smoke", rows, 2), tmp_path / "s")
+    result = reproduce(wanted, wanted.study("smoke", rows, 2), tmp_path / "s", "smoke")
     right = {row.arm.name: row.values("accuracy") for row in result.rows}
     (gains,) = result.measured.values()
     assert len(gains) == len(limits)

@@ -15,14 +15,18 @@ import pytest
 from jax.tree import leaves
 
 from thinned import run as runs
-from thinned.arms import grid, varied
+from thinned.arms import Arm, grid, varied
 from thinned.assembly import initial_state, make_plan
 from thinned.cli import main
+from thinned.comparison import Difference
 from thinned.config import recipe, with_values
 from thinned.errors import RequestError
+from thinned.loop import Pace
 from thinned.loop import train_lanes as run_lanes
+from thinned.outcomes import Outcome, Row
 from thinned.step import train_steps
-from thinned.study import Study, rows_of, run_of, run_study, search, told, verdict
+from thinned.study import Study, rows_of, run_of, run_study, search
+from thinned.verdict import told, verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
 
@@ -74,7 +78,7 @@ def test_an_arms_run_is_the_same_as_a_run_by_itself(done, base, tmp_path):
     ours = run_of(folder, rows[1].arm, 1)
 
     def untimed(run):
-        return [{k: v for k, v in r.items() if k != "time_s"} for r in run.metrics]
+        return [{k: v for k, v in r.items() if not k.endswith("_s")} for r in run.metrics]
 
     assert untimed(alone) == untimed(ours)
     for mine, other in zip(leaves(alone.state.params), leaves(ours.state.params), strict=True):
@@ -117,13 +121,18 @@ def test_going_on_repeats_nothing_and_adds_seeds(done, base, tmp_path):
     rows = run_study(more, copy, lines.append)
     assert len(lines) == 3
     assert all(len(row.outcomes) == 3 for row in rows)
+    lines.clear()
+    rows = run_study(study(base, "dropout.rate=0,0.2,0.5,0.9", seeds=(0, 1, 2)), copy, lines.append)
+    assert [line.split(":")[0] for line in lines] == [
+        f"{10 + seed}/12 dropout.rate=0.2, seed {seed}" for seed in range(3)
+    ]
+    assert all(len(row.outcomes) == 3 for row in rows)
 
 
 @pytest.mark.parametrize(
     ("vary", "options", "message"),
     [
         ("dropout.rate=0,0.5", {}, "arm dropout.rate=0.9 is gone"),
-        ("dropout.rate=0,0.5,0.9,1", {}, "arm dropout.rate=1 is new"),
         ("dropout.rate=0,0.5,0.9", {"epochs": 3}, "epochs: was 2, asked for 3"),
         ("dropout.rate=0,0.5,0.9", {"seeds": (1, 2)}, r"seeds \[0\] are gone"),
         ("dropout.rate=0,0.5,0.9", {"baseline": "dropout.rate=0.5"}, "baseline: was"),
@@ -165,6 +174,60 @@ def test_an_arm_that_diverges_or_fails_is_recorded_and_the_others_go_on(base, tm
     # What diverged would diverge again; what failed is tried again.
     assert len(lines) == 4
     assert all("failed: --batch-size 5000" in line for line in lines)
+
+
+def test_a_network_that_raises_fails_alone(base, tmp_path, monkeypatch):
+    real = runs.train
+
+    def fragile(config, **rest):
+        if config.dropout.rate == 0.5:
+            raise ValueError("shapes do not fit\nand so on")
+        return real(config, **rest)
+
+    monkeypatch.setattr("thinned.study.train", fragile)
+    wanted = study(base, "dropout.rate=0.5,0", seeds=(0,))
+    rows = run_study(wanted, tmp_path / "s")
+    assert rows[0].outcomes[0].reason == "ValueError: shapes do not fit"
+    assert [row.outcomes[0].status for row in rows] == ["failed", "finished"]
+
+    def broken(*_):
+        raise TypeError("no lanes of this")
+
+    monkeypatch.setattr("thinned.study.train_together", broken)
+    rows = run_study(wanted, tmp_path / "lanes", lanes=2)
+    assert [row.outcomes[0].reason for row in rows] == ["TypeError: no lanes of this"] * 2
+
+
+def test_a_run_that_went_astray_without_infinities_counts_as_diverged(base, tmp_path):
+    wanted = study(with_values(base, {"optim": {"name": "sgd"}}, ""), "learning_rate=0.01,1000")
+    rows = run_study(wanted, tmp_path / "s")
+    assert {o.status for o in rows[0].outcomes.values()} == {"finished"}
+    for outcome in rows[1].outcomes.values():
+        assert outcome.status == "diverged"
+        assert "that of guessing 1.1" in outcome.reason
+        assert not outcome.scores
+
+
+def test_a_time_that_nobody_could_take_is_null(base, tmp_path):
+    wanted = study(with_values(base, {"epochs": 1, "batch_size": 170}, ""), seeds=(0,))
+    rows = run_study(wanted, tmp_path / "s")
+    text = (tmp_path / "s" / "all" / "seed-0" / "outcome.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["epoch_s"] is None
+    assert "nan" not in told(wanted, rows)
+    # As it was once written.
+    (tmp_path / "s" / "all" / "seed-0" / "outcome.json").write_text(text.replace("null", "NaN"))
+    assert rows_of(tmp_path / "s") == rows
+
+
+def test_an_epochs_time_is_that_of_its_steps_without_the_first():
+    pace = Pace(lanes=2)
+    pace.took(1, 100.0)
+    assert pace.lap(10) is None
+    pace.took(2, 3.0)
+    pace.took(3, 2.0)
+    # One second a step, which two runs share.
+    assert pace.lap(10) == 5.0
+    assert pace.lap(10) is None
 
 
 def test_a_killed_study_goes_on_where_it_was(base, tmp_path):
@@ -221,6 +284,25 @@ def test_lane_k_is_run_k_up_to_rounding(base, tmp_path, kind):
                 np.testing.assert_allclose(mine, other, rtol=1e-3, atol=1e-4)
             assert [r["split"] for r in runs_[0].metrics] == [r["split"] for r in runs_[1].metrics]
         np.testing.assert_allclose(one.values("nll"), two.values("nll"), rtol=1e-4)
+
+
+def test_seeds_share_lanes_where_the_data_are_the_same_for_all(base, tmp_path, monkeypatch):
+    widths = []
+
+    def counted(lanes, *rest):
+        widths.append(len(lanes))
+        return run_lanes(lanes, *rest)
+
+    monkeypatch.setattr("thinned.run.run_lanes", counted)
+    whole = with_values(base, {"epochs": 1, "data": {"validation": 0}}, "")
+    wanted = study(whole, seeds=(0, 1, 2))
+    (singly,) = run_study(wanted, tmp_path / "singly")
+    (together,) = run_study(wanted, tmp_path / "together", lanes=4)
+    assert widths == [3]
+    np.testing.assert_allclose(singly.values("nll"), together.values("nll"), rtol=1e-4)
+    # Which images are held out is the seed's to say.
+    run_study(study(base, seeds=(0, 1)), tmp_path / "held", lanes=4)
+    assert widths == [3]
 
 
 def test_lanes_that_stop_go_on_and_a_lane_that_diverges_stops_alone(base, tmp_path):
@@ -296,6 +378,35 @@ def test_a_signal_saves_and_says_how_to_go_on(base, tmp_path):
         ]
 
 
+@pytest.mark.parametrize(
+    ("words", "place", "hint"),
+    [
+        (
+            ["study", "--search", "2", "--vary", "dropout.rate=0,0.5"],
+            "study.search",
+            "command, --name",
+        ),
+        (["reproduce", "srivastava2014-table10"], "reproduce.reproduce", "command\n"),
+    ],
+)
+def test_ctrl_c_is_told_how_to_go_on(tmp_path, capsys, monkeypatch, words, place, hint):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"thinned.{place}", stopped)
+    assert main([*words, "--runs", str(tmp_path)]) == 130
+    said = capsys.readouterr().err
+    assert "stopped; what was done is saved: go on with the same" in said
+    assert hint in said
+
+
+def test_the_seeds_that_are_lacking_are_those_beyond_the_finished_pairs(base):
+    wanted = study(base, "dropout.rate=0,0.5", seeds=range(5))
+    found = Difference(3, 0.01, -0.01, 0.03, 0.2, 0.2, 10)
+    rows = [Row(wanted.arms[0], {}, None), Row(wanted.arms[1], {}, found)]
+    assert "about 7 more would be needed" in verdict(wanted, rows)
+
+
 def test_one_seed_and_one_arm_say_what_they_cannot(base, tmp_path):
     wanted = study(base, "dropout.rate=0,0.5", seeds=(0,))
     rows = run_study(wanted, tmp_path / "s")
@@ -321,6 +432,24 @@ def test_the_page_shows_all_of_it(done, base, tmp_path):
     assert not re.search(r"(src|href)=.(https?:|//)", body)
     assert (tmp_path / "accuracy-dropout-rate.png").stat().st_size > 1000
     assert page.count("aria-label") >= 6
+    assert "<details><summary>Definition" in page
+    assert ">nan<" not in page
+
+
+@pytest.mark.parametrize(
+    ("option", "values", "scale"),
+    [("learning_rate", (1e-4, 1e-3, 1e-2), "log"), ("dropout.rate", (0, 0.5, 0.9), "linear")],
+)
+def test_values_over_decades_have_a_logarithmic_axis(option, values, scale):
+    from matplotlib.figure import Figure
+
+    from thinned.study_page import draw_against
+
+    found = {0: Outcome("finished", "", {"test": {"nll": 0.1}})}
+    axes = Figure().add_subplot()
+    rows = [Row(Arm(f"{option}={value}", {option: value}), found, None) for value in values]
+    draw_against(axes, option, "nll", rows)
+    assert axes.get_xscale() == scale
 
 
 def test_optuna_chooses_arms_by_validation(base, tmp_path):
@@ -344,8 +473,18 @@ def test_optuna_chooses_arms_by_validation(base, tmp_path):
         (["--seeds", "0"], "--seeds is 0"),
         (["--vary", "dropout.rat=1"], "did you mean 'dropout.rate'"),
         (["--vary", "dropout.rate=0,2"], "--dropout.rate is 2"),
-        (["--vary", "dropout.rate=0,1", "--baseline", "x"], "--baseline x is no arm of"),
+        (
+            ["--vary", "dropout.rate=0,1", "--baseline", "x"],
+            "--baseline x is no arm; known: dropout.rate=0,",
+        ),
         (["--random", "0"], "--random is 0"),
+        (["--vary", "epochs=1:50:1", "--baseline", "x"], "epochs=10 and 40 more"),
+        (["--vary", "epochs=1:50:1", "--baseline", "epoch=50"], "did you mean 'epochs=50'"),
+        (["--search", "2", "--random", "2"], "--search and --random exclude"),
+        (["--search", "2", "--processes", "2"], "--search and --processes exclude"),
+        (["--search", "2", "--lanes", "2"], "--search and --lanes exclude"),
+        (["--lanes", "2", "--processes", "2"], "--processes and --lanes exclude"),
+        (["--name", "a/../../x"], "leads out of"),
     ],
 )
 def test_a_study_that_cannot_be_is_refused(tmp_path, capsys, words, message):
@@ -361,6 +500,27 @@ def test_a_study_without_matplotlib_is_told_all_the_same(base, tmp_path, capsys,
     said = capsys.readouterr().out
     assert "test accuracy" in said
     assert "pip install 'thinned[report]'" in said
+
+
+def test_a_study_of_which_nothing_finished_is_a_failure(base, tmp_path, capsys):
+    words = ["study", "--data", base.data.path, "--batch-size", "5000", "--seeds", "1"]
+    assert main([*words, "--runs", str(tmp_path)]) == 1
+    assert "no run finished; the first failed: --batch-size 5000" in capsys.readouterr().err
+
+
+def test_a_run_is_not_put_into_the_folder_of_a_study(done, base, tmp_path):
+    _, folder, _, _ = done
+    with pytest.raises(RequestError, match="is a study: give the run another --name"):
+        runs.train(base, name=folder.name, runs=folder.parent)
+    assert not (folder / "config.json").exists()
+    with pytest.raises(RequestError, match="leads out of"):
+        runs.train(base, name="../x", runs=tmp_path)
+
+
+def test_arms_of_one_folder_are_refused(base):
+    arms = [Arm("a b", {}), Arm("a-b", {})]
+    with pytest.raises(RequestError, match="would share a folder"):
+        Study.of(base, arms, (0,))
 
 
 def test_a_run_is_no_study_and_a_damaged_one_is_told(done, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -17,6 +18,14 @@ from thinned.config import Config, flag, nearest, options, validate, with_values
 from thinned.errors import RequestError
 
 _MOST = 100_000
+_LONGEST = 120
+_FIXED = {
+    "seed": "every arm is run with every seed of --seeds",
+    "recipe": "it fills in options when a command is read: vary those options themselves",
+    "test": "test images are read once, at the end of every run",
+    "log": "it changes what is recorded, not what is learned",
+    "checkpoint_every_s": "it changes what is saved, not what is learned",
+}
 
 
 @dataclass(frozen=True)
@@ -33,17 +42,21 @@ class Arm:
 
     @property
     def folder(self) -> str:
-        """Its name, as that of a folder."""
-        return re.sub(r"[^\w.=,+-]+", "-", self.name) or "-"
+        """Its name, as that of a folder; with a hash where that would cut or change too much."""
+        plain = re.sub(r"[^\w.=,+-]+", "-", self.name) or "-"
+        if len(plain) <= _LONGEST and re.fullmatch(r"[\w.=,+() -]*", self.name, re.ASCII):
+            return plain
+        digest = hashlib.sha256(self.name.encode()).hexdigest()[:8]
+        return f"{re.sub(r'[^A-Za-z0-9_.=,+-]+', '-', plain)[:_LONGEST]}-{digest}"
 
     def config(self, base: Config, seed: int) -> Config:
-        """The config of this arm's run with a seed.
+        """The config of this arm's run with a seed; test images are read at its end only.
 
         Raises:
             RequestError: an option or a value that does not exist, or does not fit the others.
         """
         values: dict[str, Any] = {}
-        for name, value in {**self.changes, "seed": seed}.items():
+        for name, value in {**self.changes, "seed": seed, "test": "end"}.items():
             place = values
             *path, last = name.split(".")
             for part in path:
@@ -84,8 +97,8 @@ def varied(words: Sequence[str], base: Config) -> dict[str, list[Any]]:
         site = name.removeprefix("dropout.sites.") if name.startswith("dropout.sites.") else ""
         if not site and name not in known:
             raise RequestError(f"--vary {name}: there is no such option{nearest(name, known)}")
-        if name == "seed":
-            raise RequestError("--vary seed: every arm is run with every seed of --seeds")
+        if name in _FIXED:
+            raise RequestError(f"--vary {name}: {_FIXED[name]}")
         if not equals or not text:
             raise RequestError(f"--vary {word}: give values, as in {name}=A,B or {name}=0:1:0.1")
         if name in found:
@@ -127,7 +140,9 @@ def _told(value: Any) -> str:
         return "none"
     if isinstance(value, list | tuple):
         return "x".join(map(str, typing.cast(Any, value)))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    # Short where that says it exactly: two values never share a name.
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return short if not isinstance(value, float) or float(short) == value else repr(value)
 
 
 def _values(name: str, text: str, hint: Any) -> Iterator[Any]:
@@ -152,7 +167,9 @@ def _typed(name: str, text: str, hint: Any) -> Any:
     if typing.get_origin(hint) is Literal:
         choices = {str(choice): choice for choice in allowed}
         if text not in choices:
-            raise RequestError(f"--vary {name}={text}{nearest(text, choices)}")
+            raise RequestError(
+                f"--vary {name}={text}: there is no such value{nearest(text, choices)}"
+            )
         return choices[text]
     if type(None) in allowed:
         return None if text == "none" else _typed(name, text, allowed[0])

@@ -275,11 +275,13 @@ class Study:
     def __call__(self) -> None:
         """Run what was not run yet; print the table, write the page."""
         from thinned import study
+        from thinned.verdict import told
 
         for name in ("seeds", "random", "search", "processes", "lanes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RequestError(f"--{name} is {value}: must be at least 1")
+        self._refuse_unused()
         validate(self.config)
         arms = grid(varied(self.vary, self.config))
         if self.random is not None:
@@ -289,11 +291,12 @@ class Study:
         folder = study.folder_of(self.runs, self.name)
         print(f"{folder}: arms {len(arms)}, seeds {self.seeds}", flush=True)
         tell = partial(print, flush=True)
-        if self.search is None:
-            rows = study.run_study(wanted, folder, tell, self.processes, self.lanes)
-        else:
-            rows = study.search(wanted, folder, self.search, tell)
-        print(f"\n{study.told(wanted, rows)}", flush=True)
+        with study.stoppable(f"the same command, --name {folder.relative_to(self.runs)}"):
+            if self.search is None:
+                rows = study.run_study(wanted, folder, tell, self.processes, self.lanes)
+            else:
+                rows = study.search(wanted, folder, self.search, tell)
+        print(f"\n{told(wanted, rows)}", flush=True)
         from thinned.study_page import write_study_page
 
         try:
@@ -301,6 +304,18 @@ class Study:
         except RequestError as error:
             # The study is done and told: a picture of it can be had at any later time.
             print(f"\nno {folder / 'study.html'}: {error}, and run the same command again")
+        study.refuse_fruitless(folder, rows)
+
+    def _refuse_unused(self) -> None:
+        pairs = [
+            (self.search is not None, "--search", self.random is not None, "--random"),
+            (self.search is not None, "--search", self.processes > 1, "--processes"),
+            (self.search is not None, "--search", self.lanes is not None, "--lanes"),
+            (self.processes > 1, "--processes", self.lanes is not None, "--lanes"),
+        ]
+        for one, first, two, second in pairs:
+            if one and two:
+                raise RequestError(f"{first} and {second} exclude each other: give one of them")
 
 
 @dataclass(frozen=True)
@@ -323,6 +338,7 @@ class Reproduce:
     def __call__(self) -> None:
         """Run what was not run yet; print the table and say where the rest is."""
         from thinned import reproduce
+        from thinned.study import refuse_fruitless, stoppable
 
         if self.what is None:
             for name in reproduce.names():
@@ -336,7 +352,10 @@ class Reproduce:
         folder = self.runs / f"{wanted.name}-{self.budget}"
         print(f"{folder}: arms {len(study.arms)}, seeds {len(study.seeds)}", flush=True)
         tell = partial(print, flush=True)
-        print(f"\n{reproduce.reproduce(wanted, study, folder, tell, self.processes)}")
+        with stoppable("the same command"):
+            result = reproduce.reproduce(wanted, study, folder, self.budget, tell, self.processes)
+        print(f"\n{result}")
+        refuse_fruitless(folder, result.rows)
         print(f"\n{folder / 'study.html'}, {folder / (wanted.name + '.svg')}")
 
 

@@ -116,19 +116,32 @@ class StopSignal:
 
 
 class Pace:
-    """How many steps to ask for at once: about a quarter of a second's worth."""
+    """How many steps to ask for at once: about a quarter of a second's worth.
 
-    def __init__(self, seconds: float = 0.25) -> None:
+    Args:
+        seconds: that quarter.
+        lanes: how many runs take these steps at once, and share the time.
+    """
+
+    def __init__(self, seconds: float = 0.25, lanes: int = 1) -> None:
         self.count = 1
         self._seconds = seconds
+        self._lanes = lanes
         self._timed = False
+        self._spent = (0, 0.0)
 
     def took(self, count: int, seconds: float) -> None:
         """So many steps took so long; the first call held a compilation and says nothing."""
         if self._timed:
+            self._spent = self._spent[0] + count, self._spent[1] + seconds
             wanted = self._seconds * count / max(seconds, 1e-6)
             self.count = int(np.clip(wanted, 1, min(CHUNK_STEPS, 4 * self.count)))
         self._timed = True
+
+    def lap(self, steps: int) -> float | None:
+        """Seconds that one run's `steps` take, as those since the last lap; None without any."""
+        (count, seconds), self._spent = self._spent, (0, 0.0)
+        return round(seconds / count * steps / self._lanes, 4) if count else None
 
 
 def train(parts: Parts, state: TrainState, progress: Progress, stop: StopSignal) -> TrainState:
@@ -153,7 +166,7 @@ def train(parts: Parts, state: TrainState, progress: Progress, stop: StopSignal)
         state, progress = _advance(parts, state, progress, pace)
         epoch_ended = progress.step % plan.steps_per_epoch == 0
         if epoch_ended:
-            progress = _end_epoch(parts, state, progress)
+            progress = _end_epoch(parts, state, progress, pace.lap(plan.steps_per_epoch))
         due = time.monotonic() - saved_at >= plan.config.checkpoint_every_s
         if epoch_ended or due or stop.number:
             save(parts.checkpoints, state, progress)
@@ -188,7 +201,7 @@ def train_lanes(
     Raises:
         Stopped, ThinnedError: as `train`.
     """
-    plan, pace, saved_at = lanes[0].plan, Pace(), time.monotonic()
+    plan, pace, saved_at = lanes[0].plan, Pace(lanes=len(lanes)), time.monotonic()
     state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     places, failed = list(progress), [cast("ThinnedError | None", None)] * len(lanes)
     step = places[0].step
@@ -201,6 +214,7 @@ def train_lanes(
         sums = jax.device_get(sums)
         pace.took(count, time.monotonic() - started)
         epoch_ended = (step + count) % plan.steps_per_epoch == 0
+        epoch_s = pace.lap(plan.steps_per_epoch) if epoch_ended else None
         due = time.monotonic() - saved_at >= plan.config.checkpoint_every_s
         step += count
         for lane, parts in enumerate(lanes):
@@ -213,7 +227,7 @@ def train_lanes(
                 if epoch_ended or due or stop.number:
                     one = jax.tree.map(lambda leaf, lane=lane: leaf[lane], state)
                     if epoch_ended:
-                        places[lane] = _end_epoch(parts, one, places[lane])
+                        places[lane] = _end_epoch(parts, one, places[lane], epoch_s)
                     save(parts.checkpoints, one, places[lane])
             except Diverged as error:
                 failed[lane] = error
@@ -275,7 +289,9 @@ def _advance(
     return state, Progress(progress.step + count, progress.totals.add(sums))
 
 
-def _end_epoch(parts: Parts, state: TrainState, progress: Progress) -> Progress:
+def _end_epoch(
+    parts: Parts, state: TrainState, progress: Progress, epoch_s: float | None
+) -> Progress:
     """Evaluate, record, tell; the sums of the next epoch start from nothing."""
     epoch = parts.plan.epoch_of(progress.step - 1)
     results = {"train": progress.totals}
@@ -285,8 +301,11 @@ def _end_epoch(parts: Parts, state: TrainState, progress: Progress) -> Progress:
             continue
         results[split] = evaluate(state.apply_fn, state.variables, data).totals
     stamp = {"epoch": epoch, "step": progress.step, "time_s": round(time.time(), 3)}
+    # Of training alone: without evaluation, saving and compilation.
+    timed = {"train": {"epoch_s": epoch_s}}
     parts.log.append(
-        {"split": split, **record(totals), **stamp} for split, totals in results.items()
+        {"split": split, **record(totals), **stamp, **timed.get(split, {})}
+        for split, totals in results.items()
     )
     told = ", ".join(
         f"{split} loss {totals.mean_loss:.4f} accuracy {totals.accuracy:.2%}"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
+import math
+import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,17 +21,19 @@ import yaml
 
 from thinned.arms import Arm, grid, varied
 from thinned.assembly import build_model
-from thinned.comparison import interval
+from thinned.comparison import differences, interval
 from thinned.config import nearest, recipe, with_values
 from thinned.environment import describe_environment
 from thinned.errors import RequestError
 from thinned.logs import write_whole
+from thinned.outcomes import Row
 from thinned.pages import Plots
 from thinned.step import as_float
-from thinned.study import Row, Study, run_of, run_study, verdict
-from thinned.study_page import draw_against, mean_curve, write_study_page
+from thinned.study import Study, run_of, run_study
+from thinned.study_page import draw_against, draw_bars, mean_curve, write_study_page
 from thinned.trust import predictions_of
 from thinned.types import Split
+from thinned.verdict import verdict
 
 Budget = Literal["smoke", "short", "full"]
 _WATCHED = 1000
@@ -66,6 +72,11 @@ class Reproduction:
         arms = self.about.get("arms", ())
         return {arm["name"]: arm["published"] for arm in arms if "published" in arm}
 
+    @property
+    def spreads(self) -> dict[str, float]:
+        """Arm -> what the paper gives after "+-", in points of error, where it does."""
+        return {arm["name"]: arm["spread"] for arm in self.about.get("arms", ()) if "spread" in arm}
+
     def study(self, budget: Budget, rows: Sequence[str] = (), seeds: int | None = None) -> Study:
         """What is run.
 
@@ -79,8 +90,9 @@ class Reproduction:
         """
         base = with_values(recipe("tutorial"), self.about["base"], self.name)
         means = self.about["budgets"][budget]
-        if "vary" in self.about:
-            arms = grid(varied(self.about["vary"], base))
+        vary = means.get("vary", self.about.get("vary"))
+        if vary:
+            arms = grid(varied(vary, base))
         else:
             arms = [Arm(arm["name"], arm["changes"]) for arm in self.about["arms"]]
         known = {arm.name: arm for arm in arms}
@@ -102,27 +114,31 @@ class Result:
 
     Attributes:
         reproduction: what was reproduced.
+        budget: by which much.
         study: what was run.
         rows: its results.
         measured: what else was measured on the trained networks, by name; often empty.
     """
 
     reproduction: Reproduction
+    budget: Budget
     study: Study
     rows: Sequence[Row]
     measured: Mapping[str, Any]
 
     def __str__(self) -> str:
         """The published values beside ours, then what can be said of the differences."""
-        published = self.reproduction.published
+        published, spreads = self.reproduction.published, self.reproduction.spreads
         width = max(len(row.arm.name) for row in self.rows)
         lines = [
             self.reproduction.about["title"],
-            f"{''.ljust(width)}  published  ours, mean of runs (95 %)",
+            f"{''.ljust(width)}      published  ours, mean of runs (95 %)",
         ]
         for row in self.rows:
-            theirs = f"{published[row.arm.name]:.2f}" if row.arm.name in published else "-"
-            lines.append(f"{row.arm.name.ljust(width)}  {theirs:>9}  {_error(row)}")
+            name = row.arm.name
+            theirs = f"{published[name]:.2f}" if name in published else "-"
+            theirs += f" +- {spreads[name]:.2f}" if name in spreads else ""
+            lines.append(f"{name.ljust(width)}  {theirs:>13}  {_error(row)}")
         order = self._order()
         lines += [order] if order else []
         lines += [f"{name}: {_told(value)}" for name, value in self.measured.items()]
@@ -136,25 +152,53 @@ class Result:
         theirs = sorted(both, key=lambda row: published[row.arm.name])
         ours = sorted(both, key=lambda row: -row.mean("accuracy"))
         agree = [row.arm.name for row in theirs] == [row.arm.name for row in ours]
-        return f"order: {'as published' if agree else 'not as published'}"
+        pairs = list(itertools.pairwise(theirs))
+        told = sum(_is_told(better, worse) for better, worse in pairs)
+        return (
+            f"order of the means: {'as published' if agree else 'not as published'}; of "
+            f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} of neighbours, {told} "
+            f"{'differs' if told == 1 else 'differ'} as published by more than the noise "
+            "(paired t-test, 5 % each)"
+        )
+
+    @property
+    def command(self) -> str:
+        """What runs this again."""
+        seeds = f"--budget {self.budget} --seeds {len(self.study.seeds)}"
+        rows = [row.arm.name for row in self.rows]
+        all_ = [arm.name for arm in self.reproduction.study(self.budget).arms]
+        named = "" if rows == all_ else f" --rows {shlex.join(rows)}"
+        return f"thinned reproduce {self.reproduction.name} {seeds}{named}"
 
     def to_json(self) -> str:
-        """As JSON: figures in % of error by arm, with what they came from."""
+        """As JSON: figures in % of error by arm, with what they came from; null for unknown."""
         arms = {
             row.arm.name: {
                 "published_error": self.reproduction.published.get(row.arm.name),
-                "errors": [round(100 - 100 * value, 4) for value in row.values("accuracy")],
+                "published_spread": self.reproduction.spreads.get(row.arm.name),
+                "errors": (errors := [round(100 - 100 * v, 4) for v in row.values("accuracy")]),
+                "interval": [_known(end) for end in interval(errors)],
+                "against_baseline": _against(row),
                 "nll": row.values("nll"),
                 "status": {str(seed): o.status for seed, o in row.outcomes.items()},
-                "epoch_s": row.epoch_s,
+                "epoch_s": _known(row.epoch_s),
                 "config": dict(row.arm.changes),
             }
             for row in self.rows
         }
         versions = describe_environment("", "")
         held = {key: versions[key] for key in ("python", "packages") if key in versions}
-        about = {"name": self.reproduction.name, "seeds": list(self.study.seeds), **held}
-        return json.dumps({**about, "arms": arms, "measured": self.measured}, indent=1) + "\n"
+        about = {
+            "name": self.reproduction.name,
+            "budget": self.budget,
+            "command": self.command,
+            "seeds": list(self.study.seeds),
+            "baseline": self.study.baseline,
+            **held,
+            "base": dataclasses.asdict(self.study.base),
+        }
+        whole = {**about, "arms": arms, "measured": self.measured}
+        return json.dumps(whole, indent=1, allow_nan=False) + "\n"
 
 
 def names() -> list[str]:
@@ -170,6 +214,7 @@ def reproduce(
     wanted: Reproduction,
     study: Study,
     folder: Path,
+    budget: Budget,
     tell: Callable[[str], None] = lambda line: None,
     processes: int = 1,
 ) -> Result:
@@ -179,6 +224,7 @@ def reproduce(
         wanted: what to reproduce.
         study: see `Reproduction.study`.
         folder: of its study.
+        budget: that of the study.
         tell: gets a line for every run.
         processes: as for `thinned.study.run_study`.
 
@@ -194,7 +240,7 @@ def reproduce(
     figure = wanted.about["figure"]
     finished = [row for row in rows if row.values("accuracy")]
     measured = _MEASURES.get(figure["kind"], _nothing)(folder, study, finished, figure)
-    result = Result(wanted, study, rows, measured)
+    result = Result(wanted, budget, study, rows, measured)
     write_whole(folder / "result.json", result.to_json())
     if finished:
 
@@ -307,10 +353,17 @@ def _paint_samples(
 ) -> None:
     errors = result.measured["test error, %"]
     means = [statistics.fmean(errors[f"{count} samples"]) for count in figure["counts"]]
-    spread = [np.std(errors[f"{count} samples"]) for count in figure["counts"]]
-    axes.errorbar(figure["counts"], means, spread, fmt="o-", label="mean of k networks")
+    draw_bars(
+        axes,
+        figure["counts"],
+        means,
+        [errors[f"{count} samples"] for count in figure["counts"]],
+        "o-",
+        "mean of k networks, 95 %",
+    )
     axes.axhline(statistics.fmean(errors["weight scaling"]), color="C1", label="weight scaling")
     axes.set(xlabel="k", ylabel="test error (%)", xscale="log")
+    axes.set_xticks([1, 10, 100], ["1", "10", "100"])
     axes.legend(frameon=False)
 
 
@@ -337,6 +390,31 @@ def _error(row: Row) -> str:
     runs = f"{len(errors)} run{'s' if len(errors) > 1 else ''}"
     span = f" ({low:.2f} to {high:.2f})" if len(errors) > 1 else ""
     return f"{statistics.fmean(errors):.3f}{span}, {runs}"
+
+
+def _is_told(better: Row, worse: Row) -> bool:
+    right = {
+        row.arm.name: {
+            seed: row.outcomes[seed].scores["test"]["accuracy"] for seed in _finished(row)
+        }
+        for row in (better, worse)
+    }
+    found = differences(right, worse.arm.name)[better.arm.name]
+    return found.is_told and found.mean > 0
+
+
+def _against(row: Row) -> dict[str, float | None] | None:
+    """Points of test error that an arm has more than the baseline; None for the baseline."""
+    found = row.difference
+    if found is None:
+        return None
+    ends = (found.mean, found.high, found.low)
+    mean, low, high = (_known(round(-100 * end, 4)) for end in ends)
+    return {"mean": mean, "low": low, "high": high, "corrected_p": _known(found.corrected)}
+
+
+def _known(number: float) -> float | None:
+    return None if math.isnan(number) else number
 
 
 def _told(value: Any) -> str:

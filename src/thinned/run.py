@@ -193,7 +193,9 @@ def train(
     """
     config = Config() if config is None else config
     validate(config)
-    folder = Path(runs) / name if name else None
+    folder = named(Path(runs), name) if name else None
+    if folder is not None and (folder / "study.json").exists():
+        raise RequestError(f"{folder} is a study: give the run another --name")
     if folder is not None and (folder / "config.json").exists():
         return resume(folder, config, quiet=quiet, dataset=dataset)
     dataset = load_data(config) if dataset is None else dataset
@@ -203,6 +205,18 @@ def train(
     made = _made(folder) if folder is not None else _new_folder(Path(runs), config, facts)
     with _begun(made, config, dataset, facts, Silent() if quiet else Plain()) as run:
         return _train_in(run, dataset, facts, quiet)
+
+
+def named(runs: Path, name: str) -> Path:
+    """The folder of that name inside `runs`.
+
+    Raises:
+        RequestError: the name would lead out of `runs`, or names `runs` itself.
+    """
+    parts = Path(name).parts
+    if not parts or ".." in parts or Path(name).is_absolute():
+        raise RequestError(f"--name {name!r} leads out of {runs}: give a plain name")
+    return runs / name
 
 
 def resume(
@@ -319,6 +333,17 @@ def _alone(
     return None
 
 
+def seed_of_data(config: Config) -> int | None:
+    """The config's seed where it decides which images are which; None where any gives the same.
+
+    Raises:
+        RequestError: the data cannot be found.
+    """
+    data, seed = config.data, config.seed
+    chosen = bool(data.validation) or data.limit is not None
+    return seed if chosen or open_source(data, seed) != open_source(data, seed + 1) else None
+
+
 def fits_together(config: Config, facts: Facts) -> Any:
     """A value that is equal for configs whose runs can be lanes of one program; None for none."""
     if config.model not in CATALOG and config.model != "auto":
@@ -331,7 +356,7 @@ def fits_together(config: Config, facts: Facts) -> Any:
         Rule.of(config.optim),
         tuple(sorted(numbers)),
         make_augment(config, facts),
-        (kind, config.batch_size, config.epochs, config.seed, config.test, config.log),
+        (kind, config.batch_size, config.epochs, seed_of_data(config), config.test, config.log),
         json.dumps(data),
     )
 

@@ -10,9 +10,7 @@ import math
 import multiprocessing
 import os
 import signal
-import statistics
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,25 +23,27 @@ import jax
 
 from thinned.arms import Arm
 from thinned.assembly import Facts
-from thinned.comparison import Difference, differences, interval
-from thinned.config import Config, options, recipe, with_values
+from thinned.comparison import differences
+from thinned.config import Config, nearest, options, recipe, with_values
 from thinned.errors import RequestError, ThinnedError
 from thinned.logs import write_whole
 from thinned.loop import Diverged, Stopped
+from thinned.outcomes import Outcome, Row, read_outcome, scored, write_outcome
 from thinned.run import (
     OutOfMemory,
     Run,
     fits_in_memory,
     fits_together,
     load_data,
+    named,
+    seed_of_data,
     train,
     train_together,
 )
-from thinned.trust import appraise
 from thinned.types import Dataset
 
-SCORES = ("accuracy", "nll", "ece")
-"""What is kept of the test and the validation images of every run, see `thinned.scores`."""
+_LONGEST = 300
+_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class Study:
         """A study whose every config was checked; test images are read once, at a run's end.
 
         Raises:
-            RequestError: no seeds, an arm that cannot be run, or a baseline that is none.
+            RequestError: no seeds, an arm that cannot be run, two of one folder, or a baseline
+                that is none.
         """
         base = dataclasses.replace(base, test="end")
         if not seeds:
@@ -78,9 +79,13 @@ class Study:
         names = [arm.name for arm in arms]
         baseline = names[0] if baseline is None else baseline
         if baseline not in names:
-            raise RequestError(f"--baseline {baseline} is no arm of: {', '.join(names)}")
+            raise RequestError(f"--baseline {baseline} is no arm{_likely(baseline, names)}")
+        folders: dict[str, Arm] = {}
         for arm in arms:
             arm.config(base, seeds[0])
+            other = folders.setdefault(arm.folder, arm)
+            if other is not arm:
+                raise RequestError(f"arms {other.name} and {arm.name} would share a folder")
         return cls(base, tuple(arms), tuple(seeds), baseline)
 
     def to_json(self) -> str:
@@ -115,59 +120,6 @@ class Study:
         return [(seed, arm) for seed in self.seeds for arm in self.arms]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one run.
-
-    Attributes:
-        status: ``finished``, ``diverged`` or ``failed``.
-        reason: why it did not finish.
-        scores: split -> score -> value, of `SCORES`.
-        epoch_s: wall time of an epoch, in the middle of the run's.
-    """
-
-    status: str
-    reason: str = ""
-    scores: Mapping[str, Mapping[str, float]] = dataclasses.field(
-        default_factory=dict[str, Mapping[str, float]]
-    )
-    epoch_s: float = math.nan
-
-
-@dataclass(frozen=True)
-class Row:
-    """An arm of a study with all that is known of it.
-
-    Attributes:
-        arm: which.
-        outcomes: seed -> outcome, of the runs that were tried.
-        difference: from the baseline, by test accuracy; None for the baseline itself.
-    """
-
-    arm: Arm
-    outcomes: Mapping[int, Outcome]
-    difference: Difference | None
-
-    def values(self, score: str, split: str = "test") -> list[float]:
-        """A score of every finished run, by seed."""
-        return [
-            outcome.scores[split][score]
-            for _, outcome in sorted(self.outcomes.items())
-            if split in outcome.scores
-        ]
-
-    def mean(self, score: str, split: str = "test") -> float:
-        """Its mean over seeds; NaN without any."""
-        values = self.values(score, split)
-        return statistics.fmean(values) if values else math.nan
-
-    @property
-    def epoch_s(self) -> float:
-        """Wall time of an epoch, the median over seeds; NaN without any."""
-        times = [o.epoch_s for o in self.outcomes.values() if not math.isnan(o.epoch_s)]
-        return statistics.median(times) if times else math.nan
-
-
 def run_study(
     study: Study,
     folder: Path,
@@ -179,8 +131,8 @@ def run_study(
 
     Args:
         study: the definition.
-        folder: of this study alone; when it holds the same study, that one goes on, and seeds may
-            have been added.
+        folder: of this study alone; when it holds the same study, that one goes on, and seeds and
+            arms may have been added.
         tell: gets a line for every run.
         processes: how many share the work, each with its part of the CPU cores.
         lanes: how many runs are trained at once as lanes of one vmapped program; None for 1 on a
@@ -197,16 +149,34 @@ def run_study(
     if lanes is None:
         lanes = 1 if jax.default_backend() == "cpu" else 8
     with _held(folder, study):
-        try:
-            if processes > 1:
-                _share(folder, study, processes, tell)
-            else:
-                _run_jobs(study, folder, study.jobs, tell, lanes)
-        except (Stopped, KeyboardInterrupt) as error:
-            told = "stopped; what was done is saved: go on with the same command"
-            number = error.exit_code - 128 if isinstance(error, Stopped) else signal.SIGINT
-            raise Stopped(f"{told}, --name {folder.name}", number) from error
+        if processes > 1:
+            _share(folder, study, processes, tell)
+        else:
+            _run_jobs(study, folder, study.jobs, tell, lanes)
     return rows_of(folder)
+
+
+@contextmanager
+def stoppable(command: str) -> Generator[None]:
+    """What Ctrl-C and SIGTERM stop in here is told to go on with that command."""
+    try:
+        yield
+    except (Stopped, KeyboardInterrupt) as error:
+        number = error.exit_code - 128 if isinstance(error, Stopped) else signal.SIGINT
+        told = f"stopped; what was done is saved: go on with {command}"
+        raise Stopped(told, number) from error
+
+
+def refuse_fruitless(folder: Path, rows: Sequence[Row]) -> None:
+    """Refuse to call a study done of which not one run finished.
+
+    Raises:
+        ThinnedError: says why the first did not.
+    """
+    outcomes = [outcome for row in rows for outcome in row.outcomes.values()]
+    if outcomes and all(outcome.status != "finished" for outcome in outcomes):
+        first = outcomes[0]
+        raise ThinnedError(f"{folder}: no run finished; the first {first.status}: {first.reason}")
 
 
 @contextmanager
@@ -293,7 +263,7 @@ def _key(arm: Arm, choices: Mapping[str, list[Any]]) -> dict[str, int]:
 def folder_of(runs: Path, name: str | None) -> Path:
     """Where a study of that name is kept, or the next free ``study-001``."""
     if name is not None:
-        return runs / name
+        return named(runs, name)
     number = next(n for n in itertools.count(1) if not (runs / f"study-{n:03d}").exists())
     return runs / f"study-{number:03d}"
 
@@ -307,7 +277,9 @@ def rows_of(folder: Path) -> list[Row]:
     study = Study.open(folder)
     outcomes = {
         arm.name: {
-            seed: found for seed in study.seeds if (found := _outcome(_place(folder, arm, seed)))
+            seed: found
+            for seed in study.seeds
+            if (found := read_outcome(_place(folder, arm, seed)))
         }
         for arm in study.arms
     }
@@ -317,79 +289,6 @@ def rows_of(folder: Path) -> list[Row]:
     }
     against = differences(accuracies, study.baseline)
     return [Row(arm, outcomes[arm.name], against.get(arm.name)) for arm in study.arms]
-
-
-def verdict(study: Study, rows: Sequence[Row]) -> str:
-    """What can be said of a study, in a few honest sentences."""
-    compared = [(row.arm.name, row.difference) for row in rows if row.difference is not None]
-    clear = [(name, found) for name, found in compared if found.is_told]
-    parts = [
-        f"{name} is {'better' if found.mean > 0 else 'worse'} than {study.baseline} by "
-        f"{abs(found.mean):.2%} ({found.low:+.2%} to {found.high:+.2%}; corrected "
-        f"p {found.corrected:.3f})."
-        for name, found in sorted(clear, key=lambda each: -each[1].mean)
-    ]
-    unclear = [found for _, found in compared if not found.is_told]
-    if unclear and all(found.seeds < 2 for found in unclear):
-        parts.append(
-            "Nothing more can be said of differences: that needs at least two seeds that finished "
-            "in both arms."
-        )
-    elif unclear:
-        seeds = len(study.seeds)
-        needed = min((found.needed for found in unclear if found.needed), default=0)
-        more = f"; about {needed - seeds:,} more would be needed" if needed > seeds else ""
-        which = "no other difference" if clear else "no difference"
-        parts.append(f"With {seeds} seeds {which} from {study.baseline} can be told{more}.")
-    best = _best(rows)
-    if best is not None:
-        parts.append(f"By validation images, {best.arm.name} is the one to choose.")
-    elif len(rows) > 1:
-        parts.append(
-            "No arm is chosen: test images are not for choosing, and none were held out "
-            "(--data.validation)."
-        )
-    lost = sum(o.status != "finished" for row in rows for o in row.outcomes.values())
-    if lost:
-        runs = "1 run did not finish and is" if lost == 1 else f"{lost} runs did not finish and are"
-        parts.append(f"{runs} left out of the means.")
-    return " ".join(parts)
-
-
-def told(study: Study, rows: Sequence[Row]) -> str:
-    """The table and the verdict, for people."""
-    width = max(len("arm"), *(len(row.arm.name) for row in rows))
-    lines = [
-        f"{'arm'.ljust(width)}  runs  {'% right in test (95 %)':<25}{'NLL':>7}{'ECE':>8}"
-        f"{'against baseline (95 %)':>25}{'p':>7}{'time':>6}"
-    ]
-    base_s = next(row.epoch_s for row in rows if row.arm.name == study.baseline)
-    for row in rows:
-        accuracy, count = row.values("accuracy"), len(row.values("accuracy"))
-        low, high = interval(accuracy)
-        cell = "-"
-        if count:
-            span = f" ({100 * low:.2f} to {100 * high:.2f})" if count > 1 else ""
-            cell = f"{100 * row.mean('accuracy'):.2f}{span}"
-        lost = {o.status for o in row.outcomes.values() if o.status != "finished"}
-        cell = f"{cell} {', '.join(sorted(lost))}".strip("- ") if lost else cell
-        found = row.difference
-        against, p_value = "baseline", ""
-        if found is not None:
-            against = f"{100 * found.mean:+.2f}" if found.seeds else "-"
-            if found.seeds > 1:
-                against += f" ({100 * found.low:+.2f} to {100 * found.high:+.2f})"
-                p_value = f"{found.corrected:.3f}"
-        lines.append(
-            f"{row.arm.name.ljust(width)}  {count:>4}  {cell:<25}{row.mean('nll'):>7.4f}"
-            f"{row.mean('ece'):>8.4f}{against:>25}{p_value:>7}{row.epoch_s / base_s:>6.2f}"
-        )
-    notes = (
-        "right: mean over seeds, bootstrap; against: points, paired by seed, Student's t; "
-        "p: paired t-test, Holm's correction; time: of an epoch, over the baseline's"
-    )
-    words = (textwrap.fill(text, max(79, len(lines[0]))) for text in (notes, verdict(study, rows)))
-    return "\n".join(lines) + "\n\n" + "\n\n".join(words)
 
 
 def curves_of(folder: Path, arm: Arm, seed: int) -> list[dict[str, Any]]:
@@ -407,20 +306,8 @@ def run_of(folder: Path, arm: Arm, seed: int) -> Run:
     return Run.open(_place(folder, arm, seed))
 
 
-def _best(rows: Sequence[Row]) -> Row | None:
-    held = [row for row in rows if row.values("accuracy", "validation")]
-    return max(held, key=lambda row: row.mean("accuracy", "validation")) if len(held) > 1 else None
-
-
 def _place(folder: Path, arm: Arm, seed: int) -> Path:
     return folder / arm.folder / f"seed-{seed}"
-
-
-def _outcome(place: Path) -> Outcome | None:
-    try:
-        return Outcome(**json.loads((place / "outcome.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
 
 
 def _run_jobs(
@@ -434,7 +321,7 @@ def _run_jobs(
     left = [
         (seed, arm)
         for seed, arm in jobs
-        if (found := _outcome(_place(folder, arm, seed))) is None or found.status == "failed"
+        if (found := read_outcome(_place(folder, arm, seed))) is None or found.status == "failed"
     ]
     data = _Data()
     begun = time.monotonic()
@@ -452,9 +339,7 @@ def _run_jobs(
             continue
         waiting = [job for job in waiting if job not in group]
         for (seed, arm), place, outcome in zip(group, places, outcomes, strict=True):
-            place.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(dataclasses.asdict(outcome), indent=2) + "\n"
-            write_whole(place / "outcome.json", text)
+            write_outcome(place, outcome)
             done += 1
             rest = (time.monotonic() - begun) / done * (len(left) - done)
             tell(_line(outcome, arm, seed, len(jobs) - len(left) + done, len(jobs), rest))
@@ -463,24 +348,26 @@ def _run_jobs(
 def _group(
     study: Study, waiting: Sequence[tuple[int, Arm]], lanes: int, data: _Data
 ) -> list[tuple[int, Arm]]:
-    """The first job that waits, and up to `lanes` in all that share its program."""
+    """The first job that waits, and up to `lanes` in all that share its program and its data."""
     first, *others = waiting
     key = _key_of(study, first, data) if lanes > 1 else None
     if key is None:
         return [first]
-    # Of one seed, and so of the same data.
-    alike = (job for job in others if job[0] == first[0] and _key_of(study, job, data) == key)
+    alike = (job for job in others if _key_of(study, job, data, held=True) == key)
     return [first, *itertools.islice(alike, lanes - 1)]
 
 
-def _key_of(study: Study, job: tuple[int, Arm], data: _Data) -> Any:
+def _key_of(study: Study, job: tuple[int, Arm], data: _Data, held: bool = False) -> Any:
+    """Equal for jobs that can be lanes of one program; None for none, or for data not `held`."""
     seed, arm = job
     try:
         config = arm.config(study.base, seed)
+        if held and not data.holds(config):
+            return None
         dataset = data.of(config)
         fits = fits_in_memory(config, dataset.train)
         return fits_together(config, Facts.of(dataset, config)) if fits else None
-    except ThinnedError:
+    except Exception:
         # It fails for itself, and is told then.
         return None
 
@@ -494,28 +381,19 @@ def _run_group(configs: Sequence[Config], places: Sequence[Path], data: _Data) -
         failed = train_together(configs, places, dataset)
     except (Stopped, OutOfMemory):
         raise
-    except ThinnedError as error:
-        yield from (Outcome("failed", str(error)) for _ in configs)
+    except Exception as error:
+        yield from (_failure(error) for _ in configs)
         return
     for place, reason in zip(places, failed, strict=True):
         if reason is not None:
             yield Outcome("diverged", str(reason))
         else:
-            yield _outcome_of(lambda place=place: _scored(Run.open(place), dataset))
+            yield _outcome_of(lambda place=place: scored(Run.open(place), dataset))
 
 
 def _run_one(config: Config, place: Path, data: _Data) -> Outcome:
     dataset = data.of(config)
-    return _scored(train(config, name=place.name, runs=place.parent, dataset=dataset), dataset)
-
-
-def _scored(run: Run, dataset: Dataset) -> Outcome:
-    found: dict[str, dict[str, float]] = {}
-    for name, split in dataset.splits.items():
-        if name != "train" and len(split):
-            scores = appraise([run], split).scores
-            found[name] = {score: scores[score] for score in SCORES}
-    return Outcome("finished", "", found, _epoch_s(run))
+    return scored(train(config, name=place.name, runs=place.parent, dataset=dataset), dataset)
 
 
 def _outcome_of(work: Callable[[], Outcome]) -> Outcome:
@@ -525,8 +403,16 @@ def _outcome_of(work: Callable[[], Outcome]) -> Outcome:
         raise
     except Diverged as error:
         return Outcome("diverged", str(error))
-    except ThinnedError as error:
+    except Exception as error:
+        return _failure(error)
+
+
+def _failure(error: Exception) -> Outcome:
+    """Of one run; whatever it is, a network of the user's own must not end the whole study."""
+    if isinstance(error, ThinnedError):
         return Outcome("failed", str(error))
+    line = next(iter(str(error).splitlines()), "")[:_LONGEST]
+    return Outcome("failed", f"{type(error).__name__}: {line}")
 
 
 class _Data:
@@ -535,18 +421,14 @@ class _Data:
     def __init__(self) -> None:
         self._held: tuple[Any, Dataset] | None = None
 
+    def holds(self, config: Config) -> bool:
+        return self._held is not None and self._held[0] == (config.data, seed_of_data(config))
+
     def of(self, config: Config) -> Dataset:
-        wanted = (config.data, config.seed)
-        if self._held is None or self._held[0] != wanted:
+        if self._held is None or not self.holds(config):
             self._held = None
-            self._held = wanted, load_data(config)
+            self._held = (config.data, seed_of_data(config)), load_data(config)
         return self._held[1]
-
-
-def _epoch_s(run: Run) -> float:
-    ends = [record["time_s"] for record in run.metrics if record["split"] == "train"]
-    spans = [after - before for before, after in itertools.pairwise(ends)]
-    return statistics.median(spans) if spans else math.nan
 
 
 def _line(outcome: Outcome, arm: Arm, seed: int, done: int, total: int, rest: float) -> str:
@@ -625,13 +507,18 @@ def _refuse_changes(past: Study, wanted: Study, folder: Path) -> None:
         raise RequestError(f"{folder} holds another study: {'; '.join(changed)}")
 
 
+def _likely(name: str, names: Sequence[str]) -> str:
+    """The nearest of many names, or the first few."""
+    said = nearest(name, dict.fromkeys(names))
+    few = said if len(names) <= _SHOWN or "did you mean" in said else ""
+    return few or f"; known: {', '.join(names[:_SHOWN])} and {len(names) - _SHOWN:,} more"
+
+
 def _changed_arms(past: Sequence[Arm], wanted: Sequence[Arm]) -> Iterator[str]:
     before = {arm.name: json.dumps(arm.changes) for arm in past}
     after = {arm.name: json.dumps(arm.changes) for arm in wanted}
     for name in before.keys() - after.keys():
         yield f"arm {name} is gone"
-    for name in after.keys() - before.keys():
-        yield f"arm {name} is new"
     for name in before.keys() & after.keys():
         if before[name] != after[name]:
             yield f"arm {name} has changed"

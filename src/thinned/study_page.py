@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from thinned.comparison import interval
+from thinned.outcomes import SCORES, Row
 from thinned.pages import Plots, table, write_page
-from thinned.study import SCORES, Row, Study, curves_of, told, verdict
+from thinned.study import Study, curves_of
+from thinned.verdict import shown, told, verdict
 
 LABELS = {"accuracy": "test accuracy", "nll": "NLL (nats)", "ece": "ECE"}
 _MANY = 10
+_DECADES = 100
+"""From this ratio of an option's values on, its axis is logarithmic."""
 
 
 def write_study_page(
@@ -33,15 +37,15 @@ def write_study_page(
         ThinnedError: the file cannot be written.
     """
     plots = Plots(figures)
-    shown = [row for row in rows if row.values("accuracy")]
+    scored = [row for row in rows if row.values("accuracy")]
     parts = [f"<p>{html.escape(verdict(study, rows))}</p>"]
     drawn = []
-    if shown:
+    if scored:
         parts += [_table(study, rows)]
-        drawn += [_differences(study, shown, plots), _cost(study, shown, plots)]
+        drawn += [_differences(study, scored, plots), _cost(study, scored, plots)]
         for option in _numeric(study):
-            drawn += [_against(option, score, shown, plots) for score in SCORES]
-        drawn += [_curves(folder, study, shown, split, plots) for split in ("train", "validation")]
+            drawn += [_against(option, score, scored, plots) for score in SCORES]
+        drawn += [_curves(folder, study, scored, split, plots) for split in ("train", "validation")]
     parts.append(f'<h2>Figures</h2><div class="grid">{"".join(filter(None, drawn))}</div>')
     lost = [
         [row.arm.name, str(seed), outcome.status, outcome.reason]
@@ -52,7 +56,8 @@ def write_study_page(
     if lost:
         parts.append(f"<h2>Not finished</h2>{table(['arm', 'seed', 'what', 'why'], lost)}")
     parts.append(f"<h2>As text</h2><pre>{html.escape(told(study, rows))}</pre>")
-    parts.append(f"<h2>Definition</h2><pre>{html.escape(study.to_json())}</pre>")
+    definition = html.escape(study.to_json())
+    parts.append(f"<details><summary>Definition</summary><pre>{definition}</pre></details>")
     write_page(folder / "study.html", f"Study: {folder.name}", parts)
     return folder / "study.html"
 
@@ -83,21 +88,30 @@ def draw_against(
         if error:
             values = [[100 - 100 * value for value in each] for each in values]
         means = [statistics.fmean(each) for each in values]
-        _bars(axes, places, means, values, "o-", name)
+        draw_bars(axes, places, means, values, "o-", name)
     axes.set(xlabel=option)
+    places = [row.arm.changes[option] for row in rows]
+    if places and min(places) > 0 and max(places) / min(places) >= _DECADES:
+        axes.set_xscale("log")
     if len(series) > 1:
-        axes.legend(frameon=False, fontsize=9)
+        _legend(axes)
 
 
-def _bars(
+def draw_bars(
     axes: Any, places: Any, means: Any, values: Sequence[Sequence[float]], form: str, label: str
 ) -> None:
+    """Means with the intervals of their values, see `thinned.comparison.interval`."""
     reach: list[tuple[float, float]] = []
     for each, mean in zip(values, means, strict=True):
         low, high = interval(each) if len(each) > 1 else (mean, mean)
         reach.append((max(mean - low, 0), max(high - mean, 0)))
     below, above = zip(*reach, strict=True)
     axes.errorbar(places, means, [below, above], fmt=form, capsize=3, markersize=4, label=label)
+
+
+def _legend(axes: Any) -> None:
+    """Above the axes, where it hides no points."""
+    axes.legend(frameon=False, fontsize=9, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
 
 
 def _table(study: Study, rows: Sequence[Row]) -> str:
@@ -107,15 +121,15 @@ def _table(study: Study, rows: Sequence[Row]) -> str:
         for score in SCORES:
             low, high = interval(row.values(score))
             span = "" if math.isnan(low) else f" ({low:.4f} to {high:.4f})"
-            line.append(f"{row.mean(score):.4f}{span}")
+            line.append(f"{shown(row.mean(score))}{span}")
         held = row.mean("accuracy", "validation")
-        line.append("-" if math.isnan(held) else f"{held:.4f}")
+        line.append(shown(held))
         found = row.difference
         if found is None:
             line += ["baseline", ""]
         else:
             span = f" ({found.low:+.4f} to {found.high:+.4f})" if found.seeds > 1 else ""
-            line += [f"{found.mean:+.4f}{span}", f"{found.corrected:.3f}"]
+            line += [f"{shown(found.mean, '+.4f')}{span}", shown(found.corrected, ".3f")]
         cells.append(line)
     header = ["arm", "runs", *(f"{LABELS[score]} (95 %)" for score in SCORES)]
     header += ["validation accuracy", "against baseline (95 %)", "p, corrected"]
@@ -156,7 +170,7 @@ def _cost(study: Study, rows: Sequence[Row], plots: Plots) -> str:
             axes.plot(row.epoch_s / base, row.mean("accuracy"), "o", label=row.arm.name)
         axes.set(xlabel="time of an epoch, over the baseline's", ylabel="test accuracy")
         if len(timed) <= _MANY:
-            axes.legend(frameon=False, fontsize=9)
+            _legend(axes)
 
     return plots.draw("cost", "Cost against gain", paint)
 
@@ -179,7 +193,8 @@ def _curves(folder: Path, study: Study, rows: Sequence[Row], split: str, plots: 
         for name, curve in curves.items():
             axes.plot(list(curve), list(curve.values()), marker=".", label=name)
         axes.set(xlabel="epoch", ylabel=f"{split} accuracy")
-        axes.legend(frameon=False, fontsize=9)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        _legend(axes)
 
     first = f", the first {_MANY} arms" if len(rows) > _MANY else ""
     return plots.draw(f"curves-{split}", f"{split} accuracy by epoch, mean{first}", paint)
