@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,109 +15,15 @@ from flax import errors as flax_errors
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from thinned.dropout.findings import Audit, AuditedSite, Check
 from thinned.dropout.layers import LOSSES, RATES
+from thinned.dropout.measures import Draw, Measured, gathered
 from thinned.dropout.recording import Recording, Visit, dropout_on, key_words, recording
 from thinned.errors import RequestError
 from thinned.types import Key
 
 SIGMAS = 5.0
 """How far a measured rate or mean may lie from what it should be, in standard errors."""
-
-_PREFIX = 4096
-_INTERVAL = 2.576
-
-
-@dataclass(frozen=True)
-class Check:
-    """One question and its answer.
-
-    Attributes:
-        question: what was checked, as a statement that should hold.
-        site: the site it was checked at; empty for the network as a whole.
-        passed: True, False, or None where it could not be checked.
-        detail: what was found, or what to do.
-    """
-
-    question: str
-    site: str
-    passed: bool | None
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class AuditedSite:
-    """A place where something random happens in training.
-
-    Attributes:
-        name: path of the layer, joined by ``/``.
-        kind: see `thinned.dropout.sites.Kind`, or the class of a layer that is not known.
-        shape: of its inputs.
-        rate: the configured drop probability, None where there is none.
-        effective: the measured drop probability, None where it cannot be measured.
-        error: standard error of `effective`; 0 where every draw gave the same.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    rate: float | None
-    effective: float | None
-    error: float
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What an audit found; its text is a report for people."""
-
-    sites: tuple[AuditedSite, ...]
-    checks: tuple[Check, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether no check failed."""
-        return all(check.passed is not False for check in self.checks)
-
-    def failures(self, site: str | None = None) -> list[Check]:
-        """The checks that failed, of one site or of all."""
-        return [
-            check for check in self.checks if check.passed is False and site in (None, check.site)
-        ]
-
-    def __str__(self) -> str:
-        """A table of the sites, a line for each question, and the verdict."""
-        return "\n".join([*self._table(), "", *self._answers(), "", self._verdict()])
-
-    def _table(self) -> Iterator[str]:
-        rows = [("site", "kind", "shape", "rate", "effective (99 % interval)", "verdict")]
-        for site in self.sites:
-            rate = "-" if site.rate is None else f"{site.rate:.4f}"
-            seen = "ok" if site.effective is not None else "not seen"
-            verdict = "FAIL" if self.failures(site.name) else seen
-            shape = "x".join(map(str, site.shape)) or "scalar"
-            rows.append((site.name, site.kind, shape, rate, _interval(site), verdict))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            yield "  ".join(cells).rstrip()
-
-    def _answers(self) -> Iterator[str]:
-        for question in dict.fromkeys(check.question for check in self.checks):
-            asked = [check for check in self.checks if check.question == question]
-            failed = [check for check in asked if check.passed is False]
-            if all(check.passed is None for check in asked):
-                yield f"  --    {question}: not checked, {asked[0].detail}"
-            elif not failed:
-                yield f"  ok    {question}"
-            for check in failed:
-                where = f"{check.site}: " if check.site else ""
-                yield f"  FAIL  {question}: {where}{check.detail}"
-
-    def _verdict(self) -> str:
-        failed = len(self.failures())
-        checked = sum(check.passed is not None for check in self.checks)
-        if failed:
-            return f"FAIL: {failed} of {checked} checks failed"
-        return f"ok: {checked} checks passed"
 
 
 def audit(
@@ -173,38 +79,6 @@ def audit(
         draws=draws,
     )
     return inspected.report()
-
-
-@dataclass
-class _Measured:
-    """What `draws` steps gave at one site.
-
-    Attributes:
-        statistics: f64 [draw], fraction dropped, or variance where nothing is exactly zero.
-        of_variance: whether `statistics` are variances.
-        means: f64 [draw], mean gate; NaN where everything was dropped.
-        expected: what the mean should be.
-        prefixes: f32 [draw, element], the first gates.
-        active: whether anything was changed at all.
-        one_mask: whether all examples always had the same gates.
-    """
-
-    statistics: np.ndarray
-    of_variance: bool
-    means: np.ndarray
-    expected: float
-    prefixes: np.ndarray
-    active: bool
-    one_mask: bool
-
-    @property
-    def effective(self) -> tuple[float, float]:
-        """Measured rate and its standard error."""
-        mean = float(self.statistics.mean())
-        error = float(self.statistics.std(ddof=1) / np.sqrt(len(self.statistics)))
-        if self.of_variance:
-            return mean / (1 + mean), error / (1 + mean) ** 2
-        return mean, error
 
 
 @dataclass
@@ -282,9 +156,9 @@ class _Inspection:
         return jax.jit(collect)
 
     @cached_property
-    def samples(self) -> tuple[dict[str, _Measured], list[dict[str, Any]], dict[str, float]]:
+    def samples(self) -> tuple[dict[str, Measured], list[dict[str, Any]], dict[str, float]]:
         """Measurements by site, keys by step, configured rates."""
-        raw: dict[str, list[_Draw]] = {name: [] for name in self.visits}
+        raw: dict[str, list[Draw]] = {name: [] for name in self.visits}
         keys: list[dict[str, Any]] = []
         rates: dict[str, float] = {}
         for step in range(self.draws):
@@ -292,8 +166,8 @@ class _Inspection:
             keys.append({name: tuple(words.ravel().tolist()) for name, words in drawn.items()})
             rates = {name: float(rate) for name, rate in found.items()}
             for name, values in gates.items():
-                raw[name].append(_Draw.of(self.visits[name].kind, np.asarray(values, np.float32)))
-        return {name: _gather(draws) for name, draws in raw.items() if draws}, keys, rates
+                raw[name].append(Draw.of(self.visits[name].kind, np.asarray(values, np.float32)))
+        return {name: gathered(draws) for name, draws in raw.items() if draws}, keys, rates
 
     def _audited(self, name: str) -> AuditedSite:
         visit = self.outline.visits.get(name)
@@ -348,7 +222,7 @@ class _Inspection:
             else "nothing is dropped",
         )
 
-    def _acts(self, name: str, measured: _Measured, rate: float | None) -> Check:
+    def _acts(self, name: str, measured: Measured, rate: float | None) -> Check:
         drew = name in self.outline.keys
         detail = f"a rate of {rate:g} has no effect" if rate else "it changes nothing"
         if not drew:
@@ -356,9 +230,7 @@ class _Inspection:
         passed = None if rate == 0 else measured.active
         return Check("dropout is on in training", name, passed, detail if rate else "rate is 0")
 
-    def _rate_holds(
-        self, name: str, measured: _Measured, rate: float | None, frozen: bool
-    ) -> Check:
+    def _rate_holds(self, name: str, measured: Measured, rate: float | None, frozen: bool) -> Check:
         question = "the effective rate is the configured one"
         if rate is None or frozen or not measured.active:
             why = "no rate is configured" if rate is None else "nothing changes"
@@ -479,7 +351,7 @@ class _Inspection:
     def _changes(self, name: str, gates: np.ndarray) -> bool:
         # A probe of ones, or the normal numbers that alpha dropout gets, which are all different.
         if self.visits[name].kind == "alpha":
-            return _Draw.of("alpha", gates).statistic > 0
+            return Draw.of("alpha", gates).statistic > 0
         return bool(np.any(gates != 1))
 
     def _statistics_untouched(self) -> Check:
@@ -516,64 +388,6 @@ class _Inspection:
         return Check(question, "", True)
 
 
-@dataclass(frozen=True)
-class _Draw:
-    """One step's gates at one site, reduced to what the questions need."""
-
-    statistic: float
-    of_variance: bool
-    mean: float
-    expected: float
-    prefix: np.ndarray
-    active: bool
-    one_mask: bool
-
-    @classmethod
-    def of(cls, kind: str, gates: np.ndarray) -> _Draw:
-        flat = gates.reshape(len(gates), -1) if gates.ndim else gates.reshape(1, 1)
-        expected = 0.0 if kind in ("alpha", "connect") else 1.0
-        mean, dropped = float(flat.mean(dtype=np.float64)), flat == 0
-        if kind == "alpha":
-            values, counts = np.unique(flat, return_counts=True)
-            repeated = counts.max() > 1
-            dropped = flat == values[counts.argmax()] if repeated else np.zeros_like(dropped)
-            flat = dropped.astype(np.float32)
-        elif kind == "concrete":
-            dropped = flat < 0.5 * flat.max()
-        elif kind == "block":
-            # Examples of which nothing is kept cannot be scaled up again.
-            alive = flat[flat.any(1)]
-            mean = float(alive.mean(dtype=np.float64)) if alive.size else float("nan")
-        of_variance = bool(
-            kind in ("gaussian", "connect") or (not dropped.any() and flat.std() > 0)
-        )
-        variance = flat.var(0, ddof=1).mean() if kind == "connect" else flat.var(dtype=np.float64)
-        return cls(
-            statistic=float(variance if of_variance else dropped.mean()),
-            of_variance=of_variance,
-            mean=mean,
-            expected=expected,
-            prefix=flat.ravel()[:_PREFIX].astype(np.float32),
-            active=bool(dropped.any() or flat.std() > 0),
-            one_mask=bool(np.all(flat == flat[:1])),
-        )
-
-
-def _gather(draws: Sequence[_Draw]) -> _Measured:
-    # A site that ever dropped exactly is judged by what it drops, in every draw.
-    of_variance = all(draw.of_variance for draw in draws)
-    statistics = [draw.statistic if draw.of_variance == of_variance else 0.0 for draw in draws]
-    return _Measured(
-        statistics=np.asarray(statistics, np.float64),
-        of_variance=of_variance,
-        means=np.asarray([draw.mean for draw in draws], np.float64),
-        expected=draws[0].expected,
-        prefixes=np.stack([draw.prefix for draw in draws]),
-        active=any(draw.active for draw in draws),
-        one_mask=all(draw.one_mask for draw in draws),
-    )
-
-
 def _modes(
     module: nn.Module,
     train: Mapping[str, Any] | None,
@@ -600,11 +414,3 @@ def _default_rngs(step: int) -> Mapping[str, Key]:
 
 def _words(key: Key) -> tuple[int, ...]:
     return tuple(np.asarray(key_words(key)).ravel().tolist())
-
-
-def _interval(site: AuditedSite) -> str:
-    if site.effective is None:
-        return "not measured"
-    low = max(site.effective - _INTERVAL * site.error, 0.0)
-    high = min(site.effective + _INTERVAL * site.error, 1.0)
-    return f"{site.effective:.4f} ({low:.4f} to {high:.4f})"
