@@ -22,6 +22,8 @@ from thinned.dropout.recording import Recording, Visit, dropout_on, key_words, r
 from thinned.errors import RequestError
 from thinned.types import Key
 
+_HINT = "derive the key from the step, as in jax.random.fold_in(key, step)"
+
 SIGMAS = 5.0
 """How far a measured rate or mean may lie from what it should be, in standard errors."""
 
@@ -127,6 +129,11 @@ class _Inspection:
         others = (name for name in self.outline.keys if name not in self.visits)
         return list(dict.fromkeys([*self.visits, *others, *sorted(self.outline.hidden)]))
 
+    @property
+    def unseen(self) -> list[str]:
+        """The places that cannot be probed: what happens there shows in the outputs alone."""
+        return [name for name in self.places if name not in self.visits]
+
     @cached_property
     def state(self) -> list[str]:
         return [name for name in self.variables if name not in ("params", RATES, LOSSES)]
@@ -205,10 +212,7 @@ class _Inspection:
             "masks change from step to step",
             name,
             None if never or rate == 1 else not frozen,
-            "the same key and mask at every step: derive the key from the step, as in "
-            "jax.random.fold_in(key, step)"
-            if frozen
-            else "nothing is dropped",
+            f"the same key and mask at every step: {_HINT}" if frozen else "nothing is dropped",
         )
         alone = measured.one_mask and not visit.shared and measured.active and rate != 1
         yield Check(
@@ -259,18 +263,65 @@ class _Inspection:
     # Questions about the network as a whole.
 
     def _whole(self) -> Iterator[Check]:
-        hint = "nothing random happens in training: dropout is left off, or wired to nothing"
-        yield Check("the network drops something in training", "", bool(self.places), hint)
-        for name in sorted(self.outline.hidden):
-            yield Check(
-                "every site can be seen", name, None, f"{name} is inside a lifted transform"
-            )
+        yield self._drops()
+        for name in self.unseen:
+            hidden = name in self.outline.hidden
+            why = "is inside a lifted transform" if hidden else "draws a key outside such layers"
+            yield Check("every site is a layer that can be measured", name, None, f"{name} {why}")
+        yield from self._keys_change()
+        yield from self._outputs_change()
         yield from self._streams()
         yield from self._separate_keys()
         yield from self._separate_sites()
         yield from self._off_in_evaluation()
         yield self._statistics_untouched()
         yield self._devices()
+
+    def _drops(self) -> Check:
+        question = "the network drops something in training"
+        rates = self.outline.hidden.values()
+        if not self.visits and rates and all(rate in (0, 1) for rate in rates):
+            return Check(question, "", None, "the rates are 0 or 1")
+        found = bool(self.visits) or (bool(self.unseen) and self._depends)
+        hint = "nothing random happens in training: dropout is left off, or wired to nothing"
+        if self.unseen:
+            hint = "keys are drawn, but the outputs do not depend on them"
+        return Check(question, "", found, hint)
+
+    def _keys_change(self) -> Iterator[Check]:
+        keys, roots = self.samples[1], [self.rngs(step) for step in range(self.draws)]
+        for name in self.unseen:
+            drawn = [step[name] for step in keys if name in step]
+            stream = self.outline.streams.get(name, "")
+            if not drawn and stream in roots[0]:
+                drawn = [_words(step[stream]) for step in roots]
+            passed = len(set(drawn)) == len(drawn) if drawn else None
+            detail = f"the same key again: {_HINT}" if drawn else "its keys cannot be seen"
+            yield Check("keys change from step to step", name, passed, detail)
+
+    def _outputs_change(self) -> Iterator[Check]:
+        if self.unseen:
+            passed = self._differ(self.rngs) if self._depends else None
+            why = "the same at every step, though they depend on the key: " + _HINT
+            detail = "nothing random happens" if passed is None else why
+            yield Check("outputs change from step to step", "", passed, detail)
+
+    @cached_property
+    def _depends(self) -> bool:
+        """Whether other keys give other outputs in training."""
+        first = self.rngs(0)
+        return self._differ(
+            lambda step: {name: jax.random.fold_in(key, step) for name, key in first.items()}
+        )
+
+    def _differ(self, rngs: Callable[[int], Mapping[str, Key]]) -> bool:
+        """Whether outputs in training ever differ from those at step 0, all else being equal."""
+        run = jax.jit(self._apply(self.module, self.modes[0]))
+        # Noise on the parameters: behind an output layer of zeros nothing would show.
+        variables = {**self.variables, "params": _stirred(self.variables.get("params", {}))}
+        first = run(variables, rngs(0))[0]
+        steps = (run(variables, rngs(step))[0] for step in range(1, self.draws))
+        return any(not _equal(first, outputs) for outputs in steps)
 
     def _streams(self) -> Iterator[Check]:
         for name, stream in self.outline.streams.items():
@@ -341,12 +392,8 @@ class _Inspection:
             detail = "it still draws masks" if changed else "it still draws a key"
             yield Check(question, name, not (drew or changed), detail)
         one, two = (jax.jit(run)(self.variables, self.rngs(step)) for step in (0, 1))
-        equal = all(
-            np.array_equal(a, b, equal_nan=True)
-            for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
-        )
         detail = "the outputs depend on the key"
-        yield Check("evaluation gives the same with every key", "", equal, detail)
+        yield Check("evaluation gives the same with every key", "", _equal(one, two), detail)
 
     def _changes(self, name: str, gates: np.ndarray) -> bool:
         # A probe of ones, or the normal numbers that alpha dropout gets, which are all different.
@@ -414,3 +461,19 @@ def _default_rngs(step: int) -> Mapping[str, Key]:
 
 def _words(key: Key) -> tuple[int, ...]:
     return tuple(np.asarray(key_words(key)).ravel().tolist())
+
+
+def _equal(one: Any, two: Any) -> bool:
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
+
+
+def _stirred(params: Any) -> Any:
+    random = np.random.default_rng(0)
+
+    def stirred(leaf: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        return leaf + jnp.asarray(0.1 * random.normal(size=leaf.shape), leaf.dtype)
+
+    return jax.tree.map(stirred, params)

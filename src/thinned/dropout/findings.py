@@ -55,8 +55,13 @@ class Audit:
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed."""
+        """Whether no check failed; it proves the more, the fewer places are `unseen`."""
         return all(check.passed is not False for check in self.checks)
+
+    @property
+    def unseen(self) -> list[str]:
+        """Places where keys are drawn or something may be dropped, but that cannot be measured."""
+        return [site.name for site in self.sites if site.effective is None]
 
     def failures(self, site: str | None = None) -> list[Check]:
         """The checks that failed, of one site or of all."""
@@ -98,6 +103,12 @@ class Audit:
         checked = sum(check.passed is not None for check in self.checks)
         if failed:
             return f"FAIL: {failed} of {checked} checks failed"
+        if self.unseen:
+            places = "place" if len(self.unseen) == 1 else "places"
+            return (
+                f"not proved: {len(self.unseen)} {places} not seen ({', '.join(self.unseen)}); "
+                f"{checked} checks passed"
+            )
         return f"ok: {checked} checks passed"
 
 
