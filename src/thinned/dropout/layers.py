@@ -17,13 +17,13 @@ from thinned.dropout.functional import (
     channel_dropout,
     checked_rate,
     concrete_dropout,
-    concrete_regulariser,
     drop_block,
     drop_connect,
     drop_connect_moments,
     drop_path,
     dropout,
     gaussian_dropout,
+    logit_regulariser,
 )
 from thinned.errors import RequestError
 from thinned.types import Bits, Key
@@ -178,7 +178,7 @@ class ConcreteDropout(DropoutLayer):
     Attributes:
         rate: the rate at the start, strictly between 0 and 1.
         examples: number of training examples, by which the regulariser is divided.
-        length_scale: of the prior over weights, see `concrete_regulariser`.
+        length_scale: of the prior over weights, see `functional.concrete_regulariser`.
         temperature: of the masks, above 0.
         deterministic, rng_collection, rng, bits: as for `Dropout`.
     """
@@ -225,8 +225,8 @@ class ConcreteDropout(DropoutLayer):
             gates: elements that this layer drops independently in each example.
         """
         if not self.is_initializing() and self.is_mutable_collection(LOSSES):
-            rate = jax.nn.sigmoid(self.get_variable("params", "rate_logit"))
-            term = concrete_regulariser(rate, kernel, gates, self.examples, self.length_scale)
+            logit = self.get_variable("params", "rate_logit")
+            term = logit_regulariser(logit, kernel, gates, self.examples, self.length_scale)
             self.sow(LOSSES, "concrete", term)
 
 
@@ -274,14 +274,13 @@ class DropConnectDense(DropoutLayer):
         bias: Any = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else 0
         kernel, bias = kernel.astype(inputs.dtype), jnp.asarray(bias, inputs.dtype)
         activation = self.activation or (lambda values: values)
-        if not _is_off(self, deterministic):
-            rate = _rate_of(self)
-            if isinstance(rate, int | float) and rate == 0:
-                return activation(inputs @ kernel + bias)
+        off, rate = _is_off(self, deterministic), _rate_of(self)
+        plain = isinstance(rate, int | float) and rate == 0
+        if plain or (off and self.activation is None):
+            return activation(inputs @ kernel + bias)
+        if not off:
             return activation(self.drop(inputs, rate, _key_of(self, rng)) + bias)
-        if self.activation is None:
-            return inputs @ kernel + bias
-        mean, variance = drop_connect_moments(inputs, kernel, _rate_of(self))
+        mean, variance = drop_connect_moments(inputs, kernel, rate)
         return expected_activation(activation, mean + bias, variance)
 
     def drop(self, inputs: jax.Array, rate: Rate, key: Key) -> jax.Array:
@@ -305,7 +304,8 @@ def expected_activation(
     """
     quantiles = jax.scipy.special.ndtri((np.arange(points) + 0.5) / points)
     quantiles = quantiles / jnp.sqrt(jnp.mean(jnp.square(quantiles)))
-    deviation = jnp.sqrt(variance)
+    # A variance of 0 is replaced before the root, or the slope there would be NaN.
+    deviation = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
     values = [activation(mean + deviation * point.astype(mean.dtype)) for point in quantiles]
     return sum(values[1:], values[0]) / points
 

@@ -111,7 +111,8 @@ def seed_rate(rate: jax.Array, shape: tuple[int, ...], blocks: tuple[int, ...]) 
         return t + jnp.maximum(alive.sum() - keep, 0.0) / (covers * alive).sum()
 
     t = lax.fori_loop(0, _NEWTON_STEPS, step, rate / (covers * weights).sum())
-    return jnp.where(keep > 0, -jnp.expm1(-t), 1.0)
+    # Weights that add up to a little more than 1 would leave a trace of seeds at rate 0.
+    return jnp.where(rate > 0, jnp.where(keep > 0, -jnp.expm1(-t), 1.0), 0.0)
 
 
 @cache
