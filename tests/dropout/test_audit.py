@@ -104,6 +104,30 @@ def test_a_key_shared_with_initialisation_is_caught():
     assert "at step 5" in later.failures()[0].detail
 
 
+def test_one_key_in_two_streams_is_caught():
+    def rngs(step):
+        key = jax.random.fold_in(TWO, step)
+        return {"dropout": key, "noise": key}
+
+    found = audit(Net(), X, rngs=rngs, draws=8)
+    assert failed(found) == {("no key is shared with initialisation or between streams", "")}
+    assert "the key of dropout at step 0 is that of noise" in str(found)
+
+
+def test_a_rate_too_small_to_be_seen_is_not_judged():
+    found = audit(Rare(), X[:, :2, :2], rngs=fresh, draws=8)
+    assert found.passed, str(found)
+    assert "too small to be seen" in str(found)
+
+
+class Rare(nn.Module):
+    """A rate that eight small batches do not show."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dropout(1e-4, deterministic=not train)(x)
+
+
 def test_a_stream_that_was_not_given_is_caught():
     found = audit(Net(), X, rngs=lambda step: {"params": jax.random.fold_in(ONE, step)}, draws=8)
     question = "each site draws from a stream that was given"
@@ -381,3 +405,9 @@ def test_what_cannot_be_audited_is_refused():
         audit(Net())
     with pytest.raises(RequestError, match="no argument train"):
         audit(nn.Dense(3), X)
+    with pytest.raises(RequestError, match="whole number of at least 8"):
+        audit(Net(), X, draws="x")
+    with pytest.raises(RequestError, match="function of the step"):
+        audit(Net(), X, rngs={"dropout": TWO})
+    with pytest.raises(RequestError, match="flax.linen.Module, not function"):
+        audit(fresh, X)

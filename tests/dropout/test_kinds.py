@@ -439,7 +439,13 @@ def test_an_examples_mask_does_not_depend_on_the_batch_behind_it():
         (lambda k: F.drop_path(jnp.ones(()), 0.5, k), "path dropout needs"),
         (lambda k: F.drop_block(inputs(), 0.5, k, block_size=0), "block_size is 0"),
         (lambda k: F.drop_block(inputs(), 0.5, k, block_size=2.5), "block_size is 2.5"),
+        (lambda k: F.drop_block(inputs(), 0.5, k, block_size=None), "block_size is None"),
+        (lambda k: F.drop_block(inputs(), 0.5, k, block_size=float("nan")), "block_size is nan"),
         (lambda k: F.concrete_dropout(inputs(), 0.5, k, temperature=0), "temperature is 0"),
+        (lambda k: F.concrete_dropout(inputs(), 0.5, k, temperature="a"), "temperature is 'a'"),
+        (lambda k: F.drop_connect(jnp.ones((2, 1)), [[1.0]], 0.5, k), "not list"),
+        (lambda k: F.drop_connect(jnp.ones((2, 6)), KERNEL, 0.5, None), "key is expected"),
+        (lambda k: F.drop_path([[1.0]], 0.5, k), "not list"),
         (lambda k: F.drop_connect(jnp.ones((2, 3)), KERNEL, 0.5, k), "cannot multiply"),
         (lambda k: F.gaussian_dropout(inputs(), 1.5, k), "rate is 1.5"),
         (lambda k: F.alpha_dropout(jnp.arange(3), 0.5, k), "float array"),
@@ -449,3 +455,8 @@ def test_an_examples_mask_does_not_depend_on_the_batch_behind_it():
 def test_what_makes_no_sense_is_refused(call, message):
     with pytest.raises(RequestError, match=message):
         call(jax.random.key(0))
+
+
+def test_no_inputs_give_zeros():
+    y = F.drop_connect(jnp.ones((2, 0)), jnp.ones((0, 3)), 0.5, jax.random.key(0))
+    assert np.array_equal(y, np.zeros((2, 3)))

@@ -24,6 +24,9 @@ from thinned.types import Key
 
 _HINT = "derive the key from the step, as in jax.random.fold_in(key, step)"
 
+_LEAST = 20
+"""How many drops a site must be expected to show before its rate is judged."""
+
 SIGMAS = 5.0
 """How far a measured rate or mean may lie from what it should be, in standard errors."""
 
@@ -60,8 +63,12 @@ def audit(
     Raises:
         RequestError: arguments are missing or make no sense.
     """
-    if draws < 8:
-        raise RequestError(f"draws is {draws}: must be at least 8")
+    if not isinstance(module, nn.Module):
+        raise RequestError(f"the audit needs a flax.linen.Module, not {type(module).__name__}")
+    if not isinstance(draws, int) or draws < 8:
+        raise RequestError(f"draws is {draws!r}: must be a whole number of at least 8")
+    if rngs is not None and not callable(rngs):
+        raise RequestError("rngs must be a function of the step: lambda step: {'dropout': ...}")
     if not args or not np.shape(args[0]) or np.shape(args[0])[0] < 2:
         raise RequestError("the audit needs an example batch of at least two examples")
     training, evaluating = _modes(module, train, evaluate, evaluation)
@@ -232,15 +239,27 @@ class _Inspection:
         if not drew:
             detail += ": it draws no key and lets everything pass, as if deterministic"
         passed = None if rate == 0 else measured.active
-        return Check("dropout is on in training", name, passed, detail if rate else "rate is 0")
+        if not rate:
+            detail = "rate is 0" if rate == 0 else detail
+        elif not measured.active and self._is_rare(name, rate):
+            passed, detail = None, "the rate is too small to be seen: ask for more draws"
+        return Check("dropout is on in training", name, passed, detail)
+
+    def _is_rare(self, name: str, rate: float) -> bool:
+        chances = self.visits[name].chances * self.draws
+        return 0 < rate < 1 and min(rate, 1 - rate) * chances < _LEAST
 
     def _rate_holds(self, name: str, measured: Measured, rate: float | None, frozen: bool) -> Check:
         question = "the effective rate is the configured one"
         if rate is None or frozen or not measured.active:
             why = "no rate is configured" if rate is None else "nothing changes"
             return Check(question, name, None, why)
+        if self._is_rare(name, rate):
+            return Check(question, name, None, "too few are dropped, or kept, to tell")
         effective, error = measured.effective
-        tolerance = SIGMAS * error + 1e-6
+        # The spread found among few draws may be none at all.
+        least = np.sqrt(rate * (1 - rate) / (self.visits[name].chances * self.draws))
+        tolerance = SIGMAS * max(error, float(least)) + 1e-6
         if measured.of_variance and rate == 1:
             return Check(question, name, None, "the rate is 1")
         return Check(
@@ -335,19 +354,15 @@ class _Inspection:
 
     def _separate_keys(self) -> Iterator[Check]:
         question = "no key is shared with initialisation or between streams"
-        if not self.roots:
-            yield Check(question, "", None, "init_rngs was not given")
         first = {name: _words(key) for name, key in self.roots.items()}
-        for step in range(self.draws if self.roots else 0):
-            for stream, key in self.rngs(step).items():
-                same = [other for other, words in first.items() if words == _words(key)]
-                same = [other for other in same if other != stream or other == "params"]
-                if same:
-                    detail = f"the key of {stream} at step {step} is that of {same[0]} at init"
-                    yield Check(question, "", False, f"{detail}: split it first")
-                    return
-        if self.roots:
-            yield Check(question, "", True)
+        for step in range(self.draws):
+            found = _shared({name: _words(key) for name, key in self.rngs(step).items()}, first)
+            if found is not None:
+                stream, other = found
+                detail = f"the key of {stream} at step {step} is that of {other}: split it first"
+                yield Check(question, "", False, detail)
+                return
+        yield Check(question, "", True if self.roots else None, "init_rngs was not given")
 
     def _separate_sites(self) -> Iterator[Check]:
         question = "sites differ from one another"
@@ -461,6 +476,20 @@ def _default_rngs(step: int) -> Mapping[str, Key]:
 
 def _words(key: Key) -> tuple[int, ...]:
     return tuple(np.asarray(key_words(key)).ravel().tolist())
+
+
+def _shared(
+    streams: Mapping[str, tuple[int, ...]], first: Mapping[str, tuple[int, ...]]
+) -> tuple[str, str] | None:
+    """A stream whose key is also another's, or one of those of initialisation, and whose."""
+    for name, words in streams.items():
+        for other, theirs in streams.items():
+            if other != name and theirs == words:
+                return name, other
+        for other, theirs in first.items():
+            if theirs == words and (other != name or other == "params"):
+                return name, f"{other} at init"
+    return None
 
 
 def _equal(one: Any, two: Any) -> bool:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from thinned.dropout.bits import keep_mask, normal, realised_keep, uniform
+from thinned.dropout.bits import checked_key, keep_mask, normal, realised_keep, uniform
 from thinned.dropout.masks import (
     block_sizes,
     grown,
@@ -68,7 +68,7 @@ def dropout(
     Raises:
         RequestError: `x` is no float array, `rate` is out of range, or an axis does not exist.
     """
-    shape = mask_shape(jnp.shape(x), broadcast_dims)
+    shape = mask_shape(_shape_of(x), broadcast_dims)
     return _between(_elements, x, rate, key, (shape, bits))
 
 
@@ -85,7 +85,7 @@ def channel_dropout(x: jax.Array, rate: Rate, key: Key, *, bits: Bits = "threefr
     Raises:
         RequestError: as `dropout`, or `x` has fewer than three axes.
     """
-    axes = spatial_axes(jnp.shape(x), "channel")
+    axes = spatial_axes(_shape_of(x), "channel")
     return dropout(x, rate, key, bits=bits, broadcast_dims=axes)
 
 
@@ -102,7 +102,7 @@ def drop_path(x: jax.Array, rate: Rate, key: Key, *, bits: Bits = "threefry") ->
     Raises:
         RequestError: as `dropout`, or `x` is a scalar.
     """
-    axes = inner_axes(jnp.shape(x), "path")
+    axes = inner_axes(_shape_of(x), "path")
     return dropout(x, rate, key, bits=bits, broadcast_dims=axes)
 
 
@@ -129,9 +129,11 @@ def drop_block(
     Raises:
         RequestError: as `dropout`, `x` has fewer than three axes, or `block_size` is below 1.
     """
-    if isinstance(block_size, bool) or int(block_size) != block_size or block_size < 1:
+    size: Any = block_size
+    whole = isinstance(size, int | np.integer) or (isinstance(size, float) and size.is_integer())
+    if isinstance(size, bool) or not whole or size < 1:
         raise RequestError(f"block_size is {block_size!r}: must be a whole number of at least 1")
-    blocks = block_sizes(jnp.shape(x), int(block_size))
+    blocks = block_sizes(_shape_of(x), int(block_size))
     return _between(_blocks, x, rate, key, (blocks, bits))
 
 
@@ -191,7 +193,8 @@ def concrete_dropout(
     Raises:
         RequestError: as `dropout`, or `temperature` is not above 0.
     """
-    if not (temperature > 0 and math.isfinite(temperature)):
+    number = isinstance(temperature, int | float | np.number)
+    if not (number and temperature > 0 and math.isfinite(temperature)):
         raise RequestError(f"temperature is {temperature!r}: must be a number above 0")
     return _between(_concrete, x, rate, key, (float(temperature), bits))
 
@@ -265,12 +268,15 @@ def drop_connect(
     Raises:
         RequestError: as `dropout`, or shapes do not fit.
     """
-    if kernel.ndim != 2 or jnp.ndim(x) < 1 or x.shape[-1] != kernel.shape[0]:
-        raise RequestError(f"drop_connect cannot multiply {x.shape} by a kernel {kernel.shape}")
+    left, right = _shape_of(x), _shape_of(kernel)
+    if len(right) != 2 or not left or left[-1] != right[0]:
+        raise RequestError(f"drop_connect cannot multiply {left} by a kernel {right}")
     rate = checked_rate(rate, x)
-    if isinstance(rate, float) and rate in (0.0, 1.0):
+    ends = isinstance(rate, float) and rate in (0.0, 1.0)
+    if ends or 0 in (*left, *right):
         product = x @ kernel
-        return product if rate == 0.0 else jnp.zeros_like(product)
+        return jnp.zeros_like(product) if rate == 1.0 else product
+    checked_key(key)
     if not per_example:
         product = x @ dropout(kernel, rate, key, bits=bits)
         return jnp.where(jnp.asarray(rate) < 1, product, jnp.zeros((), product.dtype))
@@ -298,9 +304,23 @@ def checked_rate(rate: Rate, x: jax.Array) -> Rate:
         RequestError: `x`, what is to be dropped, is no float array; or a plain number, or an array
             whose value is known, is out of range or NaN; or is no single number.
     """
-    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
-        raise RequestError(f"dropout needs a float array, not {jnp.result_type(x)}")
-    if isinstance(rate, bool | str) or np.shape(rate) != ():
+    _shape_of(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise RequestError(f"dropout needs a float array, not {x.dtype}")
+    return checked_number(rate)
+
+
+def checked_number(rate: Rate) -> Rate:
+    """`checked_rate` without a look at what is to be dropped.
+
+    Raises:
+        RequestError: `rate` is out of range, NaN, or no single number.
+    """
+    known = isinstance(rate, int | float | np.number | np.ndarray | jax.Array)
+    real = known and any(
+        jnp.issubdtype(jnp.result_type(rate), kind) for kind in (jnp.integer, jnp.floating)
+    )
+    if not real or np.shape(rate) != ():
         raise RequestError(f"rate is {rate!r}: must be one number from 0 to 1")
     if isinstance(rate, Tracer):
         return rate
@@ -308,6 +328,12 @@ def checked_rate(rate: Rate, x: jax.Array) -> Rate:
     if math.isnan(value) or not 0.0 <= value <= 1.0:
         raise RequestError(f"rate is {value}: must be a number from 0 to 1")
     return value if isinstance(rate, int | float) else rate
+
+
+def _shape_of(x: Any) -> tuple[int, ...]:
+    if not (hasattr(x, "shape") and hasattr(x, "dtype")):
+        raise RequestError(f"dropout needs a float array, not {type(x).__name__}")
+    return x.shape
 
 
 def _between(
@@ -319,6 +345,7 @@ def _between(
         return x if rate == 0.0 else jnp.zeros_like(x)
     # A plain number goes along: its complement is taken in double precision, as in Flax.
     plain = rate if isinstance(rate, float) else None
+    checked_key(key)
     return body(x, jnp.asarray(rate, jnp.float32), key, (*how, plain))
 
 

@@ -15,6 +15,7 @@ from thinned.dropout.functional import (
     Rate,
     alpha_dropout,
     channel_dropout,
+    checked_number,
     checked_rate,
     concrete_dropout,
     drop_block,
@@ -25,6 +26,7 @@ from thinned.dropout.functional import (
     gaussian_dropout,
     logit_regulariser,
 )
+from thinned.dropout.masks import mask_shape
 from thinned.errors import RequestError
 from thinned.types import Bits, Key
 
@@ -55,12 +57,11 @@ class DropoutLayer(nn.Module):
             RequestError: `deterministic` is given nowhere or twice, or see this kind's function in
                 `thinned.dropout.functional`.
         """
-        if _is_off(self, deterministic):
+        off, rate = _is_off(self, deterministic), _rate_of(self)
+        mask_shape(jnp.shape(inputs), getattr(self, "broadcast_dims", ()))
+        if off or _is_plainly(0, rate):
             return inputs
-        rate = _rate_of(self)
-        if isinstance(rate, int | float) and rate == 0:
-            return inputs
-        return self.drop(inputs, rate, _key_of(self, rng))
+        return self.drop(inputs, rate, _key_of(self, rng, rate))
 
     def drop(self, inputs: jax.Array, rate: Rate, key: Key) -> jax.Array:
         """What this kind does to `inputs`."""
@@ -212,7 +213,7 @@ class ConcreteDropout(DropoutLayer):
         return concrete_dropout(
             inputs,
             jax.nn.sigmoid(logit),
-            _key_of(self, rng),
+            _key_of(self, rng, rate),
             temperature=self.temperature,
             bits=self.bits,
         )
@@ -275,11 +276,10 @@ class DropConnectDense(DropoutLayer):
         kernel, bias = kernel.astype(inputs.dtype), jnp.asarray(bias, inputs.dtype)
         activation = self.activation or (lambda values: values)
         off, rate = _is_off(self, deterministic), _rate_of(self)
-        plain = isinstance(rate, int | float) and rate == 0
-        if plain or (off and self.activation is None):
+        if _is_plainly(0, rate) or (off and self.activation is None):
             return activation(inputs @ kernel + bias)
         if not off:
-            return activation(self.drop(inputs, rate, _key_of(self, rng)) + bias)
+            return activation(self.drop(inputs, rate, _key_of(self, rng, rate)) + bias)
         mean, variance = drop_connect_moments(inputs, kernel, rate)
         return expected_activation(activation, mean + bias, variance)
 
@@ -315,20 +315,42 @@ def _is_off(layer: DropoutLayer, given: bool | None) -> bool:
     if (own is None) == (given is None):
         times = "nowhere" if given is None else "twice"
         raise RequestError(
-            f"{'/'.join(layer.path) or type(layer).__name__}: deterministic is given {times}: say "
-            "once, as attribute or in the call, whether dropout is off"
+            f"{_name(layer)}: deterministic is given {times}: say once, as attribute or in the "
+            "call, whether dropout is off"
         )
-    return bool(own or given)
+    said: Any = given if own is None else own
+    if not isinstance(said, bool | int | np.bool_ | jax.Array):
+        raise RequestError(f"{_name(layer)}: deterministic is {said!r}: must be True or False")
+    return bool(said)
+
+
+def _name(layer: DropoutLayer) -> str:
+    return "/".join(layer.path) or type(layer).__name__
 
 
 def _rate_of(layer: DropoutLayer) -> Rate:
     if layer.has_variable(RATES, "rate"):
         return layer.get_variable(RATES, "rate")
-    return cast(Any, layer).rate
+    rate = cast(Any, layer).rate
+    # Also in evaluation, where nobody would notice it.
+    return rate if isinstance(rate, jax.Array) else checked_number(rate)
 
 
-def _key_of(layer: DropoutLayer, given: Key | None) -> Key:
+def _is_plainly(end: int, rate: Rate) -> bool:
+    return isinstance(rate, int | float) and rate == end
+
+
+def _key_of(layer: DropoutLayer, given: Key | None, rate: Rate) -> Any:
     shell = cast(Any, layer)
-    if given is not None:
-        return given
-    return shell.rng if shell.rng is not None else shell.make_rng(shell.rng_collection)
+    if _is_plainly(1, rate):
+        return None  # Nothing is drawn, and so none is asked for.
+    if given is not None or shell.rng is not None:
+        return shell.rng if given is None else given
+    stream = shell.rng_collection
+    # A network may be initialised with one key for everything; trained with it, it may not be.
+    if not (layer.is_initializing() or layer.has_rng(stream)) and layer.has_rng("params"):
+        raise RequestError(
+            f"{_name(layer)}: no key for the stream {stream}, only for params: "
+            f"pass rngs={{'{stream}': key}}"
+        )
+    return shell.make_rng(stream)

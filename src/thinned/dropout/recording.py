@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,6 +37,13 @@ class Visit:
     rate: Any
     shared: bool
     leaf: bool = True
+
+    @property
+    def chances(self) -> int:
+        """How many independent draws a call makes, at most."""
+        examples = 1 if self.shared else math.prod(self.shape[:1])
+        inner = {"path": (), "channel": self.shape[-1:]}.get(self.kind, self.shape[1:])
+        return max(examples * math.prod(inner), 1)
 
 
 @dataclass
