@@ -63,12 +63,7 @@ def audit(
     Raises:
         RequestError: arguments are missing or make no sense.
     """
-    if not isinstance(module, nn.Module):
-        raise RequestError(f"the audit needs a flax.linen.Module, not {type(module).__name__}")
-    if not isinstance(draws, int) or draws < 8:
-        raise RequestError(f"draws is {draws!r}: must be a whole number of at least 8")
-    if rngs is not None and not callable(rngs):
-        raise RequestError("rngs must be a function of the step: lambda step: {'dropout': ...}")
+    _refuse_nonsense(module, draws, rngs)
     if not args or not np.shape(args[0]) or np.shape(args[0])[0] < 2:
         raise RequestError("the audit needs an example batch of at least two examples")
     training, evaluating = _modes(module, train, evaluate, evaluation)
@@ -241,7 +236,7 @@ class _Inspection:
         passed = None if rate == 0 else measured.active
         if not rate:
             detail = "rate is 0" if rate == 0 else detail
-        elif not measured.active and self._is_rare(name, rate):
+        elif drew and not measured.active and self._is_rare(name, rate):
             passed, detail = None, "the rate is too small to be seen: ask for more draws"
         return Check("dropout is on in training", name, passed, detail)
 
@@ -468,6 +463,15 @@ def _modes(
         f"{type(module).__name__}.__call__ has no argument train, training or deterministic: "
         "say train={...} and evaluate={...}, or give evaluation=, the module in evaluation"
     )
+
+
+def _refuse_nonsense(module: Any, draws: Any, rngs: Any) -> None:
+    if not isinstance(module, nn.Module):
+        raise RequestError(f"the audit needs a flax.linen.Module, not {type(module).__name__}")
+    if not isinstance(draws, int) or draws < 8:
+        raise RequestError(f"draws is {draws!r}: must be a whole number of at least 8")
+    if rngs is not None and not callable(rngs):
+        raise RequestError("rngs must be a function of the step: lambda step: {'dropout': ...}")
 
 
 def _default_rngs(step: int) -> Mapping[str, Key]:

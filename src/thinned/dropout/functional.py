@@ -193,7 +193,8 @@ def concrete_dropout(
     Raises:
         RequestError: as `dropout`, or `temperature` is not above 0.
     """
-    number = isinstance(temperature, int | float | np.number)
+    given: Any = temperature
+    number = isinstance(given, int | float | np.number)
     if not (number and temperature > 0 and math.isfinite(temperature)):
         raise RequestError(f"temperature is {temperature!r}: must be a number above 0")
     return _between(_concrete, x, rate, key, (float(temperature), bits))
