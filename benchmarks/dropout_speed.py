@@ -157,8 +157,7 @@ class Tutorial(Paper):
         for features in (32, 64):
             x = nn.relu(nn.Conv(features, (3, 3))(x))
             x = nn.avg_pool(x, (2, 2), (2, 2))
-        x = nn.relu(nn.Dense(256)(x.reshape(len(x), -1)))
-        return nn.Dense(10)(self.thin(x, 0.5))
+        return nn.Dense(10)(self.thin(x.reshape(len(x), -1), 0.5))
 
 
 def step_call(

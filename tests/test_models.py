@@ -2,6 +2,7 @@
 
 import sys
 import textwrap
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from thinned.assembly import size_of
+from thinned.assembly import Facts, refuse_unfit, size_of
 from thinned.cli import main
-from thinned.config import MlpConfig
+from thinned.config import Config, DataConfig, DropoutConfig, MlpConfig, recipe
 from thinned.dropout.sites import DropoutSpec, dropout_sites
 from thinned.errors import RequestError
 from thinned.models.catalog import CATALOG, network
@@ -138,6 +139,12 @@ MODULE = """
             x = self.norm(nnx.relu(self.one(x.reshape(x.shape[0], -1))))
             return self.two(self.drop(x))
 
+    class Flaxes(nn.Module):
+        @nn.compact
+        def __call__(self, images, train):
+            x = nn.Dropout(0.5, deterministic=not train)(images.reshape(len(images), -1))
+            return nn.Dense(10)(x)
+
     class Needy(nn.Module):
         classes: int
         width: int
@@ -200,6 +207,40 @@ def test_a_network_too_deep_for_the_images_or_without_maps_is_refused(tiny_data,
     assert "at least 12 x 12" in capsys.readouterr().err
     assert main([*words, "mlp", "--dropout.kind", "channel"]) == 2
     assert "model mlp has none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "words", "message"),
+    [
+        ("own_nets:Flaxes", "--dropout.rate 0.3", "has no layer of thinned"),
+        ("own_nets:Flaxes", "--dropout.depth linear", "has no layer of thinned"),
+        ("own_nets:Modern", "--dropout.rate 0.3", "has no layer of thinned"),
+        ("own_nets:Own", "--dropout.kind gaussian", "networks of the package only"),
+        ("own_nets:Own", "--dropout.kind path", "networks of the package only"),
+        ("own_nets:Own", "--dropout.bits threefry", "networks of the package only"),
+        ("own_nets:Own", "--dropout.input-rate 0.1", "has no site input"),
+        ("cnn", "--mlp.hidden 32", "the model is cnn"),
+    ],
+)
+def test_options_that_reach_nothing_are_refused(own, tiny_data, capsys, model, words, message):
+    wanted = ["train", "--data", str(tiny_data), "--model", model, *words.split()]
+    assert main(wanted) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert words.split()[0] in said
+    assert not (own / "runs").exists()
+
+
+def test_options_that_reach_a_network_of_ones_own_are_not_refused(own, tiny_data):
+    config = Config(
+        data=DataConfig(path=str(tiny_data)),
+        model="own_nets:Own",
+        dropout=DropoutConfig(rate=0.1, depth="linear", sites={"middle": 0.2}),
+    )
+    facts = Facts("", ("a", "b"), (8, 8, 1), 200)
+    refuse_unfit(config, facts)
+    # What a recipe sets was asked by nobody.
+    refuse_unfit(replace(recipe("tutorial-as-printed"), model="own_nets:Own"), facts)
 
 
 def test_the_listing_has_all_networks(own, capsys):

@@ -31,7 +31,7 @@ def test_weights_of_zero_stay_finite():
     assert not np.any(updates["kernel"])
 
 
-@pytest.mark.parametrize("limit", [0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("limit", [0, -1.0, float("nan"), float("inf"), "3", None, np.float32(-1)])
 def test_a_limit_that_is_no_radius_is_refused(limit):
     with pytest.raises(RequestError, match="max_norm limit"):
         max_norm(limit)

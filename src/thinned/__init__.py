@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from thinned.config import Config as Config
-    from thinned.dropout.audit import Audit as Audit
     from thinned.dropout.audit import audit as audit
+    from thinned.dropout.findings import Audit as Audit
     from thinned.dropout.layers import AlphaDropout as AlphaDropout
     from thinned.dropout.layers import ChannelDropout as ChannelDropout
     from thinned.dropout.layers import ConcreteDropout as ConcreteDropout
@@ -42,7 +42,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AlphaDropout": "thinned.dropout.layers",
-    "Audit": "thinned.dropout.audit",
+    "Audit": "thinned.dropout.findings",
     "audit": "thinned.dropout.audit",
     "dropout_on": "thinned.dropout.recording",
     "Batch": "thinned.step",

@@ -15,8 +15,8 @@ from flax import errors as flax_errors
 from flax import linen as nn
 
 from thinned.augment import Augment, augment_for
-from thinned.config import Config, DataConfig, MlpConfig
-from thinned.dropout.sites import MAPS, DropoutSpec, Site, dropout_sites
+from thinned.config import Config, DataConfig, MlpConfig, flag, options, recipe
+from thinned.dropout.sites import INPUT, MAPS, DropoutSpec, Site, dropout_sites
 from thinned.errors import RequestError
 from thinned.models.catalog import RESIDUAL, SMALLEST, is_own, network
 from thinned.optim import LOSS_NUMBERS, Rule, numbers_at, optimizer, with_numbers
@@ -227,18 +227,45 @@ def refuse_unfit(config: Config, facts: Facts) -> None:
         )
     name = model_name(config, facts)
     _refuse_small(name, facts.image_shape)
+    _refuse_unreached(config, facts)
     if config.dropout.kind == "path" and name not in RESIDUAL:
         raise RequestError(
             f"--dropout.kind path drops residual branches, and model {name} has none: "
             f"take --model {RESIDUAL[0]}"
         )
     plan = make_plan(config, facts)
-    maps = config.dropout.kind in MAPS and not is_own(name)
-    if maps and not plan.sites:
+    if config.dropout.kind in MAPS and not plan.sites:
         raise RequestError(
             f"--dropout.kind {config.dropout.kind} drops parts of feature maps, and model {name} "
             "has none"
         )
+
+
+def _refuse_unreached(config: Config, facts: Facts) -> None:
+    """Refuse options that would change nothing: a study over them would find nothing."""
+    name = model_name(config, facts)
+    usual = {option: value for option, _, value in options(recipe(config.recipe))}
+    changed = [option for option, _, value in options(config) if value != usual[option]]
+    for option in changed:
+        if option.startswith("mlp.") and name != "mlp":
+            raise RequestError(f"{flag(option)} shapes model mlp, and the model is {name}")
+    asked = [option for option in changed if option.startswith("dropout.")]
+    if not is_own(name) or not asked:
+        return
+    for option in ("kind", "bits", "block_size"):
+        if f"dropout.{option}" in asked:
+            raise RequestError(
+                f"{flag(f'dropout.{option}')} reaches networks of the package only: write into "
+                f"{name} what it drops, and how"
+            )
+    sites = [site for site, found in sites_of(config, facts).items() if not found.learned]
+    if not sites:
+        raise RequestError(
+            f"{flag(asked[0])} would change nothing: {name} has no layer of thinned whose rate "
+            "can be set"
+        )
+    if "dropout.input_rate" in asked and INPUT not in sites:
+        raise RequestError(f"--dropout.input-rate would change nothing: {name} has no site {INPUT}")
 
 
 def _refuse_small(name: str, shape: tuple[int, ...]) -> None:

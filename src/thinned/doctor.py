@@ -28,8 +28,9 @@ from thinned.assembly import (
     sites_of,
 )
 from thinned.config import Config, load, validate
-from thinned.dropout.audit import Audit, Check, audit
+from thinned.dropout.audit import audit
 from thinned.dropout.bits import random_bits
+from thinned.dropout.findings import Audit, Check
 from thinned.dropout.masks import block_sizes, mask_shape, seed_shape
 from thinned.dropout.sites import DropoutSpec, Site, rates_collection
 from thinned.errors import RequestError

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from thinned.config import Config, OptimConfig
@@ -110,7 +111,8 @@ def max_norm(limit: Any) -> optax.GradientTransformationExtraArgs:
     Raises:
         RequestError: `limit` is not above 0.
     """
-    if isinstance(limit, int | float) and not (limit > 0 and math.isfinite(limit)):
+    number = isinstance(limit, int | float | np.number)
+    if not isinstance(limit, jax.Array) and not (number and limit > 0 and math.isfinite(limit)):
         raise RequestError(f"max_norm limit is {limit!r}: must be a number above 0")
 
     def projected(update: jax.Array, weights: jax.Array) -> jax.Array:

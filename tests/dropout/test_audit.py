@@ -8,14 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import printed_tutorial
 
 from thinned.dropout import layers as L
 from thinned.dropout.audit import audit
+from thinned.dropout.functional import dropout
 from thinned.dropout.recording import dropout_on
-from thinned.dropout.sites import DropoutSpec
+from thinned.dropout.sites import DropoutSpec, dropout_sites
 from thinned.errors import RequestError
 from thinned.models.cnn import CNN
 
@@ -100,6 +102,30 @@ def test_a_key_shared_with_initialisation_is_caught():
         draws=8,
     )
     assert "at step 5" in later.failures()[0].detail
+
+
+def test_one_key_in_two_streams_is_caught():
+    def rngs(step):
+        key = jax.random.fold_in(TWO, step)
+        return {"dropout": key, "noise": key}
+
+    found = audit(Net(), X, rngs=rngs, draws=8)
+    assert failed(found) == {("no key is shared with initialisation or between streams", "")}
+    assert "the key of dropout at step 0 is that of noise" in str(found)
+
+
+def test_a_rate_too_small_to_be_seen_is_not_judged():
+    found = audit(Rare(), X[:, :2, :2], rngs=fresh, draws=8)
+    assert found.passed, str(found)
+    assert "too small to be seen" in str(found)
+
+
+class Rare(nn.Module):
+    """A rate that eight small batches do not show."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dropout(1e-4, deterministic=not train)(x)
 
 
 def test_a_stream_that_was_not_given_is_caught():
@@ -252,6 +278,103 @@ def test_sites_inside_transforms_are_named_as_not_seen():
         "seen": False,
     }
     assert "inside a lifted transform" in str(found)
+    assert found.unseen == ["hidden"]
+    assert str(found).splitlines()[-1].startswith("not proved: 1 place not seen (hidden);")
+
+
+class Attention(nn.Module):
+    """Dropout inside a layer that is not known."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = x.reshape(len(x), 8, -1)
+        layer = nn.MultiHeadDotProductAttention(2, dropout_rate=0.5, deterministic=not train)
+        return layer(nn.Dense(4)(x))
+
+
+class Inline(nn.Module):
+    """Dropout without a layer."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(16)(x.reshape(len(x), -1))
+        x = dropout(x, 0.5, self.make_rng("dropout")) if train else x
+        return nn.Dense(3, kernel_init=nn.initializers.zeros)(x)
+
+
+class Remat(nn.Module):
+    """Dropout inside a transform."""
+
+    rate: float = 0.5
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.remat(nn.Dropout)(self.rate, deterministic=not train, name="hidden")(x)
+
+
+@pytest.mark.parametrize("model", [Attention(), Inline(), Remat()], ids=lambda m: type(m).__name__)
+def test_frozen_keys_are_caught_where_no_site_is_seen(model):
+    frozen = audit(model, X, rngs=lambda step: {"dropout": TWO}, init_rngs=ONE, draws=8)
+    assert [check.question for check in frozen.failures()] == [
+        "keys change from step to step",
+        "outputs change from step to step",
+    ]
+    healthy = audit(model, X, rngs=fresh, init_rngs=ONE, draws=8)
+    assert healthy.passed, str(healthy)
+    assert "not proved: 1 place not seen" in str(healthy)
+
+
+def test_a_key_that_is_drawn_for_nothing_drops_nothing():
+    class Vain(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            if train:
+                self.make_rng("dropout")
+            return nn.Dense(3)(x.reshape(len(x), -1))
+
+    found = audit(Vain(), X, rngs=fresh, draws=8)
+    assert failed(found) == {("the network drops something in training", "")}
+    assert audit(Remat(rate=0.0), X, rngs=fresh, draws=8).passed
+
+
+@pytest.mark.parametrize("off", [False, True])
+def test_a_network_of_nnx_drops_or_does_not(off):
+    class Modern(nnx.Module):
+        def __init__(self, *, rngs):
+            self.one = nnx.Linear(64, 8, rngs=rngs)
+            self.drop = nnx.Dropout(0.5, deterministic=off, rngs=rngs)
+
+        def __call__(self, x, train=False):
+            x = self.one(x.reshape(len(x), -1))
+            return self.drop(x) if train else x
+
+    found = audit(
+        nnx.bridge.to_linen(Modern),
+        X,
+        rngs=fresh,
+        init_rngs={"params": ONE, "dropout": TWO},
+        train={"train": True},
+        evaluate={},
+        draws=8,
+    )
+    expected = {("the network drops something in training", "")} if off else set()
+    assert failed(found) == expected
+    assert ("not proved" in str(found)) is not off
+
+
+def test_a_key_given_to_a_layer_that_is_off_and_inputs_by_name_are_no_failures():
+    class Named(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            key = self.make_rng("dropout") if train else ONE
+            x = nn.Dropout(0.5)(deterministic=not train, inputs=x, rng=key)
+            return L.Dropout(0.5, name="ours")(inputs=x, deterministic=not train)
+
+    x = 3 + jax.random.normal(KEY, X.shape)
+    found = audit(Named(), x, rngs=fresh, draws=16)
+    assert found.passed, str(found)
+    assert [site.effective is None for site in found.sites if "rop" in site.name] == [False]
+    assert list(dropout_sites(Named(), x, train=True)) == ["ours"]
 
 
 def test_a_rate_of_0_and_of_1_are_no_failures():
@@ -282,3 +405,9 @@ def test_what_cannot_be_audited_is_refused():
         audit(Net())
     with pytest.raises(RequestError, match="no argument train"):
         audit(nn.Dense(3), X)
+    with pytest.raises(RequestError, match="whole number of at least 8"):
+        audit(Net(), X, draws="x")
+    with pytest.raises(RequestError, match="function of the step"):
+        audit(Net(), X, rngs={"dropout": TWO})
+    with pytest.raises(RequestError, match="flax.linen.Module, not function"):
+        audit(fresh, X)

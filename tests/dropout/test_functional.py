@@ -127,7 +127,22 @@ def test_forward_mode_and_second_derivatives_work():
     np.testing.assert_allclose(np.diag(hessian), 6 * y * 4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("rate", [-0.1, 1.5, float("nan"), True, "0.5", jnp.float32(2), (0.1, 0.2)])
+@pytest.mark.parametrize(
+    "rate",
+    [
+        -0.1,
+        1.5,
+        float("nan"),
+        True,
+        "0.5",
+        jnp.float32(2),
+        (0.1, 0.2),
+        None,
+        {},
+        np.bool_(True),
+        1j,
+    ],
+)
 def test_a_wrong_rate_is_refused(rate):
     with pytest.raises(RequestError, match="rate is"):
         dropout(jnp.ones(3), rate, jax.random.key(0))
@@ -136,5 +151,13 @@ def test_a_wrong_rate_is_refused(rate):
 def test_wrong_inputs_and_axes_are_refused():
     with pytest.raises(RequestError, match="float array, not int32"):
         dropout(jnp.arange(3), 0.5, jax.random.key(0))
+    with pytest.raises(RequestError, match="float array, not list"):
+        dropout([1.0, 2.0], 0.5, jax.random.key(0))
+    for key in (None, [0, 1], jax.random.split(jax.random.key(0)), jnp.zeros(2)):
+        with pytest.raises(RequestError, match="key is expected"):
+            dropout(jnp.ones(3), 0.5, key)
+    for axes in (1, "a", ("a",), (0.5,)):
+        with pytest.raises(RequestError, match="list of axes"):
+            dropout(jnp.ones((3, 3)), 0.5, jax.random.key(0), broadcast_dims=axes)
     with pytest.raises(RequestError, match="axis 2"):
         dropout(jnp.ones((3, 3)), 0.5, jax.random.key(0), broadcast_dims=(2,))

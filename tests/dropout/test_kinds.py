@@ -16,6 +16,7 @@ from scipy import special
 
 from thinned.dropout import functional as F
 from thinned.dropout.bits import normal, uniform
+from thinned.dropout.layers import DropConnectDense
 from thinned.dropout.masks import grown, seed_rate, seed_shape
 from thinned.errors import RequestError
 
@@ -293,6 +294,12 @@ def test_seed_rates_solve_the_equation_for_the_rate(height, width, side, rate):
     assert alive.mean() == pytest.approx(1 - rate, abs=2e-5)
 
 
+def test_no_block_falls_at_rate_0_on_any_map():
+    shapes = [(1, size, size, 1) for size in range(3, 33)]
+    cases = [(shape, (side, side)) for shape in shapes for side in (2, 3) if side <= shape[1]]
+    assert not [case for case in cases if float(seed_rate(jnp.float32(0), *case))]
+
+
 def test_blocks_fall_differently_on_examples_and_channels():
     y = F.drop_block(jnp.ones((6, 9, 9, 4)), 0.3, jax.random.key(0), block_size=3) == 0
     assert len({mask.tobytes() for mask in np.moveaxis(np.asarray(y), 3, 1).reshape(24, -1)}) == 24
@@ -302,7 +309,7 @@ def test_blocks_fall_differently_on_examples_and_channels():
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.5, 0.9])
-@pytest.mark.parametrize("temperature", [0.1, 0.67])
+@pytest.mark.parametrize("temperature", [0.1, 0.67, 2.0, 100.0])
 def test_concrete_gates_are_those_of_the_paper(rate, temperature):
     x, key = inputs(), jax.random.key(4)
     u = np.asarray(uniform(key, SHAPE), np.float64)
@@ -346,7 +353,51 @@ def test_the_concrete_regulariser_is_that_of_the_paper(rate, gates, examples):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-8)
 
 
+@pytest.mark.parametrize("logit", [-200.0, -20.0, 17.0, 50.0, 200.0])
+def test_the_regulariser_of_a_saturated_rate_has_a_slope(logit):
+    value, slope = jax.value_and_grad(F.logit_regulariser)(logit, KERNEL, 10, 100)
+    assert np.isfinite(value)
+    assert np.isfinite(slope)
+    assert logit != 17 or slope > 0
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_the_regulariser_is_finite_at_both_ends(rate):
+    regulariser = jax.value_and_grad(F.concrete_regulariser)
+    assert np.all(np.isfinite(regulariser(jnp.float32(rate), KERNEL, 10, 100)))
+
+
+@every
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_rate_1_gives_zeros_of_inputs_that_are_not_finite(kind, bad):
+    x = inputs().at[0, 0, 0, 0].set(bad)
+    for rate in (jnp.float32(1), 1):
+        assert not np.any(KINDS[kind](x, rate, jax.random.key(0)))
+
+
+@pytest.mark.parametrize("kind", ["element", "alpha"])
+def test_half_precision_keeps_the_mean_and_has_a_slope_near_rate_1(kind):
+    x, key = jnp.full((3,), 1.0, jnp.float16), jax.random.key(0)
+    slope = jax.grad(lambda v: KINDS[kind](v, jnp.float32(1 - 2**-20), key).sum())(x)
+    assert np.all(np.isfinite(slope))
+    ones = jnp.ones(1000, jnp.bfloat16) * 251
+    y = np.float32(KINDS["element"](ones, jnp.float32(0.3), key))
+    # One rounding, of the product; a scale rounded as well would be 0.16 % too small.
+    assert set(np.unique(y)) == {0.0, float(jnp.bfloat16(251 / 0.7))}
+
+
 # DropConnect.
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+@pytest.mark.parametrize("traced", [False, True])
+def test_an_activation_behind_dropconnect_has_slopes_at_0(rate, traced):
+    layer = DropConnectDense(3, rate, activation=jax.nn.relu, deterministic=True)
+    variables = layer.init(jax.random.key(0), jnp.ones((2, 6)))
+    if traced:
+        variables = {**variables, "rates": {"rate": jnp.float32(rate)}}
+    slopes = jax.grad(lambda v, x: layer.apply(v, x).sum(), (0, 1))(variables, jnp.zeros((2, 6)))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(slopes))
 
 
 @pytest.mark.parametrize("rate", [0.2, 0.5])
@@ -388,7 +439,13 @@ def test_an_examples_mask_does_not_depend_on_the_batch_behind_it():
         (lambda k: F.drop_path(jnp.ones(()), 0.5, k), "path dropout needs"),
         (lambda k: F.drop_block(inputs(), 0.5, k, block_size=0), "block_size is 0"),
         (lambda k: F.drop_block(inputs(), 0.5, k, block_size=2.5), "block_size is 2.5"),
+        (lambda k: F.drop_block(inputs(), 0.5, k, block_size=None), "block_size is None"),
+        (lambda k: F.drop_block(inputs(), 0.5, k, block_size=float("nan")), "block_size is nan"),
         (lambda k: F.concrete_dropout(inputs(), 0.5, k, temperature=0), "temperature is 0"),
+        (lambda k: F.concrete_dropout(inputs(), 0.5, k, temperature="a"), "temperature is 'a'"),
+        (lambda k: F.drop_connect(jnp.ones((2, 1)), [[1.0]], 0.5, k), "not list"),
+        (lambda k: F.drop_connect(jnp.ones((2, 6)), KERNEL, 0.5, None), "key is expected"),
+        (lambda k: F.drop_path([[1.0]], 0.5, k), "not list"),
         (lambda k: F.drop_connect(jnp.ones((2, 3)), KERNEL, 0.5, k), "cannot multiply"),
         (lambda k: F.gaussian_dropout(inputs(), 1.5, k), "rate is 1.5"),
         (lambda k: F.alpha_dropout(jnp.arange(3), 0.5, k), "float array"),
@@ -398,3 +455,8 @@ def test_an_examples_mask_does_not_depend_on_the_batch_behind_it():
 def test_what_makes_no_sense_is_refused(call, message):
     with pytest.raises(RequestError, match=message):
         call(jax.random.key(0))
+
+
+def test_no_inputs_give_zeros():
+    y = F.drop_connect(jnp.ones((2, 0)), jnp.ones((0, 3)), 0.5, jax.random.key(0))
+    assert np.array_equal(y, np.zeros((2, 3)))

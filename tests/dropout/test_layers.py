@@ -77,8 +77,28 @@ def test_what_flax_lets_pass_is_refused():
     for rate in (1.5, -0.5, float("nan")):
         with pytest.raises(RequestError, match="rate is"):
             Dropout(rate, deterministic=False).apply({}, x, rngs=keys)
-    with pytest.raises(RequestError, match="axis 5"):
-        Dropout(0.5, broadcast_dims=(5,), deterministic=False).apply({}, x, rngs=keys)
+    with pytest.raises(RequestError, match="deterministic is 'no'"):
+        Dropout(0.5).apply({}, x, deterministic="no", rngs=keys)
+    for off in (False, True):
+        with pytest.raises(RequestError, match="axis 5"):
+            Dropout(0.5, broadcast_dims=(5,), deterministic=off).apply({}, x, rngs=keys)
+        for rate in (1.5, float("nan"), None):
+            with pytest.raises(RequestError, match="rate is"):
+                Dropout(rate, deterministic=off).apply({}, x, rngs=keys)
+    with pytest.raises(RequestError, match="no key for the stream dropout, only for params"):
+        Dropout(0.5, deterministic=False).apply({}, x, rngs={"params": jax.random.key(0)})
+
+
+def test_what_flax_rightly_lets_pass_passes():
+    x = jnp.ones((3, 3))
+    for layer in (Dropout, nn.Dropout):
+        assert not np.any(layer(1.0, deterministic=False).apply({}, x))
+        # One key for everything is enough to initialise.
+        assert layer(0.5, deterministic=False).init(jax.random.key(0), x) == {}
+        assert layer(0.5).apply({}, jnp.arange(3), deterministic=np.bool_(True)).shape == (3,)
+        streams = {"params": jax.random.key(0)}
+        named = layer(0.5, deterministic=False, rng_collection="params")
+        assert np.any(named.apply({}, x, rngs=streams) != x)
 
 
 def test_sites_are_found_by_path_without_computing():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,109 +15,20 @@ from flax import errors as flax_errors
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from thinned.dropout.findings import Audit, AuditedSite, Check
 from thinned.dropout.layers import LOSSES, RATES
+from thinned.dropout.measures import Draw, Measured, gathered
 from thinned.dropout.recording import Recording, Visit, dropout_on, key_words, recording
 from thinned.errors import RequestError
 from thinned.types import Key
 
+_HINT = "derive the key from the step, as in jax.random.fold_in(key, step)"
+
+_LEAST = 20
+"""How many drops a site must be expected to show before its rate is judged."""
+
 SIGMAS = 5.0
 """How far a measured rate or mean may lie from what it should be, in standard errors."""
-
-_PREFIX = 4096
-_INTERVAL = 2.576
-
-
-@dataclass(frozen=True)
-class Check:
-    """One question and its answer.
-
-    Attributes:
-        question: what was checked, as a statement that should hold.
-        site: the site it was checked at; empty for the network as a whole.
-        passed: True, False, or None where it could not be checked.
-        detail: what was found, or what to do.
-    """
-
-    question: str
-    site: str
-    passed: bool | None
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class AuditedSite:
-    """A place where something random happens in training.
-
-    Attributes:
-        name: path of the layer, joined by ``/``.
-        kind: see `thinned.dropout.sites.Kind`, or the class of a layer that is not known.
-        shape: of its inputs.
-        rate: the configured drop probability, None where there is none.
-        effective: the measured drop probability, None where it cannot be measured.
-        error: standard error of `effective`; 0 where every draw gave the same.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    rate: float | None
-    effective: float | None
-    error: float
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What an audit found; its text is a report for people."""
-
-    sites: tuple[AuditedSite, ...]
-    checks: tuple[Check, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether no check failed."""
-        return all(check.passed is not False for check in self.checks)
-
-    def failures(self, site: str | None = None) -> list[Check]:
-        """The checks that failed, of one site or of all."""
-        return [
-            check for check in self.checks if check.passed is False and site in (None, check.site)
-        ]
-
-    def __str__(self) -> str:
-        """A table of the sites, a line for each question, and the verdict."""
-        return "\n".join([*self._table(), "", *self._answers(), "", self._verdict()])
-
-    def _table(self) -> Iterator[str]:
-        rows = [("site", "kind", "shape", "rate", "effective (99 % interval)", "verdict")]
-        for site in self.sites:
-            rate = "-" if site.rate is None else f"{site.rate:.4f}"
-            seen = "ok" if site.effective is not None else "not seen"
-            verdict = "FAIL" if self.failures(site.name) else seen
-            shape = "x".join(map(str, site.shape)) or "scalar"
-            rows.append((site.name, site.kind, shape, rate, _interval(site), verdict))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            yield "  ".join(cells).rstrip()
-
-    def _answers(self) -> Iterator[str]:
-        for question in dict.fromkeys(check.question for check in self.checks):
-            asked = [check for check in self.checks if check.question == question]
-            failed = [check for check in asked if check.passed is False]
-            if all(check.passed is None for check in asked):
-                yield f"  --    {question}: not checked, {asked[0].detail}"
-            elif not failed:
-                yield f"  ok    {question}"
-            for check in failed:
-                where = f"{check.site}: " if check.site else ""
-                yield f"  FAIL  {question}: {where}{check.detail}"
-
-    def _verdict(self) -> str:
-        failed = len(self.failures())
-        checked = sum(check.passed is not None for check in self.checks)
-        if failed:
-            return f"FAIL: {failed} of {checked} checks failed"
-        return f"ok: {checked} checks passed"
 
 
 def audit(
@@ -152,8 +63,7 @@ def audit(
     Raises:
         RequestError: arguments are missing or make no sense.
     """
-    if draws < 8:
-        raise RequestError(f"draws is {draws}: must be at least 8")
+    _refuse_nonsense(module, draws, rngs)
     if not args or not np.shape(args[0]) or np.shape(args[0])[0] < 2:
         raise RequestError("the audit needs an example batch of at least two examples")
     training, evaluating = _modes(module, train, evaluate, evaluation)
@@ -173,38 +83,6 @@ def audit(
         draws=draws,
     )
     return inspected.report()
-
-
-@dataclass
-class _Measured:
-    """What `draws` steps gave at one site.
-
-    Attributes:
-        statistics: f64 [draw], fraction dropped, or variance where nothing is exactly zero.
-        of_variance: whether `statistics` are variances.
-        means: f64 [draw], mean gate; NaN where everything was dropped.
-        expected: what the mean should be.
-        prefixes: f32 [draw, element], the first gates.
-        active: whether anything was changed at all.
-        one_mask: whether all examples always had the same gates.
-    """
-
-    statistics: np.ndarray
-    of_variance: bool
-    means: np.ndarray
-    expected: float
-    prefixes: np.ndarray
-    active: bool
-    one_mask: bool
-
-    @property
-    def effective(self) -> tuple[float, float]:
-        """Measured rate and its standard error."""
-        mean = float(self.statistics.mean())
-        error = float(self.statistics.std(ddof=1) / np.sqrt(len(self.statistics)))
-        if self.of_variance:
-            return mean / (1 + mean), error / (1 + mean) ** 2
-        return mean, error
 
 
 @dataclass
@@ -253,6 +131,11 @@ class _Inspection:
         others = (name for name in self.outline.keys if name not in self.visits)
         return list(dict.fromkeys([*self.visits, *others, *sorted(self.outline.hidden)]))
 
+    @property
+    def unseen(self) -> list[str]:
+        """The places that cannot be probed: what happens there shows in the outputs alone."""
+        return [name for name in self.places if name not in self.visits]
+
     @cached_property
     def state(self) -> list[str]:
         return [name for name in self.variables if name not in ("params", RATES, LOSSES)]
@@ -282,9 +165,9 @@ class _Inspection:
         return jax.jit(collect)
 
     @cached_property
-    def samples(self) -> tuple[dict[str, _Measured], list[dict[str, Any]], dict[str, float]]:
+    def samples(self) -> tuple[dict[str, Measured], list[dict[str, Any]], dict[str, float]]:
         """Measurements by site, keys by step, configured rates."""
-        raw: dict[str, list[_Draw]] = {name: [] for name in self.visits}
+        raw: dict[str, list[Draw]] = {name: [] for name in self.visits}
         keys: list[dict[str, Any]] = []
         rates: dict[str, float] = {}
         for step in range(self.draws):
@@ -292,8 +175,8 @@ class _Inspection:
             keys.append({name: tuple(words.ravel().tolist()) for name, words in drawn.items()})
             rates = {name: float(rate) for name, rate in found.items()}
             for name, values in gates.items():
-                raw[name].append(_Draw.of(self.visits[name].kind, np.asarray(values, np.float32)))
-        return {name: _gather(draws) for name, draws in raw.items() if draws}, keys, rates
+                raw[name].append(Draw.of(self.visits[name].kind, np.asarray(values, np.float32)))
+        return {name: gathered(draws) for name, draws in raw.items() if draws}, keys, rates
 
     def _audited(self, name: str) -> AuditedSite:
         visit = self.outline.visits.get(name)
@@ -331,10 +214,7 @@ class _Inspection:
             "masks change from step to step",
             name,
             None if never or rate == 1 else not frozen,
-            "the same key and mask at every step: derive the key from the step, as in "
-            "jax.random.fold_in(key, step)"
-            if frozen
-            else "nothing is dropped",
+            f"the same key and mask at every step: {_HINT}" if frozen else "nothing is dropped",
         )
         alone = measured.one_mask and not visit.shared and measured.active and rate != 1
         yield Check(
@@ -348,23 +228,33 @@ class _Inspection:
             else "nothing is dropped",
         )
 
-    def _acts(self, name: str, measured: _Measured, rate: float | None) -> Check:
+    def _acts(self, name: str, measured: Measured, rate: float | None) -> Check:
         drew = name in self.outline.keys
         detail = f"a rate of {rate:g} has no effect" if rate else "it changes nothing"
         if not drew:
             detail += ": it draws no key and lets everything pass, as if deterministic"
         passed = None if rate == 0 else measured.active
-        return Check("dropout is on in training", name, passed, detail if rate else "rate is 0")
+        if not rate:
+            detail = "rate is 0" if rate == 0 else detail
+        elif drew and not measured.active and self._is_rare(name, rate):
+            passed, detail = None, "the rate is too small to be seen: ask for more draws"
+        return Check("dropout is on in training", name, passed, detail)
 
-    def _rate_holds(
-        self, name: str, measured: _Measured, rate: float | None, frozen: bool
-    ) -> Check:
+    def _is_rare(self, name: str, rate: float) -> bool:
+        chances = self.visits[name].chances * self.draws
+        return 0 < rate < 1 and min(rate, 1 - rate) * chances < _LEAST
+
+    def _rate_holds(self, name: str, measured: Measured, rate: float | None, frozen: bool) -> Check:
         question = "the effective rate is the configured one"
         if rate is None or frozen or not measured.active:
             why = "no rate is configured" if rate is None else "nothing changes"
             return Check(question, name, None, why)
+        if self._is_rare(name, rate):
+            return Check(question, name, None, "too few are dropped, or kept, to tell")
         effective, error = measured.effective
-        tolerance = SIGMAS * error + 1e-6
+        # The spread found among few draws may be none at all.
+        least = np.sqrt(rate * (1 - rate) / (self.visits[name].chances * self.draws))
+        tolerance = SIGMAS * max(error, float(least)) + 1e-6
         if measured.of_variance and rate == 1:
             return Check(question, name, None, "the rate is 1")
         return Check(
@@ -387,18 +277,65 @@ class _Inspection:
     # Questions about the network as a whole.
 
     def _whole(self) -> Iterator[Check]:
-        hint = "nothing random happens in training: dropout is left off, or wired to nothing"
-        yield Check("the network drops something in training", "", bool(self.places), hint)
-        for name in sorted(self.outline.hidden):
-            yield Check(
-                "every site can be seen", name, None, f"{name} is inside a lifted transform"
-            )
+        yield self._drops()
+        for name in self.unseen:
+            hidden = name in self.outline.hidden
+            why = "is inside a lifted transform" if hidden else "draws a key outside such layers"
+            yield Check("every site is a layer that can be measured", name, None, f"{name} {why}")
+        yield from self._keys_change()
+        yield from self._outputs_change()
         yield from self._streams()
         yield from self._separate_keys()
         yield from self._separate_sites()
         yield from self._off_in_evaluation()
         yield self._statistics_untouched()
         yield self._devices()
+
+    def _drops(self) -> Check:
+        question = "the network drops something in training"
+        rates = self.outline.hidden.values()
+        if not self.visits and rates and all(rate in (0, 1) for rate in rates):
+            return Check(question, "", None, "the rates are 0 or 1")
+        found = bool(self.visits) or (bool(self.unseen) and self._depends)
+        hint = "nothing random happens in training: dropout is left off, or wired to nothing"
+        if self.unseen:
+            hint = "keys are drawn, but the outputs do not depend on them"
+        return Check(question, "", found, hint)
+
+    def _keys_change(self) -> Iterator[Check]:
+        keys, roots = self.samples[1], [self.rngs(step) for step in range(self.draws)]
+        for name in self.unseen:
+            drawn = [step[name] for step in keys if name in step]
+            stream = self.outline.streams.get(name, "")
+            if not drawn and stream in roots[0]:
+                drawn = [_words(step[stream]) for step in roots]
+            passed = len(set(drawn)) == len(drawn) if drawn else None
+            detail = f"the same key again: {_HINT}" if drawn else "its keys cannot be seen"
+            yield Check("keys change from step to step", name, passed, detail)
+
+    def _outputs_change(self) -> Iterator[Check]:
+        if self.unseen:
+            passed = self._differ(self.rngs) if self._depends else None
+            why = "the same at every step, though they depend on the key: " + _HINT
+            detail = "nothing random happens" if passed is None else why
+            yield Check("outputs change from step to step", "", passed, detail)
+
+    @cached_property
+    def _depends(self) -> bool:
+        """Whether other keys give other outputs in training."""
+        first = self.rngs(0)
+        return self._differ(
+            lambda step: {name: jax.random.fold_in(key, step) for name, key in first.items()}
+        )
+
+    def _differ(self, rngs: Callable[[int], Mapping[str, Key]]) -> bool:
+        """Whether outputs in training ever differ from those at step 0, all else being equal."""
+        run = jax.jit(self._apply(self.module, self.modes[0]))
+        # Noise on the parameters: behind an output layer of zeros nothing would show.
+        variables = {**self.variables, "params": _stirred(self.variables.get("params", {}))}
+        first = run(variables, rngs(0))[0]
+        steps = (run(variables, rngs(step))[0] for step in range(1, self.draws))
+        return any(not _equal(first, outputs) for outputs in steps)
 
     def _streams(self) -> Iterator[Check]:
         for name, stream in self.outline.streams.items():
@@ -412,19 +349,15 @@ class _Inspection:
 
     def _separate_keys(self) -> Iterator[Check]:
         question = "no key is shared with initialisation or between streams"
-        if not self.roots:
-            yield Check(question, "", None, "init_rngs was not given")
         first = {name: _words(key) for name, key in self.roots.items()}
-        for step in range(self.draws if self.roots else 0):
-            for stream, key in self.rngs(step).items():
-                same = [other for other, words in first.items() if words == _words(key)]
-                same = [other for other in same if other != stream or other == "params"]
-                if same:
-                    detail = f"the key of {stream} at step {step} is that of {same[0]} at init"
-                    yield Check(question, "", False, f"{detail}: split it first")
-                    return
-        if self.roots:
-            yield Check(question, "", True)
+        for step in range(self.draws):
+            found = _shared({name: _words(key) for name, key in self.rngs(step).items()}, first)
+            if found is not None:
+                stream, other = found
+                detail = f"the key of {stream} at step {step} is that of {other}: split it first"
+                yield Check(question, "", False, detail)
+                return
+        yield Check(question, "", True if self.roots else None, "init_rngs was not given")
 
     def _separate_sites(self) -> Iterator[Check]:
         question = "sites differ from one another"
@@ -469,17 +402,13 @@ class _Inspection:
             detail = "it still draws masks" if changed else "it still draws a key"
             yield Check(question, name, not (drew or changed), detail)
         one, two = (jax.jit(run)(self.variables, self.rngs(step)) for step in (0, 1))
-        equal = all(
-            np.array_equal(a, b, equal_nan=True)
-            for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
-        )
         detail = "the outputs depend on the key"
-        yield Check("evaluation gives the same with every key", "", equal, detail)
+        yield Check("evaluation gives the same with every key", "", _equal(one, two), detail)
 
     def _changes(self, name: str, gates: np.ndarray) -> bool:
         # A probe of ones, or the normal numbers that alpha dropout gets, which are all different.
         if self.visits[name].kind == "alpha":
-            return _Draw.of("alpha", gates).statistic > 0
+            return Draw.of("alpha", gates).statistic > 0
         return bool(np.any(gates != 1))
 
     def _statistics_untouched(self) -> Check:
@@ -516,64 +445,6 @@ class _Inspection:
         return Check(question, "", True)
 
 
-@dataclass(frozen=True)
-class _Draw:
-    """One step's gates at one site, reduced to what the questions need."""
-
-    statistic: float
-    of_variance: bool
-    mean: float
-    expected: float
-    prefix: np.ndarray
-    active: bool
-    one_mask: bool
-
-    @classmethod
-    def of(cls, kind: str, gates: np.ndarray) -> _Draw:
-        flat = gates.reshape(len(gates), -1) if gates.ndim else gates.reshape(1, 1)
-        expected = 0.0 if kind in ("alpha", "connect") else 1.0
-        mean, dropped = float(flat.mean(dtype=np.float64)), flat == 0
-        if kind == "alpha":
-            values, counts = np.unique(flat, return_counts=True)
-            repeated = counts.max() > 1
-            dropped = flat == values[counts.argmax()] if repeated else np.zeros_like(dropped)
-            flat = dropped.astype(np.float32)
-        elif kind == "concrete":
-            dropped = flat < 0.5 * flat.max()
-        elif kind == "block":
-            # Examples of which nothing is kept cannot be scaled up again.
-            alive = flat[flat.any(1)]
-            mean = float(alive.mean(dtype=np.float64)) if alive.size else float("nan")
-        of_variance = bool(
-            kind in ("gaussian", "connect") or (not dropped.any() and flat.std() > 0)
-        )
-        variance = flat.var(0, ddof=1).mean() if kind == "connect" else flat.var(dtype=np.float64)
-        return cls(
-            statistic=float(variance if of_variance else dropped.mean()),
-            of_variance=of_variance,
-            mean=mean,
-            expected=expected,
-            prefix=flat.ravel()[:_PREFIX].astype(np.float32),
-            active=bool(dropped.any() or flat.std() > 0),
-            one_mask=bool(np.all(flat == flat[:1])),
-        )
-
-
-def _gather(draws: Sequence[_Draw]) -> _Measured:
-    # A site that ever dropped exactly is judged by what it drops, in every draw.
-    of_variance = all(draw.of_variance for draw in draws)
-    statistics = [draw.statistic if draw.of_variance == of_variance else 0.0 for draw in draws]
-    return _Measured(
-        statistics=np.asarray(statistics, np.float64),
-        of_variance=of_variance,
-        means=np.asarray([draw.mean for draw in draws], np.float64),
-        expected=draws[0].expected,
-        prefixes=np.stack([draw.prefix for draw in draws]),
-        active=any(draw.active for draw in draws),
-        one_mask=all(draw.one_mask for draw in draws),
-    )
-
-
 def _modes(
     module: nn.Module,
     train: Mapping[str, Any] | None,
@@ -594,6 +465,15 @@ def _modes(
     )
 
 
+def _refuse_nonsense(module: Any, draws: Any, rngs: Any) -> None:
+    if not isinstance(module, nn.Module):
+        raise RequestError(f"the audit needs a flax.linen.Module, not {type(module).__name__}")
+    if not isinstance(draws, int) or draws < 8:
+        raise RequestError(f"draws is {draws!r}: must be a whole number of at least 8")
+    if rngs is not None and not callable(rngs):
+        raise RequestError("rngs must be a function of the step: lambda step: {'dropout': ...}")
+
+
 def _default_rngs(step: int) -> Mapping[str, Key]:
     return {"dropout": jax.random.fold_in(jax.random.key(1), step)}
 
@@ -602,9 +482,31 @@ def _words(key: Key) -> tuple[int, ...]:
     return tuple(np.asarray(key_words(key)).ravel().tolist())
 
 
-def _interval(site: AuditedSite) -> str:
-    if site.effective is None:
-        return "not measured"
-    low = max(site.effective - _INTERVAL * site.error, 0.0)
-    high = min(site.effective + _INTERVAL * site.error, 1.0)
-    return f"{site.effective:.4f} ({low:.4f} to {high:.4f})"
+def _shared(
+    streams: Mapping[str, tuple[int, ...]], first: Mapping[str, tuple[int, ...]]
+) -> tuple[str, str] | None:
+    """A stream whose key is also another's, or one of those of initialisation, and whose."""
+    for name, words in streams.items():
+        for other, theirs in streams.items():
+            if other != name and theirs == words:
+                return name, other
+        for other, theirs in first.items():
+            if theirs == words and (other != name or other == "params"):
+                return name, f"{other} at init"
+    return None
+
+
+def _equal(one: Any, two: Any) -> bool:
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
+
+
+def _stirred(params: Any) -> Any:
+    random = np.random.default_rng(0)
+
+    def stirred(leaf: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        return leaf + jnp.asarray(0.1 * random.normal(size=leaf.shape), leaf.dtype)
+
+    return jax.tree.map(stirred, params)

@@ -8,6 +8,7 @@ the backward pass. Evidence for `fast`, and what it is not good for: docs/dropou
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +87,22 @@ def realised_keep(rate: jax.Array | float, bits: Bits = "threefry") -> jax.Array
     return 1.0 - jnp.asarray(rate, jnp.float32)
 
 
+def checked_key(key: Any) -> None:
+    """Refuse what is no single key.
+
+    Raises:
+        RequestError: `key` is no typed key [] and no u32 [2].
+    """
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    if dtype is None or shape is None:
+        raise RequestError(f"a key is expected (jax.random.key, or u32 [2]), not {key!r}")
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        if shape:
+            raise RequestError(f"one key is expected, not an array {shape}: vmap over them")
+    elif dtype != jnp.uint32 or shape != (2,):
+        raise RequestError(f"a key is expected (jax.random.key, or u32 [2]), not {dtype} {shape}")
+
+
 def uniform(key: Key, shape: tuple[int, ...], bits: Bits = "threefry") -> jax.Array:
     """Uniform numbers f32 of `shape` strictly between 0 and 1: the middles of 2**23 intervals."""
     middles = (random_bits(key, shape, bits) >> 9).astype(jnp.float32) + 0.5
@@ -144,15 +161,10 @@ def _high_product(word: jax.Array, factor: int) -> jax.Array:
 
 def _key_words(key: Key) -> jax.Array | None:
     """u32 [2] of a threefry key; None for a typed key of another kind."""
+    checked_key(key)
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        if key.shape:
-            raise RequestError(f"one key is expected, not an array {key.shape}: vmap over them")
         data = jax.random.key_data(key)
         return data if str(jax.random.key_impl(key)) == "threefry2x32" else None
-    if key.dtype != jnp.uint32 or key.shape != (2,):
-        raise RequestError(
-            f"a key is expected (jax.random.key, or u32 [2]), not {key.dtype} {key.shape}"
-        )
     return key
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from thinned.dropout.bits import keep_mask, normal, realised_keep, uniform
+from thinned.dropout.bits import checked_key, keep_mask, normal, realised_keep, uniform
 from thinned.dropout.masks import (
     block_sizes,
     grown,
@@ -68,7 +68,7 @@ def dropout(
     Raises:
         RequestError: `x` is no float array, `rate` is out of range, or an axis does not exist.
     """
-    shape = mask_shape(jnp.shape(x), broadcast_dims)
+    shape = mask_shape(_shape_of(x), broadcast_dims)
     return _between(_elements, x, rate, key, (shape, bits))
 
 
@@ -85,7 +85,7 @@ def channel_dropout(x: jax.Array, rate: Rate, key: Key, *, bits: Bits = "threefr
     Raises:
         RequestError: as `dropout`, or `x` has fewer than three axes.
     """
-    axes = spatial_axes(jnp.shape(x), "channel")
+    axes = spatial_axes(_shape_of(x), "channel")
     return dropout(x, rate, key, bits=bits, broadcast_dims=axes)
 
 
@@ -102,7 +102,7 @@ def drop_path(x: jax.Array, rate: Rate, key: Key, *, bits: Bits = "threefry") ->
     Raises:
         RequestError: as `dropout`, or `x` is a scalar.
     """
-    axes = inner_axes(jnp.shape(x), "path")
+    axes = inner_axes(_shape_of(x), "path")
     return dropout(x, rate, key, bits=bits, broadcast_dims=axes)
 
 
@@ -129,9 +129,11 @@ def drop_block(
     Raises:
         RequestError: as `dropout`, `x` has fewer than three axes, or `block_size` is below 1.
     """
-    if isinstance(block_size, bool) or int(block_size) != block_size or block_size < 1:
+    size: Any = block_size
+    whole = isinstance(size, int | np.integer) or (isinstance(size, float) and size.is_integer())
+    if isinstance(size, bool) or not whole or size < 1:
         raise RequestError(f"block_size is {block_size!r}: must be a whole number of at least 1")
-    blocks = block_sizes(jnp.shape(x), int(block_size))
+    blocks = block_sizes(_shape_of(x), int(block_size))
     return _between(_blocks, x, rate, key, (blocks, bits))
 
 
@@ -191,7 +193,9 @@ def concrete_dropout(
     Raises:
         RequestError: as `dropout`, or `temperature` is not above 0.
     """
-    if not (temperature > 0 and math.isfinite(temperature)):
+    given: Any = temperature
+    number = isinstance(given, int | float | np.number)
+    if not (number and temperature > 0 and math.isfinite(temperature)):
         raise RequestError(f"temperature is {temperature!r}: must be a number above 0")
     return _between(_concrete, x, rate, key, (float(temperature), bits))
 
@@ -207,7 +211,7 @@ def concrete_regulariser(
     the quotient.
 
     Args:
-        rate: f32 [], strictly between 0 and 1.
+        rate: f32 [], 0 to 1; at the ends, where eq. 3 has no value or no slope, as just before.
         kernel: weights of the layer behind the dropout.
         gates: elements dropped independently in each example.
         examples: training examples.
@@ -216,8 +220,24 @@ def concrete_regulariser(
     Returns:
         f32 [], in nats per example.
     """
-    entropy = -(rate * jnp.log(rate) + (1 - rate) * jnp.log1p(-rate))
-    weights = 0.5 * length_scale**2 * jnp.sum(jnp.square(kernel.astype(jnp.float32))) / (1 - rate)
+    inside = jnp.clip(rate, 2.0**-100, 1.0 - 2.0**-24)
+    logit = jnp.log(inside) - jnp.log1p(-inside)
+    return logit_regulariser(logit, kernel, gates, examples, length_scale)
+
+
+def logit_regulariser(
+    logit: jax.Array, kernel: jax.Array, gates: int, examples: int, length_scale: float = 0.01
+) -> jax.Array:
+    """`concrete_regulariser` of the rate ``sigmoid(logit)``, with a slope where that rounds to 1.
+
+    Args:
+        logit: f32 [], any; the quotient ``1 / (1 - rate)`` grows no further beyond 40.
+        kernel, gates, examples, length_scale: as for `concrete_regulariser`.
+    """
+    sigmoid, softplus = jax.nn.sigmoid, jax.nn.softplus
+    entropy = softplus(-logit) * sigmoid(logit) + softplus(logit) * sigmoid(-logit)
+    squares = jnp.sum(jnp.square(kernel.astype(jnp.float32)))
+    weights = 0.5 * length_scale**2 * squares * (1 + jnp.exp(jnp.minimum(logit, 40.0)))
     return (weights - gates * entropy) / examples
 
 
@@ -249,13 +269,18 @@ def drop_connect(
     Raises:
         RequestError: as `dropout`, or shapes do not fit.
     """
-    if kernel.ndim != 2 or jnp.ndim(x) < 1 or x.shape[-1] != kernel.shape[0]:
-        raise RequestError(f"drop_connect cannot multiply {x.shape} by a kernel {kernel.shape}")
-    if not per_example:
-        return x @ dropout(kernel, rate, key, bits=bits)
+    left, right = _shape_of(x), _shape_of(kernel)
+    if len(right) != 2 or not left or left[-1] != right[0]:
+        raise RequestError(f"drop_connect cannot multiply {left} by a kernel {right}")
     rate = checked_rate(rate, x)
-    if isinstance(rate, float) and rate in (0.0, 1.0):
-        return x @ kernel * (1.0 - rate)
+    ends = isinstance(rate, float) and rate in (0.0, 1.0)
+    if ends or 0 in (*left, *right):
+        product = x @ kernel
+        return jnp.zeros_like(product) if rate == 1.0 else product
+    checked_key(key)
+    if not per_example:
+        product = x @ dropout(kernel, rate, key, bits=bits)
+        return jnp.where(jnp.asarray(rate) < 1, product, jnp.zeros((), product.dtype))
     plain = rate if isinstance(rate, float) else None
     return _connections(x, kernel, (jnp.asarray(rate, jnp.float32), key), (bits, plain))
 
@@ -280,9 +305,23 @@ def checked_rate(rate: Rate, x: jax.Array) -> Rate:
         RequestError: `x`, what is to be dropped, is no float array; or a plain number, or an array
             whose value is known, is out of range or NaN; or is no single number.
     """
-    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
-        raise RequestError(f"dropout needs a float array, not {jnp.result_type(x)}")
-    if isinstance(rate, bool | str) or np.shape(rate) != ():
+    _shape_of(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise RequestError(f"dropout needs a float array, not {x.dtype}")
+    return checked_number(rate)
+
+
+def checked_number(rate: Rate) -> Rate:
+    """`checked_rate` without a look at what is to be dropped.
+
+    Raises:
+        RequestError: `rate` is out of range, NaN, or no single number.
+    """
+    known = isinstance(rate, int | float | np.number | np.ndarray | jax.Array)
+    real = known and any(
+        jnp.issubdtype(jnp.result_type(rate), kind) for kind in (jnp.integer, jnp.floating)
+    )
+    if not real or np.shape(rate) != ():
         raise RequestError(f"rate is {rate!r}: must be one number from 0 to 1")
     if isinstance(rate, Tracer):
         return rate
@@ -290,6 +329,12 @@ def checked_rate(rate: Rate, x: jax.Array) -> Rate:
     if math.isnan(value) or not 0.0 <= value <= 1.0:
         raise RequestError(f"rate is {value}: must be a number from 0 to 1")
     return value if isinstance(rate, int | float) else rate
+
+
+def _shape_of(x: Any) -> tuple[int, ...]:
+    if not (hasattr(x, "shape") and hasattr(x, "dtype")):
+        raise RequestError(f"dropout needs a float array, not {type(x).__name__}")
+    return x.shape
 
 
 def _between(
@@ -301,6 +346,7 @@ def _between(
         return x if rate == 0.0 else jnp.zeros_like(x)
     # A plain number goes along: its complement is taken in double precision, as in Flax.
     plain = rate if isinstance(rate, float) else None
+    checked_key(key)
     return body(x, jnp.asarray(rate, jnp.float32), key, (*how, plain))
 
 
@@ -310,6 +356,12 @@ def _chance(rate: jax.Array, plain: float | None) -> Rate:
 
 def _inverse(keep: jax.Array) -> jax.Array:
     return jnp.where(keep > 0, 1.0 / jnp.maximum(keep, jnp.float32(2.0**-33)), 0.0)
+
+
+def _scaled(x: jax.Array, scale: jax.Array, shift: jax.Array | float = 0.0) -> jax.Array:
+    """`x` times `scale` plus `shift` in at least f32: a rounded scale would bias the mean."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32)) * scale
+    return (wide if isinstance(shift, float) else wide + shift).astype(x.dtype)
 
 
 @_redrawn
@@ -322,7 +374,7 @@ def _elements(x: jax.Array, rate: jax.Array, key: Key, how: tuple[Any, ...]) -> 
         # XLA would fuse the draw into the product and repeat it for every element that shares it;
         # behind an exponential, which it counts as expensive, it draws once.
         mask = jnp.exp(jnp.where(mask, 0.0, -jnp.inf)) > 0
-    return jnp.where(mask, x * scale.astype(x.dtype), jnp.zeros((), x.dtype))
+    return jnp.where(mask, _scaled(x, scale), jnp.zeros((), x.dtype))
 
 
 @_redrawn
@@ -334,7 +386,7 @@ def _blocks(x: jax.Array, rate: jax.Array, key: Key, how: tuple[Any, ...]) -> ja
     axes = tuple(range(1, x.ndim))
     kept = jnp.sum(keep, axes, jnp.float32, keepdims=True)
     scale = jnp.where(kept > 0, math.prod(x.shape[1:]) / jnp.maximum(kept, 1.0), 0.0)
-    return jnp.where(keep, x * scale.astype(x.dtype), jnp.zeros((), x.dtype))
+    return jnp.where(keep, _scaled(x, scale), jnp.zeros((), x.dtype))
 
 
 @_redrawn
@@ -342,8 +394,9 @@ def _noise(x: jax.Array, rate: jax.Array, key: Key, how: tuple[Any, ...]) -> jax
     bits, _ = how
     rate = jax.lax.stop_gradient(rate)
     deviation = jnp.sqrt(rate * _inverse(1.0 - rate))
-    noise = jnp.where(rate < 1, 1.0 + deviation * normal(key, x.shape, bits), 0.0)
-    return x * noise.astype(x.dtype)
+    noise = 1.0 + deviation * normal(key, x.shape, bits)
+    # The product is replaced, not the factor: 0 times an infinite input is no zero.
+    return jnp.where(rate < 1, x * noise.astype(x.dtype), jnp.zeros((), x.dtype))
 
 
 @_redrawn
@@ -356,7 +409,7 @@ def _alpha(x: jax.Array, rate: jax.Array, key: Key, how: tuple[Any, ...]) -> jax
     shift = -scale * limit * (1.0 - keep)
     mask = keep_mask(key, x.shape, chance, bits)
     chosen = jnp.where(mask, x, jnp.asarray(limit, x.dtype))
-    return jnp.where(keep > 0, chosen * scale.astype(x.dtype) + shift.astype(x.dtype), 0.0)
+    return jnp.where(keep > 0, _scaled(chosen, scale, shift), jnp.zeros((), x.dtype))
 
 
 @_redrawn
@@ -370,7 +423,7 @@ def _concrete(x: jax.Array, rate: jax.Array, key: Key, how: tuple[Any, ...]) -> 
     gate = jax.nn.sigmoid(-(drop_logit + jnp.log(u) - jnp.log1p(-u)) / temperature)
     gate = gate / _mean_gate(drop_logit, temperature)
     gate = jnp.where(inside, gate, jnp.where(rate > 0, 0.0, 1.0))
-    return x * gate.astype(x.dtype)
+    return jnp.where(rate < 1, x * gate.astype(x.dtype), jnp.zeros((), x.dtype))
 
 
 def _mean_gate(drop_logit: jax.Array, temperature: float) -> jax.Array:
@@ -380,8 +433,9 @@ def _mean_gate(drop_logit: jax.Array, temperature: float) -> jax.Array:
     the two logistic numbers may change places, and the integral is smooth in the colder one.
     """
     nodes, weights = np.polynomial.legendre.leggauss(64)
-    cold = temperature * np.log((1 + nodes) / (1 - nodes))
-    gates = jax.nn.sigmoid(-(drop_logit + jnp.asarray(cold, jnp.float32)))
+    logistic = np.log((1 + nodes) / (1 - nodes))
+    cold, hot = min(temperature, 1.0), max(temperature, 1.0)
+    gates = jax.nn.sigmoid(-(drop_logit + jnp.asarray(cold * logistic, jnp.float32)) / hot)
     return jnp.sum(jnp.asarray(weights / 2, jnp.float32) * gates)
 
 
@@ -409,5 +463,6 @@ def _connections(
         # Zeros made from the rows, so that the indices lie on the devices where the rows are.
         nothing = (rows[:, 0] > 0).astype(jnp.uint32) * jnp.uint32(0)
         outputs = jax.vmap(one)(rows, nothing + indices)
-    scale = _inverse(realised_keep(chance, bits)).astype(x.dtype)
-    return outputs.reshape(*x.shape[:-1], kernel.shape[1]) * scale
+    keep = realised_keep(chance, bits)
+    outputs = outputs.reshape(*x.shape[:-1], kernel.shape[1])
+    return jnp.where(keep > 0, _scaled(outputs, _inverse(keep)), jnp.zeros((), x.dtype))

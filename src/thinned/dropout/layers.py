@@ -15,16 +15,18 @@ from thinned.dropout.functional import (
     Rate,
     alpha_dropout,
     channel_dropout,
+    checked_number,
     checked_rate,
     concrete_dropout,
-    concrete_regulariser,
     drop_block,
     drop_connect,
     drop_connect_moments,
     drop_path,
     dropout,
     gaussian_dropout,
+    logit_regulariser,
 )
+from thinned.dropout.masks import mask_shape
 from thinned.errors import RequestError
 from thinned.types import Bits, Key
 
@@ -55,12 +57,11 @@ class DropoutLayer(nn.Module):
             RequestError: `deterministic` is given nowhere or twice, or see this kind's function in
                 `thinned.dropout.functional`.
         """
-        if _is_off(self, deterministic):
+        off, rate = _is_off(self, deterministic), _rate_of(self)
+        mask_shape(jnp.shape(inputs), getattr(self, "broadcast_dims", ()))
+        if off or _is_plainly(0, rate):
             return inputs
-        rate = _rate_of(self)
-        if isinstance(rate, int | float) and rate == 0:
-            return inputs
-        return self.drop(inputs, rate, _key_of(self, rng))
+        return self.drop(inputs, rate, _key_of(self, rng, rate))
 
     def drop(self, inputs: jax.Array, rate: Rate, key: Key) -> jax.Array:
         """What this kind does to `inputs`."""
@@ -178,7 +179,7 @@ class ConcreteDropout(DropoutLayer):
     Attributes:
         rate: the rate at the start, strictly between 0 and 1.
         examples: number of training examples, by which the regulariser is divided.
-        length_scale: of the prior over weights, see `concrete_regulariser`.
+        length_scale: of the prior over weights, see `functional.concrete_regulariser`.
         temperature: of the masks, above 0.
         deterministic, rng_collection, rng, bits: as for `Dropout`.
     """
@@ -212,7 +213,7 @@ class ConcreteDropout(DropoutLayer):
         return concrete_dropout(
             inputs,
             jax.nn.sigmoid(logit),
-            _key_of(self, rng),
+            _key_of(self, rng, rate),
             temperature=self.temperature,
             bits=self.bits,
         )
@@ -225,8 +226,8 @@ class ConcreteDropout(DropoutLayer):
             gates: elements that this layer drops independently in each example.
         """
         if not self.is_initializing() and self.is_mutable_collection(LOSSES):
-            rate = jax.nn.sigmoid(self.get_variable("params", "rate_logit"))
-            term = concrete_regulariser(rate, kernel, gates, self.examples, self.length_scale)
+            logit = self.get_variable("params", "rate_logit")
+            term = logit_regulariser(logit, kernel, gates, self.examples, self.length_scale)
             self.sow(LOSSES, "concrete", term)
 
 
@@ -274,14 +275,12 @@ class DropConnectDense(DropoutLayer):
         bias: Any = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else 0
         kernel, bias = kernel.astype(inputs.dtype), jnp.asarray(bias, inputs.dtype)
         activation = self.activation or (lambda values: values)
-        if not _is_off(self, deterministic):
-            rate = _rate_of(self)
-            if isinstance(rate, int | float) and rate == 0:
-                return activation(inputs @ kernel + bias)
-            return activation(self.drop(inputs, rate, _key_of(self, rng)) + bias)
-        if self.activation is None:
-            return inputs @ kernel + bias
-        mean, variance = drop_connect_moments(inputs, kernel, _rate_of(self))
+        off, rate = _is_off(self, deterministic), _rate_of(self)
+        if _is_plainly(0, rate) or (off and self.activation is None):
+            return activation(inputs @ kernel + bias)
+        if not off:
+            return activation(self.drop(inputs, rate, _key_of(self, rng, rate)) + bias)
+        mean, variance = drop_connect_moments(inputs, kernel, rate)
         return expected_activation(activation, mean + bias, variance)
 
     def drop(self, inputs: jax.Array, rate: Rate, key: Key) -> jax.Array:
@@ -305,7 +304,8 @@ def expected_activation(
     """
     quantiles = jax.scipy.special.ndtri((np.arange(points) + 0.5) / points)
     quantiles = quantiles / jnp.sqrt(jnp.mean(jnp.square(quantiles)))
-    deviation = jnp.sqrt(variance)
+    # A variance of 0 is replaced before the root, or the slope there would be NaN.
+    deviation = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
     values = [activation(mean + deviation * point.astype(mean.dtype)) for point in quantiles]
     return sum(values[1:], values[0]) / points
 
@@ -315,20 +315,42 @@ def _is_off(layer: DropoutLayer, given: bool | None) -> bool:
     if (own is None) == (given is None):
         times = "nowhere" if given is None else "twice"
         raise RequestError(
-            f"{'/'.join(layer.path) or type(layer).__name__}: deterministic is given {times}: say "
-            "once, as attribute or in the call, whether dropout is off"
+            f"{_name(layer)}: deterministic is given {times}: say once, as attribute or in the "
+            "call, whether dropout is off"
         )
-    return bool(own or given)
+    said: Any = given if own is None else own
+    if not isinstance(said, bool | int | np.bool_ | jax.Array):
+        raise RequestError(f"{_name(layer)}: deterministic is {said!r}: must be True or False")
+    return bool(said)
+
+
+def _name(layer: DropoutLayer) -> str:
+    return "/".join(layer.path) or type(layer).__name__
 
 
 def _rate_of(layer: DropoutLayer) -> Rate:
     if layer.has_variable(RATES, "rate"):
         return layer.get_variable(RATES, "rate")
-    return cast(Any, layer).rate
+    rate = cast(Any, layer).rate
+    # Also in evaluation, where nobody would notice it.
+    return rate if isinstance(rate, jax.Array) else checked_number(rate)
 
 
-def _key_of(layer: DropoutLayer, given: Key | None) -> Key:
+def _is_plainly(end: int, rate: Rate) -> bool:
+    return isinstance(rate, int | float) and rate == end
+
+
+def _key_of(layer: DropoutLayer, given: Key | None, rate: Rate) -> Any:
     shell = cast(Any, layer)
-    if given is not None:
-        return given
-    return shell.rng if shell.rng is not None else shell.make_rng(shell.rng_collection)
+    if _is_plainly(1, rate):
+        return None  # Nothing is drawn, and so none is asked for.
+    if given is not None or shell.rng is not None:
+        return shell.rng if given is None else given
+    stream = shell.rng_collection
+    # A network may be initialised with one key for everything; trained with it, it may not be.
+    if not (layer.is_initializing() or layer.has_rng(stream)) and layer.has_rng("params"):
+        raise RequestError(
+            f"{_name(layer)}: no key for the stream {stream}, only for params: "
+            f"pass rngs={{'{stream}': key}}"
+        )
+    return shell.make_rng(stream)

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,13 @@ def mask_shape(shape: tuple[int, ...], broadcast_dims: Sequence[int]) -> tuple[i
     """`shape` with 1 at each of `broadcast_dims` (which may count from the end).
 
     Raises:
-        RequestError: an axis does not exist.
+        RequestError: an axis does not exist, or is no whole number.
     """
+    given: Any = broadcast_dims
+    if not isinstance(given, list | tuple) or not all(
+        isinstance(n, int | np.integer) for n in given
+    ):
+        raise RequestError(f"broadcast_dims is {given!r}: must be a list of axes")
     for axis in broadcast_dims:
         if not -len(shape) <= axis < len(shape):
             raise RequestError(f"broadcast_dims has axis {axis}, but inputs have {len(shape)} axes")
@@ -111,7 +117,8 @@ def seed_rate(rate: jax.Array, shape: tuple[int, ...], blocks: tuple[int, ...]) 
         return t + jnp.maximum(alive.sum() - keep, 0.0) / (covers * alive).sum()
 
     t = lax.fori_loop(0, _NEWTON_STEPS, step, rate / (covers * weights).sum())
-    return jnp.where(keep > 0, -jnp.expm1(-t), 1.0)
+    # Weights that add up to a little more than 1 would leave a trace of seeds at rate 0.
+    return jnp.where(rate > 0, jnp.where(keep > 0, -jnp.expm1(-t), 1.0), 0.0)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +38,13 @@ class Visit:
     shared: bool
     leaf: bool = True
 
+    @property
+    def chances(self) -> int:
+        """How many independent draws a call makes, at most."""
+        examples = 1 if self.shared else math.prod(self.shape[:1])
+        inner = {"path": (), "channel": self.shape[-1:]}.get(self.kind, self.shape[1:])
+        return max(examples * math.prod(inner), 1)
+
 
 @dataclass
 class Recording:
@@ -44,17 +52,18 @@ class Recording:
 
     Attributes:
         visits: site name -> `Visit`, in the order of the calls.
-        keys: place -> words of the key that was drawn there (u32), None inside a transform.
+        keys: place -> words of all keys that were drawn there (u32), None inside a transform.
         streams: place -> the stream that really gave the key.
         gates: site name -> what the layer made of its probe.
-        hidden: sites inside lifted transforms (nn.scan, nn.remat, ...), where nothing is seen.
+        hidden: sites inside lifted transforms (nn.scan, nn.remat, ...), where nothing is seen ->
+            configured rate, None where it is no plain number.
     """
 
     visits: dict[str, Visit] = field(default_factory=dict[str, Visit])
     keys: dict[str, Any] = field(default_factory=dict[str, Any])
     streams: dict[str, str] = field(default_factory=dict[str, str])
     gates: dict[str, jax.Array] = field(default_factory=dict[str, jax.Array])
-    hidden: set[str] = field(default_factory=set[str])
+    hidden: dict[str, float | None] = field(default_factory=dict[str, float | None])
 
 
 @contextmanager
@@ -116,12 +125,20 @@ class _Recorder:
         self.level = tracers.current_trace()
         self.active: list[str] = []
         self.counts: dict[str, int] = {}
+        self.loose: list[tuple[Any, str]] = []
 
     def drawn(self, scope: Any, name: str, key: Any) -> None:
         place = self.active[-1] if self.active else "/".join(scope.path)
         self.found.streams[place] = name if scope.has_rng(name) else "params"
+        self.loose.append((key, place))
         seen = tracers.current_trace() == self.level
-        self.found.keys[place] = key_words(key) if seen else None
+        self.note(place, key_words(key) if seen else None)
+
+    def note(self, place: str, words: Any) -> None:
+        known = self.found.keys.get(place, words)
+        if words is not None and known is not None and known is not words:
+            words = jnp.concatenate([known.ravel(), words.ravel()])
+        self.found.keys[place] = None if known is None else words
 
     def intercept(self, run: Any, values: Any, options: Any, context: Any) -> Any:
         layer, method = context.module, context.method_name
@@ -141,23 +158,27 @@ class _Recorder:
             self.active.pop()
 
     def _call(self, name: str, run: Any, values: Any, options: Any, layer: Any) -> Any:
-        inputs: Any = values[0] if values else next(iter(options.values()), None)
-        array = isinstance(inputs, jax.Array) and jnp.issubdtype(inputs.dtype, jnp.floating)
-        if not (_is_dropout(layer) and array):
+        where = _place_of_inputs(values, options)
+        if where is None or not _is_dropout(layer):
             return run(*values, **options)
         if tracers.current_trace() != self.level:
-            self.found.hidden.add(name)
+            rate = _rate(layer)
+            self.found.hidden[name] = rate if isinstance(rate, int | float) else None
             return run(*values, **options)
+        inputs = values[0] if values else options[where]
         connect = isinstance(layer, DropConnectDense)
         visit = Visit(_kind(layer), inputs.shape, _rate(layer), _is_shared(layer), not connect)
         self.found.visits[name] = visit
         self._note_given_key(name, layer, values, options)
-        if name in self.probe and values and not connect:
+        probed = name in self.probe and not connect
+        if probed and values:
             values = (_probe(layer, inputs), *values[1:])
+        elif probed:
+            options = {**options, where: _probe(layer, inputs)}
         outputs = run(*values, **options)
         if getattr(outputs, "shape", None) != inputs.shape:
             visit.leaf = False
-        if name in self.probe and not connect:
+        if probed:
             self.found.gates[name] = outputs
         return outputs
 
@@ -173,10 +194,33 @@ class _Recorder:
         return run(*values, **options)
 
     def _note_given_key(self, name: str, layer: Any, values: Any, options: Any) -> None:
-        given = options.get("rng", values[2] if len(values) > 2 else getattr(layer, "rng", None))
-        if given is not None and _is_known(layer):
-            self.found.keys[name] = key_words(given)
-            self.found.streams[name] = "given"
+        def argument(place: int, argument: str) -> Any:
+            own = getattr(layer, argument, None)
+            given = options.get(argument, values[place] if len(values) > place else None)
+            return own if given is None else given
+
+        key = argument(2, "rng")
+        # A layer that is off leaves the key that it is given alone.
+        if key is not None and _is_known(layer) and not argument(1, "deterministic"):
+            self.found.streams[name] = self._handed_over(key)
+            self.note(name, key_words(key))
+
+    def _handed_over(self, key: Any) -> str:
+        """The stream of a key that a module drew for a layer, and so not for itself."""
+        places = [place for drawn, place in self.loose if drawn is key]
+        if not places or sum(place == places[0] for _, place in self.loose) > 1:
+            return "given"
+        self.found.keys.pop(places[0], None)
+        return self.found.streams.pop(places[0], "given")
+
+
+def _place_of_inputs(values: Any, options: Any) -> str | None:
+    """Where the float array lies that a layer is called with: a keyword, or "" in front."""
+    given = {"": values[0]} if values else options
+    for name, value in given.items():
+        if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jnp.floating):
+            return name
+    return None
 
 
 def _is_known(layer: Any) -> bool:

@@ -135,7 +135,8 @@ def dropout_sites(module: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Sit
         if isinstance(layer, DropoutLayer) and context.method_name == "__call__":
             rate: Any = getattr(layer, "rate", None)
             features: int = getattr(layer, "features", 0)
-            found["/".join(layer.path)] = Site(rate, values[0].shape, layer.kind, features)
+            inputs = values[0] if values else options["inputs"]
+            found["/".join(layer.path)] = Site(rate, inputs.shape, layer.kind, features)
         return run(*values, **options)
 
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
