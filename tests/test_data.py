@@ -203,7 +203,7 @@ def test_folders_that_are_none_are_refused(tmp_path):
     path = folder(tmp_path)
     (path / IMAGES).unlink()
     (path / IMAGES).mkdir()
-    with pytest.raises(RequestError, match="cannot read.*directory"):
+    with pytest.raises(RequestError, match="cannot read.*not a regular file"):
         open_source(path).load()
 
 
