@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import special
 from sklearn import metrics
 
-from thinned import evaluation, scores, trust, worth
+from thinned import scores, scoring, trust, worth
 from thinned.cli import main
 from thinned.config import Config, DataConfig, DropoutConfig
 from thinned.errors import RequestError
@@ -122,7 +122,7 @@ def test_other_images_and_damage_are_scored(runs, base, capsys):
     assert "40 other images" in shown
     assert shown.count("AUROC") == 4
     assert shown.count("occlusion") == 3
-    told = evaluation.evaluate_runs(runs[:1], lambda _: None, samples=10, ood=str(other))["ood"]
+    told = scoring.evaluate_runs(runs[:1], lambda _: None, samples=10, ood=str(other))["ood"]
     inside = trust.predictions_of(runs[:1], runs[0].dataset.test.images, 10)
     outside = trust.predictions_of(runs[:1], noise[:40, ..., None], 10)
     target = np.repeat([0, 1], [77, 40])
@@ -153,7 +153,7 @@ def test_outsiders_are_tempered_as_the_test_images_are(runs, base):
     run = trust.load_runs([folder])[0]
     noise = np.random.default_rng(0).integers(0, 256, (50, 8, 8)).astype(np.uint8)
     other = write_idx(base / "noises", (noise, np.arange(50) % 3), (noise, np.arange(50) % 3))
-    told = evaluation.evaluate_runs([run], lambda _: None, calibrated=True, ood=str(other))["ood"]
+    told = scoring.evaluate_runs([run], lambda _: None, calibrated=True, ood=str(other))["ood"]
     inside, outside = (
         trust.predictions_of([run], images, calibrated=True)
         for images in (run.dataset.test.images, noise[..., None])

@@ -110,8 +110,9 @@ class Plots:
         with self._sheet(paint, height) as sheet:
             buffer = io.StringIO()
             sheet.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-            for kind in ("svg", "png") if self._folder is not None else ():
-                self._files[self._folder / f"{name}.{kind}"] = _bytes_of(sheet, kind)
+            if self._folder is not None:
+                for kind in ("svg", "png"):
+                    self._files[self._folder / f"{name}.{kind}"] = _bytes_of(sheet, kind)
         if not self._later:
             self.write_files()
         svg = buffer.getvalue()
