@@ -23,7 +23,7 @@ from thinned.step import Batch, train_step, train_steps
 from thinned.types import Dataset, Split
 
 MNIST = open_source(None).load()
-SMALL = Dataset("small", MNIST.train.take(np.arange(700)), MNIST.test, MNIST.classes)
+SMALL = Dataset("small", MNIST.train.take(np.arange(700)), MNIST.test, MNIST.classes, plain=True)
 SITES = {"Dropout_0": 0.5}
 
 

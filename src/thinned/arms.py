@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from thinned.config import Config, flag, nearest, options, validate, with_values
 from thinned.errors import RequestError
 
@@ -126,6 +124,9 @@ def sample(arms: Sequence[Arm], count: int, seed: int) -> list[Arm]:
     """So many of the arms, drawn without repetition, in their order; the first is kept."""
     if count >= len(arms):
         return list(arms)
+    # Imported here, so that the help of the command line is quick.
+    import numpy as np
+
     rest = np.random.default_rng(seed).choice(len(arms) - 1, count - 1, replace=False) + 1
     return [arms[index] for index in sorted([0, *rest.tolist()])]
 
