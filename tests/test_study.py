@@ -354,28 +354,38 @@ def test_lanes_that_do_not_fit_into_memory_become_fewer(base, tmp_path, monkeypa
     assert "too little memory: give a smaller" in row.outcomes[0].reason
 
 
-def test_a_signal_saves_and_says_how_to_go_on(base, tmp_path):
+@pytest.mark.parametrize(
+    ("more", "number"),
+    [
+        ([], signal.SIGINT),
+        (["--processes", "2"], signal.SIGINT),
+        (["--processes", "2"], signal.SIGTERM),
+    ],
+)
+def test_a_signal_saves_and_says_how_to_go_on(base, tmp_path, more, number):
     words = ["--data", base.data.path, "--model", "mlp", "--epochs", "100000", "--name", "s"]
-    for more, runs_ in (([], "one"), (["--processes", "2"], "two")):
-        with subprocess.Popen(
-            [
-                *(sys.executable, "-m", "thinned", "study", *words, *more, "--batch-size", "20"),
-                *("--vary", "dropout.rate=0,0.5", "--runs", str(tmp_path / runs_)),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        ) as process:
-            while not list((tmp_path / runs_).rglob("checkpoints/*/_CHECKPOINT_METADATA")):
-                assert process.poll() is None
+    with subprocess.Popen(
+        [
+            *(sys.executable, "-m", "thinned", "study", *words, *more, "--batch-size", "20"),
+            *("--vary", "dropout.rate=0,0.5", "--runs", str(tmp_path)),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        while not list(tmp_path.rglob("checkpoints/*/_CHECKPOINT_METADATA")):
+            assert process.poll() is None
+        if number == signal.SIGINT:
             # As a terminal does: to the whole group.
-            os.killpg(process.pid, signal.SIGINT)
-            _, said = process.communicate()
-        assert process.returncode == 130, said
-        assert said.strip().splitlines() == [
-            "thinned: stopped; what was done is saved: go on with the same command, --name s"
-        ]
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        _, said = process.communicate()
+    assert process.returncode == 128 + number, said
+    assert said.strip().splitlines() == [
+        "thinned: stopped; what was done is saved: go on with the same command, --name s"
+    ]
 
 
 @pytest.mark.parametrize(

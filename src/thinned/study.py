@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from pathlib import Path
 from typing import Any, cast
 
@@ -447,19 +447,40 @@ def _duration(seconds: float) -> str:
 
 
 def _share(folder: Path, study: Study, processes: int, tell: Callable[[str], None]) -> None:
-    """Run the jobs in several processes; each takes every so-many-th, and tells through a pipe."""
+    """Run the jobs in several processes; each takes every so-many-th, and tells through a pipe.
+
+    Raises:
+        Stopped: they were told to stop, by a signal to them or to this process.
+        ThinnedError: one of them ended without its work done.
+    """
     context = multiprocessing.get_context("spawn")
     ears: list[Any] = []
     workers: list[Any] = []
-    for part in range(processes):
-        ear, mouth = context.Pipe(duplex=False)
-        worker = context.Process(target=_work, args=(folder, part, processes, mouth), daemon=True)
-        worker.start()
-        # Held by the worker alone, it closes when the worker ends, however that comes about.
-        mouth.close()
-        ears.append(ear)
-        workers.append(worker)
+    asked: list[int] = []
+
+    def pass_on(number: int, frame: Any) -> None:
+        asked.append(number)
+        for worker in workers:
+            worker.terminate()
+
+    # A terminal sends Ctrl-C to every process. The workers inherit that it waits: they are told by
+    # SIGTERM alone, which ends one that still begins without a word, and lets the others save.
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Its start, within that of the first worker, would let the signal through again.
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
+        for part in range(processes):
+            ear, mouth = context.Pipe(duplex=False)
+            worker = context.Process(
+                target=_work, args=(folder, part, processes, mouth), daemon=True
+            )
+            worker.start()
+            # Held by the worker alone, it closes when the worker ends, however that comes about.
+            mouth.close()
+            ears.append(ear)
+            workers.append(worker)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         while ears:
             for ear in connection.wait(ears):
                 try:
@@ -467,9 +488,13 @@ def _share(folder: Path, study: Study, processes: int, tell: Callable[[str], Non
                 except EOFError:
                     ears.remove(ear)
     finally:
-        # Ctrl-C reaches the workers, too: they save their runs before they go.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         for worker in workers:
             worker.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked:
+        raise Stopped("stopped", asked[0])
     if any(worker.exitcode for worker in workers):
         raise ThinnedError(
             f"a process of the study ended early: go on with the same command, --name {folder.name}"
@@ -484,9 +509,9 @@ def _work(folder: Path, part: int, parts: int, mouth: Any) -> None:
     study = Study.open(folder)
     try:
         _run_jobs(study, folder, study.jobs[part::parts], mouth.send)
-    except (Stopped, KeyboardInterrupt):
+    except Stopped as stop:
         # The one who asked for it knows; a traceback would tell nothing.
-        sys.exit(130)
+        sys.exit(stop.exit_code)
 
 
 def _refuse_changes(past: Study, wanted: Study, folder: Path) -> None:
