@@ -11,6 +11,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import hypothesis
+import jax
 import numpy as np
 import pytest
 
@@ -47,3 +48,10 @@ def blobs(count: int, seed: int, size: int = 8, classes: int = 3) -> tuple[np.nd
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of IDX files: 200 training and 77 test images, 8 x 8, 3 classes."""
     return write_idx(tmp_path_factory.mktemp("tiny"), blobs(200, 0), blobs(77, 1))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_of_other_modules_are_dropped():
+    # Thousands of them take gigabytes otherwise.
+    yield
+    jax.clear_caches()

@@ -1,11 +1,13 @@
 """The commands and programs of README and docs, run as written, on small settings."""
 
+import dataclasses
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, blobs, write_idx
 from PIL import Image
@@ -13,6 +15,7 @@ from PIL import Image
 import thinned
 from thinned.cli import COMMANDS, main, parse
 from thinned.config import Config, DataConfig, load
+from thinned.data import mnist
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
@@ -72,6 +75,9 @@ def small(command: str) -> list[str]:
 
 
 def test_the_readmes_commands_run_in_their_order(workplace, monkeypatch, capsys):
+    whole = mnist.EmbeddedMnist().load()
+    few = dataclasses.replace(whole, test=whole.test.take(np.arange(500)))
+    monkeypatch.setattr(mnist, "_load", lambda: few)
     monkeypatch.chdir(workplace)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("XDG_CACHE_HOME", str(workplace / "cache"))
