@@ -30,7 +30,8 @@ smartquotes = False
 myst_enable_extensions = ["colon_fence"]
 
 
-nb_execution_mode = "cache"
+# "off" builds the pages around the tutorial's outputs, for those who have just run it otherwise.
+nb_execution_mode = os.environ.get("NB_EXECUTION", "cache")
 nb_execution_timeout = 1200
 nb_execution_raise_on_error = True
 nb_merge_streams = True
