@@ -335,6 +335,10 @@ def _paint_lines(axes: Any, folder: Path, result: Result, rows: Sequence[Row], f
     draw_against(axes, figure["option"], "accuracy", rows, error=True)
     scales = {each: figure.get(each, "linear") for each in ("xscale", "yscale")}
     axes.set(ylabel="test error (%)", **scales)
+    if scales["yscale"] == "log":
+        # 20 and not 2 x 10^1: errors in percent are read, not compared by their powers.
+        for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            ticks("{x:g}")
 
 
 def _paint_curves(
