@@ -334,11 +334,14 @@ def _paint_bars(axes: Any, folder: Path, result: Result, rows: Sequence[Row], fi
 def _paint_lines(axes: Any, folder: Path, result: Result, rows: Sequence[Row], figure: Any) -> None:
     draw_against(axes, figure["option"], "accuracy", rows, error=True)
     scales = {each: figure.get(each, "linear") for each in ("xscale", "yscale")}
-    axes.set(ylabel="test error (%)", **scales)
-    if scales["yscale"] == "log":
-        # 20 and not 2 x 10^1: errors in percent are read, not compared by their powers.
-        for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            ticks("{x:g}")
+    axes.set(xlabel=figure["label"], ylabel="test error (%)", **scales)
+    from matplotlib.ticker import LogFormatter
+
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "log":
+            # 20 and not 2 x 10^1: these are read one by one, not compared by their powers.
+            axis.set_major_formatter(LogFormatter())
+            axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
 
 
 def _paint_curves(
