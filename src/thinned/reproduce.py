@@ -332,11 +332,11 @@ def _paint_bars(axes: Any, folder: Path, result: Result, rows: Sequence[Row], fi
 
 
 def _paint_lines(axes: Any, folder: Path, result: Result, rows: Sequence[Row], figure: Any) -> None:
+    from matplotlib.ticker import LogFormatter
+
     draw_against(axes, figure["option"], "accuracy", rows, error=True)
     scales = {each: figure.get(each, "linear") for each in ("xscale", "yscale")}
     axes.set(xlabel=figure["label"], ylabel="test error (%)", **scales)
-    from matplotlib.ticker import LogFormatter
-
     for axis in (axes.xaxis, axes.yaxis):
         if axis.get_scale() == "log":
             # 20 and not 2 x 10^1: these are read one by one, not compared by their powers.

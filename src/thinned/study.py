@@ -27,7 +27,7 @@ from thinned.comparison import differences
 from thinned.config import Config, nearest, options, recipe, with_values
 from thinned.errors import RequestError, ThinnedError
 from thinned.logs import write_whole
-from thinned.loop import Diverged, Stopped
+from thinned.loop import Diverged, Stopped, StopSignal
 from thinned.outcomes import Outcome, Row, read_outcome, scored, write_outcome
 from thinned.run import (
     OutOfMemory,
@@ -44,6 +44,8 @@ from thinned.types import Dataset
 
 _LONGEST = 300
 _SHOWN = 10
+# Between two looks at whether a signal came.
+_PATIENCE_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -450,55 +452,59 @@ def _share(folder: Path, study: Study, processes: int, tell: Callable[[str], Non
     """Run the jobs in several processes; each takes every so-many-th, and tells through a pipe.
 
     Raises:
-        Stopped: they were told to stop, by a signal to them or to this process.
-        ThinnedError: one of them ended without its work done.
+        Stopped: a signal asked for it; the runs in progress are saved.
+        ThinnedError: a process ended without its work done.
     """
     context = multiprocessing.get_context("spawn")
     ears: list[Any] = []
     workers: list[Any] = []
-    asked: list[int] = []
-
-    def pass_on(number: int, frame: Any) -> None:
-        asked.append(number)
-        for worker in workers:
-            worker.terminate()
-
     # A terminal sends Ctrl-C to every process. The workers inherit that it waits: they are told by
     # SIGTERM alone, which ends one that still begins without a word, and lets the others save.
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    # Its start, within that of the first worker, would let the signal through again.
+    # The tracker's start, within that of the first worker, would let the signal through again.
     resource_tracker.ensure_running()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        for part in range(processes):
-            ear, mouth = context.Pipe(duplex=False)
-            worker = context.Process(
-                target=_work, args=(folder, part, processes, mouth), daemon=True
-            )
-            worker.start()
-            # Held by the worker alone, it closes when the worker ends, however that comes about.
-            mouth.close()
-            ears.append(ear)
-            workers.append(worker)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        while ears:
-            for ear in connection.wait(ears):
-                try:
-                    tell(cast(Any, ear).recv())
-                except EOFError:
-                    ears.remove(ear)
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        for worker in workers:
-            worker.join()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if asked:
-        raise Stopped("stopped", asked[0])
+    with StopSignal() as stop:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            for part in range(processes):
+                ear, mouth = context.Pipe(duplex=False)
+                worker = context.Process(
+                    target=_work, args=(folder, part, processes, mouth), daemon=True
+                )
+                worker.start()
+                # Held by the worker alone, it closes when the worker ends, in whatever way.
+                mouth.close()
+                ears.append(ear)
+                workers.append(worker)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        try:
+            _listen(ears, workers, stop, tell)
+        finally:
+            for worker in workers:
+                worker.join()
+    if stop.number is not None:
+        raise Stopped("stopped; what was done is saved", stop.number)
     if any(worker.exitcode for worker in workers):
         raise ThinnedError(
             f"a process of the study ended early: go on with the same command, --name {folder.name}"
         )
+
+
+def _listen(
+    ears: list[Any], workers: Sequence[Any], stop: StopSignal, tell: Callable[[str], None]
+) -> None:
+    """Tell what the workers say until the last has ended; pass on to them that they should stop."""
+    told = False
+    while ears:
+        if stop.number is not None and not told:
+            told = True
+            for worker in workers:
+                worker.terminate()
+        for ear in connection.wait(ears, _PATIENCE_S):
+            try:
+                tell(cast(Any, ear).recv())
+            except EOFError:
+                ears.remove(ear)
 
 
 def _work(folder: Path, part: int, parts: int, mouth: Any) -> None:
