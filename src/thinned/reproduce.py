@@ -30,7 +30,7 @@ from thinned.outcomes import Row
 from thinned.pages import Plots
 from thinned.step import as_float
 from thinned.study import Study, run_of, run_study
-from thinned.study_page import draw_against, draw_bars, mean_curve, write_study_page
+from thinned.study_page import draw_against, draw_bars, mean_curve, plain_ticks, write_study_page
 from thinned.trust import predictions_of
 from thinned.types import Split
 from thinned.verdict import verdict
@@ -332,16 +332,12 @@ def _paint_bars(axes: Any, folder: Path, result: Result, rows: Sequence[Row], fi
 
 
 def _paint_lines(axes: Any, folder: Path, result: Result, rows: Sequence[Row], figure: Any) -> None:
-    from matplotlib.ticker import LogFormatter
-
     draw_against(axes, figure["option"], "accuracy", rows, error=True)
     scales = {each: figure.get(each, "linear") for each in ("xscale", "yscale")}
     axes.set(xlabel=figure["label"], ylabel="test error (%)", **scales)
     for axis in (axes.xaxis, axes.yaxis):
         if axis.get_scale() == "log":
-            # 20 and not 2 x 10^1: these are read one by one, not compared by their powers.
-            axis.set_major_formatter(LogFormatter())
-            axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+            plain_ticks(axis)
 
 
 def _paint_curves(

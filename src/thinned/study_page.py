@@ -93,8 +93,17 @@ def draw_against(
     places = [row.arm.changes[option] for row in rows]
     if places and min(places) > 0 and max(places) / min(places) >= _DECADES:
         axes.set_xscale("log")
+        plain_ticks(axes.xaxis)
     if len(series) > 1:
         _legend(axes)
+
+
+def plain_ticks(axis: Any) -> None:
+    """Label a logarithmic axis 20, not 2 x 10^1: its points are read, not compared by powers."""
+    from matplotlib.ticker import LogFormatter
+
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
 
 
 def draw_bars(
