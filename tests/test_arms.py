@@ -87,6 +87,10 @@ def test_a_grid_is_every_combination_and_a_sample_a_part_of_it(rates, kinds, cou
     drawn = sample(arms, count, seed)
     assert len(drawn) == min(count, len(arms))
     assert drawn[0] == arms[0]
+    for kept in arms:
+        held = sample(arms, count, seed, kept.name)
+        assert kept in held
+        assert len(held) == len({arm.name for arm in held}) == len(drawn)
     assert [arm for arm in arms if arm in drawn] == drawn
     assert sample(arms, count, seed) == drawn
 

@@ -92,3 +92,15 @@ def test_an_interval_holds_the_mean_and_needs_two_values():
     low, high = interval([0.1, 0.2, 0.4])
     assert 0.1 - 1e-9 <= low <= 0.7 / 3 <= high <= 0.4 + 1e-9
     assert all(math.isnan(end) for end in interval([0.3]))
+
+
+def test_arms_that_were_not_tried_change_nothing_for_the_others():
+    tried = {
+        "base": {0: 0.90, 1: 0.91, 2: 0.905},
+        "a": {0: 0.91, 1: 0.915, 2: 0.92},
+        "b": {0: 0.90, 1: 0.93, 2: 0.91},
+    }
+    few = differences(tried, "base")
+    many = differences(tried | {f"untried {number}": {} for number in range(28)}, "base")
+    assert few["a"].needed is not None
+    assert (many["a"], many["b"]) == (few["a"], few["b"])

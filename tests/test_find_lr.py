@@ -35,7 +35,9 @@ def test_the_command_draws_and_refuses(tiny_data, tmp_path, capsys):
     assert main([*words, "--out", str(tmp_path / "lr.svg")]) == 0
     assert "steepest at --learning-rate" in capsys.readouterr().out
     assert (tmp_path / "lr.svg").read_text().startswith("<?xml")
-    assert main([*words, "--out", str(tmp_path / "lr.bmp")]) == 2
+    # Told before anything is loaded or trained.
+    assert main(["find-lr", "--data", "nowhere", "--out", str(tmp_path / "lr.bmp")]) == 2
+    assert "must end in .svg or .png" in capsys.readouterr().err
     assert main([*words, "--low", "1", "--high", "0.1"]) == 2
     assert main([*words, "--steps", "3"]) == 2
     with pytest.raises(RequestError, match="larger than"):

@@ -46,6 +46,17 @@ def test_the_full_budget_ends_at_the_papers_momentum_and_the_short_one_is_adams(
     } == {"adam"}
 
 
+def test_a_budget_may_have_another_bound_for_the_rows_that_are_bounded_and_for_no_other():
+    wanted = Reproduction.open("srivastava2014-table2")
+    every = [arm["name"] for arm in wanted.about["arms"]]
+    for budget, bound in (("short", 0.7), ("full", 2.0)):
+        study = wanted.study(budget, every)
+        bounds = {arm.name: arm.config(study.base, 0).optim.max_norm for arm in study.arms}
+        assert set(bounds) == set(every)
+        for name, found in bounds.items():
+            assert found == (bound if "max-norm" in name else None)
+
+
 def test_figure_10_is_as_wide_as_the_papers_where_the_budget_is_full():
     wanted = Reproduction.open("srivastava2014-figure10")
     sizes = {
@@ -116,6 +127,24 @@ def test_the_order_is_told_with_what_is_more_than_the_noise():
     assert saved["command"] == "thinned reproduce srivastava2014-table10 --budget smoke --seeds 3"
     part = replace(clear, rows=clear.rows[1:])
     assert part.command.endswith("--seeds 3 --rows Gaussian")
+
+
+def test_a_row_without_a_published_value_has_its_place_in_the_order():
+    wanted = Reproduction.open("srivastava2014-table2")
+    study = wanted.study("short")
+    assert study.arms[0].name not in wanted.published
+
+    def told(*errors):
+        rows = []
+        for arm, each in zip(study.arms, errors, strict=True):
+            scores = [{"test": {"accuracy": 1 - error / 100}} for error in each]
+            outcomes = {s: Outcome("finished", "", score) for s, score in enumerate(scores)}
+            rows.append(Row(arm, outcomes, None))
+        return str(Result(wanted, "short", study, rows, {}))
+
+    high, middle, low = [1.6, 1.62, 1.58], [1.3, 1.31, 1.33], [1.1, 1.12, 1.09]
+    assert ": as published; of 2 pairs of neighbours, 2 differ" in told(high, middle, low)
+    assert "not as published; of 2 pairs of neighbours, 1 differs" in told(middle, high, low)
 
 
 def test_figure_10_tells_the_gain_at_each_size(tmp_path):

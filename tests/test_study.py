@@ -1,5 +1,6 @@
 """Studies: every run once, paired by seed, through kills and failures; and what is said of them."""
 
+import gzip
 import json
 import os
 import re
@@ -145,6 +146,19 @@ def test_another_study_in_the_same_folder_is_refused(done, base, vary, options, 
         run_study(study(with_values(base, values, ""), vary, **options), folder)
 
 
+def test_a_changed_arm_is_refused_with_what_changed(base, tmp_path):
+    before = Study.of(base, [Arm("a", {"epochs": 1}), Arm("b", {"mlp.hidden": (9,)})], [0])
+    run_study(before, tmp_path / "s")
+    changes = {"mlp.hidden": [9], "learning_rate": 0.01}
+    after = Study.of(base, [Arm("a", {"epochs": 2}), Arm("b", changes)], [0])
+    with pytest.raises(RequestError) as caught:
+        run_study(after, tmp_path / "s")
+    assert str(caught.value).endswith(
+        "holds another study: arm a, epochs: was 1, asked for 2; "
+        "arm b, learning_rate: was unchanged, asked for 0.01"
+    )
+
+
 def test_a_study_that_runs_is_not_run_twice_at_once(done):
     import fcntl
 
@@ -253,11 +267,67 @@ def test_a_killed_study_goes_on_where_it_was(base, tmp_path):
         assert one.values("nll") == two.values("nll")
 
 
+def test_processes_end_with_a_study_that_is_killed_and_their_runs_go_on(base, tmp_path):
+    words = [
+        *("study", "--data", base.data.path, "--data.validation", "30", "--batch-size", "20"),
+        *("--model", "mlp", "--mlp.hidden", "12", "--data.normalise", "no", "--epochs", "2"),
+        *("--vary", "dropout.rate=0,0.5", "--seeds", "10", "--name", "s", "--runs", str(tmp_path)),
+        *("--processes", "2"),
+    ]
+    with subprocess.Popen(
+        [sys.executable, "-m", "thinned", *words], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        said = [process.stdout.readline() for _ in range(2)]
+        process.kill()
+    assert said[1].startswith("1/20")
+    # At once: a process of the killed study may still be saving a run that is begun again here.
+    assert main(words) == 0
+    statuses = [o.status for row in rows_of(tmp_path / "s") for o in row.outcomes.values()]
+    assert statuses == ["finished"] * 20
+
+
+def test_a_run_that_another_process_holds_is_waited_for(base, tmp_path, monkeypatch):
+    real, tries = runs.train, []
+
+    def held(config, **rest):
+        tries.append(config.seed)
+        if len(tries) < 3:
+            raise runs.Busy("is being trained by another process")
+        return real(config, **rest)
+
+    monkeypatch.setattr("thinned.study.train", held)
+    monkeypatch.setattr("thinned.study.time.sleep", lambda seconds: None)
+    (row,) = run_study(study(base, seeds=(0,)), tmp_path / "s")
+    assert row.outcomes[0].status == "finished"
+    assert tries == [0, 0, 0]
+
+
+def test_other_images_under_the_same_name_are_refused(base, tmp_path):
+    data, folder = tmp_path / "data", tmp_path / "s"
+    shutil.copytree(base.data.path, data)
+    moved = with_values(base, {"data": {"path": str(data)}}, "")
+    run_study(study(moved, "dropout.rate=0,0.5", seeds=(0,)), folder)
+    more = study(moved, "dropout.rate=0,0.5")
+    changed = next(data.glob("train-images*"))
+    before = changed.read_bytes()
+    pixels = gzip.decompress(before)
+    changed.write_bytes(gzip.compress(pixels[:-1] + bytes([pixels[-1] ^ 1])))
+    with pytest.raises(RequestError, match="holds other images than .*seed-0 learned from"):
+        run_study(more, folder)
+    assert Study.open(folder).seeds == (0,)
+    changed.write_bytes(before)
+    assert all(len(row.outcomes) == 2 for row in run_study(more, folder))
+
+
 def test_processes_share_the_runs_and_change_nothing(done, base, tmp_path):
     wanted, _, rows, _ = done
     lines: list[str] = []
     shared = run_study(wanted, tmp_path / "s", lines.append, processes=2)
-    assert len(lines) == 6
+    # One count for all of them.
+    assert [line.split("/6 ")[0] for line in lines] == list("123456")
+    assert "left" in lines[0]
+    assert "left" not in lines[-1]
     for one, two in zip(rows, shared, strict=True):
         # Another number of threads may round otherwise.
         np.testing.assert_allclose(one.values("nll"), two.values("nll"), rtol=1e-4)
@@ -432,6 +502,20 @@ def test_the_verdict_chooses_by_validation(done):
     assert f"By validation images, {best} is the one to choose." in verdict(wanted, rows)
 
 
+def test_an_arm_that_not_every_seed_survives_is_not_the_one_to_choose(base):
+    wanted = study(base, "learning_rate=0.001,0.01,1", seeds=(0, 1))
+
+    def row(arm, *accuracies):
+        scores = [{"test": {"accuracy": a}, "validation": {"accuracy": a}} for a in accuracies]
+        outcomes = [Outcome("finished", "", each) for each in scores]
+        outcomes += [Outcome("diverged", "the loss is NaN")] * (2 - len(outcomes))
+        return Row(arm, dict(enumerate(outcomes)), None)
+
+    one, two, three = wanted.arms
+    rows = [row(one, 0.8, 0.8), row(two, 0.9, 0.8), row(three, 0.95)]
+    assert "learning_rate=0.01 is the one to choose" in verdict(wanted, rows)
+
+
 def test_the_page_shows_all_of_it(done, base, tmp_path):
     from thinned.study_page import write_study_page
 
@@ -487,6 +571,7 @@ def test_optuna_chooses_arms_by_validation(base, tmp_path):
             ["--vary", "dropout.rate=0,1", "--baseline", "x"],
             "--baseline x is no arm; known: dropout.rate=0,",
         ),
+        (["--vary", "model=cnn,mlpp"], "there is no such network; did you mean mlp?"),
         (["--random", "0"], "--random is 0"),
         (["--vary", "epochs=1:50:1", "--baseline", "x"], "epochs=10 and 40 more"),
         (["--vary", "epochs=1:50:1", "--baseline", "epoch=50"], "did you mean 'epochs=50'"),

@@ -120,15 +120,24 @@ def grid(varied: Mapping[str, Sequence[Any]]) -> list[Arm]:
     ]
 
 
-def sample(arms: Sequence[Arm], count: int, seed: int) -> list[Arm]:
-    """So many of the arms, drawn without repetition, in their order; the first is kept."""
+def sample(arms: Sequence[Arm], count: int, seed: int, kept: str | None = None) -> list[Arm]:
+    """So many of the arms, drawn without repetition, in their order.
+
+    Args:
+        arms: from which.
+        count: how many.
+        seed: of the draw.
+        kept: name of the arm that is always among them; the first where there is none of it.
+    """
     if count >= len(arms):
         return list(arms)
     # Imported here, so that the help of the command line is quick.
     import numpy as np
 
-    rest = np.random.default_rng(seed).choice(len(arms) - 1, count - 1, replace=False) + 1
-    return [arms[index] for index in sorted([0, *rest.tolist()])]
+    base = next((index for index, arm in enumerate(arms) if arm.name == kept), 0)
+    rest = np.random.default_rng(seed).choice(len(arms) - 1, count - 1, replace=False)
+    others = [index + (index >= base) for index in rest.tolist()]
+    return [arms[index] for index in sorted([base, *others])]
 
 
 def _arm(changes: dict[str, Any]) -> Arm:

@@ -285,7 +285,7 @@ class Study:
         validate(self.config)
         arms = grid(varied(self.vary, self.config))
         if self.random is not None:
-            arms = sample(arms, self.random, self.config.seed)
+            arms = sample(arms, self.random, self.config.seed, self.baseline)
         seeds = range(self.config.seed, self.config.seed + self.seeds)
         wanted = study.Study.of(self.config, arms, seeds, self.baseline)
         folder = study.folder_of(self.runs, self.name)
@@ -379,6 +379,9 @@ class FindLr:
         """Print what was found; draw it where asked."""
         from thinned import find_lr
 
+        if self.out is not None:
+            # Before the minutes that it takes, not after.
+            find_lr.kind_of(self.out)
         curve = find_lr.find_lr(self.config, self.low, self.high, self.steps)
         for index in range(0, len(curve.rates), max(len(curve.rates) // 20, 1)):
             print(f"{curve.rates[index]:>10.2e}  loss {curve.smoothed[index]:.4f}")

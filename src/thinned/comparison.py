@@ -71,8 +71,9 @@ def differences(arms: Mapping[str, Mapping[int, float]], baseline: str) -> dict[
     }
     p_values = {name: _p_value(values) for name, values in paired.items()}
     corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    tests = max(sum(not math.isnan(value) for value in p_values.values()), 1)
     return {
-        name: _difference(values, p_values[name], corrected[name], len(paired))
+        name: _difference(values, p_values[name], corrected[name], tests)
         for name, values in paired.items()
     }
 

@@ -49,6 +49,15 @@ def environment_changes(path: Path, now: dict[str, Any]) -> list[str]:
     return lines
 
 
+def recorded_digest(run: Path) -> str | None:
+    """SHA-256 of the data that the run in that folder began with; None where it is not known."""
+    try:
+        text = (run / "environment.json").read_text(encoding="utf-8")
+        return json.loads(text)["data"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

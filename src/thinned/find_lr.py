@@ -95,6 +95,18 @@ def find_lr(config: Config, low: float = 1e-6, high: float = 10.0, steps: int = 
     return Curve(rates[: len(losses)], np.asarray(losses), _smoothed(losses))
 
 
+def kind_of(path: Path) -> str:
+    """``svg`` or ``png``, by the file's ending.
+
+    Raises:
+        RequestError: the ending is another.
+    """
+    kind = path.suffix.lower()[1:]
+    if kind not in ("svg", "png"):
+        raise RequestError(f"{path}: the picture must end in .svg or .png")
+    return kind
+
+
 def draw(curve: Curve, path: Path) -> None:
     """Write the curve as a picture, SVG or PNG by the file's ending.
 
@@ -102,9 +114,7 @@ def draw(curve: Curve, path: Path) -> None:
         RequestError: matplotlib is missing, or the ending is another.
         ThinnedError: the file cannot be written.
     """
-    kind = path.suffix.lower()[1:]
-    if kind not in ("svg", "png"):
-        raise RequestError(f"{path}: the picture must end in .svg or .png")
+    kind = kind_of(path)
 
     def paint(axes: Any) -> None:
         axes.plot(curve.rates, curve.losses, color="C7", linewidth=0.7, label="loss of each batch")

@@ -100,7 +100,11 @@ class Reproduction:
         for name in chosen:
             if name not in known:
                 raise RequestError(f"--rows {name!r}{nearest(name, known)}")
-        changed = [Arm(name, {**known[name].changes, **means["changes"]}) for name in chosen]
+        instead = means.get("instead", {})
+        changed = []
+        for name in chosen:
+            own = {key: instead.get(key, value) for key, value in known[name].changes.items()}
+            changed.append(Arm(name, {**own, **means["changes"]}))
         baseline = self.about["baseline"]
         count = means["seeds"] if seeds is None else seeds
         if count < 1:
@@ -145,11 +149,14 @@ class Result:
         return "\n".join([*lines, "", verdict(self.study, self.rows)])
 
     def _order(self) -> str:
-        published = self.reproduction.published
-        both = [row for row in self.rows if row.arm.name in published and row.values("accuracy")]
+        about, ranks = self.reproduction.about, self.reproduction.published
+        if about.get("order") == "worst first":
+            # Rows without a published value of their own have a place, too.
+            ranks = {arm["name"]: -float(place) for place, arm in enumerate(about["arms"])}
+        both = [row for row in self.rows if row.arm.name in ranks and row.values("accuracy")]
         if len(both) < 2:
             return ""
-        theirs = sorted(both, key=lambda row: published[row.arm.name])
+        theirs = sorted(both, key=lambda row: ranks[row.arm.name])
         ours = sorted(both, key=lambda row: -row.mean("accuracy"))
         agree = [row.arm.name for row in theirs] == [row.arm.name for row in ours]
         pairs = list(itertools.pairwise(theirs))

@@ -261,6 +261,10 @@ def resume(
         return _train_in(run, dataset, run.facts, quiet)
 
 
+class Busy(RequestError):
+    """Another process trains this run."""
+
+
 class OutOfMemory(ThinnedError):
     """The device has too little memory for what is trained on it."""
 
@@ -604,5 +608,5 @@ def _locked(folder: Path) -> Generator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise RequestError(f"{folder} is being trained by another process") from error
+            raise Busy(f"{folder} is being trained by another process") from error
         yield

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,11 +26,16 @@ from thinned.arms import Arm
 from thinned.assembly import Facts
 from thinned.comparison import differences
 from thinned.config import Config, nearest, options, recipe, with_values
+from thinned.data.split import fingerprint
+from thinned.dropout.sites import DropoutSpec
+from thinned.environment import recorded_digest
 from thinned.errors import RequestError, ThinnedError
 from thinned.logs import write_whole
 from thinned.loop import Diverged, Stopped, StopSignal
+from thinned.models.catalog import is_own, network
 from thinned.outcomes import Outcome, Row, read_outcome, scored, write_outcome
 from thinned.run import (
+    Busy,
     OutOfMemory,
     Run,
     fits_in_memory,
@@ -44,6 +50,8 @@ from thinned.types import Dataset
 
 _LONGEST = 300
 _SHOWN = 10
+# A second apart.
+_TRIES = 30
 # Between two looks at whether a signal came.
 _PATIENCE_S = 0.2
 
@@ -84,7 +92,9 @@ class Study:
             raise RequestError(f"--baseline {baseline} is no arm{_likely(baseline, names)}")
         folders: dict[str, Arm] = {}
         for arm in arms:
-            arm.config(base, seeds[0])
+            config = arm.config(base, seeds[0])
+            if config.model != "auto" and not is_own(config.model):
+                network(config.model, 2, DropoutSpec(), config.mlp)
             other = folders.setdefault(arm.folder, arm)
             if other is not arm:
                 raise RequestError(f"arms {other.name} and {arm.name} would share a folder")
@@ -151,10 +161,12 @@ def run_study(
     if lanes is None:
         lanes = 1 if jax.default_backend() == "cpu" else 8
     with _held(folder, study):
+        left = _left(folder, study.jobs)
+        progress = _Progress(len(study.jobs), tell, len(study.jobs) - len(left))
         if processes > 1:
-            _share(folder, study, processes, tell)
+            _share(folder, study, left, processes, progress)
         else:
-            _run_jobs(study, folder, study.jobs, tell, lanes)
+            _run_jobs(study, folder, left, progress, lanes, tell)
     return rows_of(folder)
 
 
@@ -198,6 +210,7 @@ def _held(folder: Path, study: Study) -> Generator[None]:
             raise RequestError(f"{folder} is being run by another process") from error
         if (folder / "study.json").exists():
             _refuse_changes(Study.open(folder), study, folder)
+            _refuse_other_data(study, folder)
         write_whole(folder / "study.json", study.to_json())
         yield
 
@@ -235,12 +248,15 @@ def search(
     base = next(arm for arm in study.arms if arm.name == study.baseline)
     chooser.enqueue_trial(_key(base, choices))
     rows: list[Row] = []
+    progress = _Progress(trials * len(study.seeds), tell)
     with _held(folder, study):
         for _ in range(trials):
             trial = chooser.ask()
             key = {n: trial.suggest_int(n, 0, len(v) - 1) for n, v in choices.items()}
             arm = by_place[tuple(key.items())]
-            _run_jobs(study, folder, [(seed, arm) for seed in study.seeds], tell)
+            left = _left(folder, [(seed, arm) for seed in study.seeds])
+            progress.past += len(study.seeds) - len(left)
+            _run_jobs(study, folder, left, progress)
             rows = [row for row in rows_of(folder) if row.outcomes]
             score = next(r for r in rows if r.arm == arm).mean("accuracy", "validation")
             if math.isnan(score):
@@ -312,23 +328,52 @@ def _place(folder: Path, arm: Arm, seed: int) -> Path:
     return folder / arm.folder / f"seed-{seed}"
 
 
-def _run_jobs(
-    study: Study,
-    folder: Path,
-    jobs: Sequence[tuple[int, Arm]],
-    tell: Callable[[str], None],
-    lanes: int = 1,
-) -> None:
+class _Progress:
+    """Tells of every run, how many there are yet, and about how long they take.
+
+    Attributes:
+        past: runs that were over before.
+    """
+
+    def __init__(self, total: int, tell: Callable[[str], None], past: int = 0) -> None:
+        self.past = past
+        self._total = total
+        self._tell = tell
+        self._done = 0
+        self._begun = time.monotonic()
+
+    def __call__(self, seed: int, arm: str, outcome: Outcome) -> None:
+        self._done += 1
+        left = self._total - self.past - self._done
+        result = outcome.status
+        if outcome.scores:
+            result = f"test accuracy {outcome.scores['test']['accuracy']:.2%}"
+        elif outcome.reason:
+            result = f"{outcome.status}: {outcome.reason}"
+        time_left = (time.monotonic() - self._begun) / self._done * left
+        rest = f"; {_duration(time_left)} left" if left > 0 else ""
+        self._tell(f"{self._total - left}/{self._total} {arm}, seed {seed}: {result}{rest}")
+
+
+def _left(folder: Path, jobs: Sequence[tuple[int, Arm]]) -> list[tuple[int, Arm]]:
     # What diverged would diverge again, bit by bit; what failed otherwise may do better now.
-    left = [
+    return [
         (seed, arm)
         for seed, arm in jobs
         if (found := read_outcome(_place(folder, arm, seed))) is None or found.status == "failed"
     ]
+
+
+def _run_jobs(
+    study: Study,
+    folder: Path,
+    jobs: Sequence[tuple[int, Arm]],
+    report: Callable[[int, str, Outcome], None],
+    lanes: int = 1,
+    tell: Callable[[str], None] = lambda line: None,
+) -> None:
     data = _Data()
-    begun = time.monotonic()
-    done = 0
-    waiting = list(left)
+    waiting = list(jobs)
     while waiting:
         group = _group(study, waiting, lanes, data)
         configs = [arm.config(study.base, seed) for seed, arm in group]
@@ -342,9 +387,7 @@ def _run_jobs(
         waiting = [job for job in waiting if job not in group]
         for (seed, arm), place, outcome in zip(group, places, outcomes, strict=True):
             write_outcome(place, outcome)
-            done += 1
-            rest = (time.monotonic() - begun) / done * (len(left) - done)
-            tell(_line(outcome, arm, seed, len(jobs) - len(left) + done, len(jobs), rest))
+            report(seed, arm.name, outcome)
 
 
 def _group(
@@ -395,7 +438,17 @@ def _run_group(configs: Sequence[Config], places: Sequence[Path], data: _Data) -
 
 def _run_one(config: Config, place: Path, data: _Data) -> Outcome:
     dataset = data.of(config)
-    return scored(train(config, name=place.name, runs=place.parent, dataset=dataset), dataset)
+    for tries in itertools.count(1):
+        try:
+            run = train(config, name=place.name, runs=place.parent, dataset=dataset)
+        except Busy:
+            # A process of a study that was killed saves, and ends soon.
+            if tries == _TRIES:
+                raise
+            time.sleep(1)
+        else:
+            return scored(run, dataset)
+    raise AssertionError("unreachable")
 
 
 def _outcome_of(work: Callable[[], Outcome]) -> Outcome:
@@ -433,22 +486,18 @@ class _Data:
         return self._held[1]
 
 
-def _line(outcome: Outcome, arm: Arm, seed: int, done: int, total: int, rest: float) -> str:
-    result = outcome.status
-    if outcome.scores:
-        result = f"test accuracy {outcome.scores['test']['accuracy']:.2%}"
-    elif outcome.reason:
-        result = f"{outcome.status}: {outcome.reason}"
-    left = f"; {_duration(rest)} left" if done < total else ""
-    return f"{done}/{total} {arm.name}, seed {seed}: {result}{left}"
-
-
 def _duration(seconds: float) -> str:
     hours, rest = divmod(round(seconds / 60), 60)
     return f"{hours} h {rest:02d} min" if hours else f"{rest} min" if rest else "under a minute"
 
 
-def _share(folder: Path, study: Study, processes: int, tell: Callable[[str], None]) -> None:
+def _share(
+    folder: Path,
+    study: Study,
+    jobs: Sequence[tuple[int, Arm]],
+    processes: int,
+    report: Callable[[int, str, Outcome], None],
+) -> None:
     """Run the jobs in several processes; each takes every so-many-th, and tells through a pipe.
 
     Raises:
@@ -467,8 +516,9 @@ def _share(folder: Path, study: Study, processes: int, tell: Callable[[str], Non
         try:
             for part in range(processes):
                 ear, mouth = context.Pipe(duplex=False)
+                own = jobs[part::processes], (part, processes)
                 worker = context.Process(
-                    target=_work, args=(folder, part, processes, mouth), daemon=True
+                    target=_work, args=(study, folder, *own, mouth), daemon=True
                 )
                 worker.start()
                 # Held by the worker alone, it closes when the worker ends, in whatever way.
@@ -478,12 +528,14 @@ def _share(folder: Path, study: Study, processes: int, tell: Callable[[str], Non
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         try:
-            _listen(ears, workers, stop, tell)
+            failures = _listen(ears, workers, stop, report)
         finally:
             for worker in workers:
                 worker.join()
     if stop.number is not None:
         raise Stopped("stopped; what was done is saved", stop.number)
+    if failures:
+        raise ThinnedError(failures[0])
     if any(worker.exitcode for worker in workers):
         raise ThinnedError(
             f"a process of the study ended early: go on with the same command, --name {folder.name}"
@@ -491,10 +543,18 @@ def _share(folder: Path, study: Study, processes: int, tell: Callable[[str], Non
 
 
 def _listen(
-    ears: list[Any], workers: Sequence[Any], stop: StopSignal, tell: Callable[[str], None]
-) -> None:
-    """Tell what the workers say until the last has ended; pass on to them that they should stop."""
+    ears: list[Any],
+    workers: Sequence[Any],
+    stop: StopSignal,
+    report: Callable[[int, str, Outcome], None],
+) -> list[str]:
+    """Report what the workers say until the last has ended; pass on to them that they should stop.
+
+    Returns:
+        Why workers gave up, where they could say.
+    """
     told = False
+    failures: list[str] = []
     while ears:
         if stop.number is not None and not told:
             told = True
@@ -502,22 +562,49 @@ def _listen(
                 worker.terminate()
         for ear in connection.wait(ears, _PATIENCE_S):
             try:
-                tell(cast(Any, ear).recv())
+                said = cast(Any, ear).recv()
             except EOFError:
                 ears.remove(ear)
+                continue
+            if isinstance(said, str):
+                failures.append(said)
+            else:
+                report(*said)
+    return failures
 
 
-def _work(folder: Path, part: int, parts: int, mouth: Any) -> None:
+def _work(
+    study: Study,
+    folder: Path,
+    jobs: Sequence[tuple[int, Arm]],
+    share: tuple[int, int],
+    mouth: Any,
+) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    part, parts = share
     cores = sorted(os.sched_getaffinity(0))
     own = cores[part * len(cores) // parts : (part + 1) * len(cores) // parts]
     if own:
         os.sched_setaffinity(0, own)
-    study = Study.open(folder)
     try:
-        _run_jobs(study, folder, study.jobs[part::parts], mouth.send)
+        _run_jobs(study, folder, jobs, lambda *said: mouth.send(said))
     except Stopped as stop:
         # The one who asked for it knows; a traceback would tell nothing.
         sys.exit(stop.exit_code)
+    except BrokenPipeError:
+        # Nobody is left to tell.
+        sys.exit(1)
+    except ThinnedError as error:
+        mouth.send(str(error))
+        sys.exit(error.exit_code)
+
+
+def _end_with_parent() -> None:
+    """Stop as by SIGTERM when the study's own process is gone, however it ended."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _refuse_changes(past: Study, wanted: Study, folder: Path) -> None:
@@ -538,6 +625,31 @@ def _refuse_changes(past: Study, wanted: Study, folder: Path) -> None:
         raise RequestError(f"{folder} holds another study: {'; '.join(changed)}")
 
 
+def _refuse_other_data(study: Study, folder: Path) -> None:
+    """Refuse to go on where the images are not those that earlier runs have learned from."""
+    if not _left(folder, study.jobs):
+        return
+    seen: list[Any] = []
+    for seed, arm in study.jobs:
+        place = _place(folder, arm, seed)
+        config = arm.config(study.base, seed)
+        before = recorded_digest(place)
+        if before is None or config.data in seen:
+            continue
+        seen.append(config.data)
+        try:
+            # With the seed of that run: it can decide which images are held out.
+            now = fingerprint(load_data(config))
+        except ThinnedError:
+            # The runs that need them say so.
+            continue
+        if now != before:
+            raise RequestError(
+                f"{config.data.path} holds other images than {place} learned from: "
+                "give the study another --name"
+            )
+
+
 def _likely(name: str, names: Sequence[str]) -> str:
     """The nearest of many names, or the first few."""
     said = nearest(name, dict.fromkeys(names))
@@ -546,10 +658,16 @@ def _likely(name: str, names: Sequence[str]) -> str:
 
 
 def _changed_arms(past: Sequence[Arm], wanted: Sequence[Arm]) -> Iterator[str]:
-    before = {arm.name: json.dumps(arm.changes) for arm in past}
-    after = {arm.name: json.dumps(arm.changes) for arm in wanted}
-    for name in before.keys() - after.keys():
-        yield f"arm {name} is gone"
-    for name in before.keys() & after.keys():
-        if before[name] != after[name]:
-            yield f"arm {name} has changed"
+    after = {arm.name: arm.changes for arm in wanted}
+    for arm in past:
+        if arm.name not in after:
+            yield f"arm {arm.name} is gone"
+            continue
+        # As JSON, to which a tuple is the list that it was read as.
+        old, new = (json.loads(json.dumps(each)) for each in (arm.changes, after[arm.name]))
+        for option in dict.fromkeys([*old, *new]):
+            if old.get(option) != new.get(option):
+                yield (
+                    f"arm {arm.name}, {option}: was {old.get(option, 'unchanged')}, "
+                    f"asked for {new.get(option, 'unchanged')}"
+                )

@@ -18,6 +18,7 @@ from thinned.assembly import make_plan
 from thinned.config import DataConfig
 from thinned.data.source import open_source
 from thinned.dropout.sites import rates_collection
+from thinned.environment import recorded_digest
 from thinned.errors import RequestError
 from thinned.logs import write_whole
 from thinned.predict import predict_logits
@@ -344,16 +345,8 @@ def strangers(runs: Sequence[Run]) -> list[str]:
         for run in runs[1:]
         # Digests alone do not tell: they depend on which images a seed held out.
         if run.config.data.path != first.config.data.path
-        and _recorded_digest(run) != _recorded_digest(first)
+        and recorded_digest(run.folder) != recorded_digest(first.folder)
     ]
-
-
-def _recorded_digest(run: Run) -> str | None:
-    try:
-        text = (run.folder / "environment.json").read_text(encoding="utf-8")
-        return json.loads(text)["data"]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def load_runs(folders: Sequence[Path]) -> list[Run]:

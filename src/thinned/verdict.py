@@ -93,4 +93,8 @@ def shown(number: float, form: str = ".4f") -> str:
 
 def _best(rows: Sequence[Row]) -> Row | None:
     held = [row for row in rows if row.values("accuracy", "validation")]
-    return max(held, key=lambda row: row.mean("accuracy", "validation")) if len(held) > 1 else None
+    if len(held) < 2:
+        return None
+    # What only some seeds survive is no arm to choose while there is another.
+    safe = [row for row in held if all(o.status == "finished" for o in row.outcomes.values())]
+    return max(safe or held, key=lambda row: row.mean("accuracy", "validation"))
