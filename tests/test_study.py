@@ -333,9 +333,13 @@ def test_processes_share_the_runs_and_change_nothing(done, base, tmp_path):
         np.testing.assert_allclose(one.values("nll"), two.values("nll"), rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["element", "gaussian"])
-def test_lane_k_is_run_k_up_to_rounding(base, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("model", "kind"), [("mlp", "element"), ("mlp", "gaussian"), ("cnn", "element")]
+)
+def test_lane_k_is_run_k_up_to_rounding(base, tmp_path, model, kind):
     scheduled = {
+        "model": model,
+        "mlp": {"hidden": [12] if model == "mlp" else [1024, 1024, 1024]},
         "dropout": {"schedule": "linear", "schedule_epochs": 1, "kind": kind},
         "optim": {"ema": 0.9, "schedule": "cosine"},
     }
