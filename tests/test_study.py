@@ -233,6 +233,19 @@ def test_a_time_that_nobody_could_take_is_null(base, tmp_path):
     assert rows_of(tmp_path / "s") == rows
 
 
+def test_twice_the_epochs_cost_twice_the_time(base):
+    wanted = study(base, "epochs=2,4,6", seeds=(0, 1))
+
+    def row(arm, *times):
+        outcomes = {s: Outcome("finished", "", {}, time_s) for s, time_s in enumerate(times)}
+        return Row(arm, outcomes, None)
+
+    one, two, three = wanted.arms
+    cost = wanted.cost([row(one, 3.0, 3.0), row(two, 3.0, 3.0), row(three, None, None)])
+    assert (cost[one.name], cost[two.name]) == (1.0, 2.0)
+    assert np.isnan(cost[three.name])
+
+
 def test_an_epochs_time_is_that_of_its_steps_without_the_first():
     pace = Pace(lanes=2)
     pace.took(1, 100.0)
@@ -576,6 +589,7 @@ def test_optuna_chooses_arms_by_validation(base, tmp_path):
             "--baseline x is no arm; known: dropout.rate=0,",
         ),
         (["--vary", "model=cnn,mlpp"], "there is no such network; did you mean mlp?"),
+        (["--vary", "dropout.sites=input"], "name a site, as in dropout.sites.input=0,0.2"),
         (["--random", "0"], "--random is 0"),
         (["--vary", "epochs=1:50:1", "--baseline", "x"], "epochs=10 and 40 more"),
         (["--vary", "epochs=1:50:1", "--baseline", "epoch=50"], "did you mean 'epochs=50'"),

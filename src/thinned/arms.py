@@ -18,6 +18,7 @@ from thinned.errors import RequestError
 _MOST = 100_000
 _LONGEST = 120
 _FIXED = {
+    "dropout.sites": "name a site, as in dropout.sites.input=0,0.2",
     "seed": "every arm is run with every seed of --seeds",
     "recipe": "it fills in options when a command is read: vary those options themselves",
     "test": "test images are read once, at the end of every run",

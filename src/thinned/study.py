@@ -131,6 +131,14 @@ class Study:
         """Every run as (seed, arm): a whole round of arms before the next seed."""
         return [(seed, arm) for seed in self.seeds for arm in self.arms]
 
+    def cost(self, rows: Sequence[Row]) -> dict[str, float]:
+        """Arm -> time of training over the baseline's, all epochs; NaN where it is not known."""
+        times = {
+            row.arm.name: row.epoch_s * row.arm.config(self.base, self.seeds[0]).epochs
+            for row in rows
+        }
+        return {name: time_s / times.get(self.baseline, math.nan) for name, time_s in times.items()}
+
 
 def run_study(
     study: Study,

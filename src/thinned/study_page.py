@@ -169,15 +169,15 @@ def _differences(study: Study, rows: Sequence[Row], plots: Plots) -> str:
 
 
 def _cost(study: Study, rows: Sequence[Row], plots: Plots) -> str:
-    base = next((row.epoch_s for row in rows if row.arm.name == study.baseline), math.nan)
-    timed = [row for row in rows if not math.isnan(row.epoch_s)]
-    if math.isnan(base) or len(timed) < 2:
+    cost = study.cost(rows)
+    timed = [row for row in rows if not math.isnan(cost[row.arm.name])]
+    if len(timed) < 2:
         return ""
 
     def paint(axes: Any) -> None:
         for row in timed:
-            axes.plot(row.epoch_s / base, row.mean("accuracy"), "o", label=row.arm.name)
-        axes.set(xlabel="time of an epoch, over the baseline's", ylabel="test accuracy")
+            axes.plot(cost[row.arm.name], row.mean("accuracy"), "o", label=row.arm.name)
+        axes.set(xlabel="time of training, over the baseline's", ylabel="test accuracy")
         if len(timed) <= _MANY:
             _legend(axes)
 

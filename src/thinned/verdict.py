@@ -56,7 +56,7 @@ def told(study: Study, rows: Sequence[Row]) -> str:
         f"{'arm'.ljust(width)}  runs  {'% right in test (95 %)':<25}{'NLL':>7}{'ECE':>8}"
         f"{'against baseline (95 %)':>25}{'p':>7}{'time':>6}"
     ]
-    base_s = next(row.epoch_s for row in rows if row.arm.name == study.baseline)
+    cost = study.cost(rows)
     for row in rows:
         accuracy, count = row.values("accuracy"), len(row.values("accuracy"))
         low, high = interval(accuracy)
@@ -76,11 +76,11 @@ def told(study: Study, rows: Sequence[Row]) -> str:
         lines.append(
             f"{row.arm.name.ljust(width)}  {count:>4}  {cell:<25}{shown(row.mean('nll')):>7}"
             f"{shown(row.mean('ece')):>8}{against:>25}{p_value:>7}"
-            f"{shown(row.epoch_s / base_s, '.2f'):>6}"
+            f"{shown(cost[row.arm.name], '.2f'):>6}"
         )
     notes = (
         "right: mean over seeds, bootstrap; against: points, paired by seed, Student's t; "
-        "p: paired t-test, Holm's correction; time: of training an epoch, over the baseline's"
+        "p: paired t-test, Holm's correction; time: of training, over the baseline's"
     )
     words = (textwrap.fill(text, max(79, len(lines[0]))) for text in (notes, verdict(study, rows)))
     return "\n".join(lines) + "\n\n" + "\n\n".join(words)
