@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import xml.dom.minidom
 
 import jax
@@ -26,10 +27,17 @@ from thinned.loop import Pace
 from thinned.loop import train_lanes as run_lanes
 from thinned.outcomes import Outcome, Row
 from thinned.step import train_steps
-from thinned.study import Study, rows_of, run_of, run_study, search
+from thinned.study import Study, rows_of, run_of, run_study, search, under_way
 from thinned.verdict import told, verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_told_by_the_clock():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("thinned.study._EVERY_S", 1e6)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +263,34 @@ def test_an_epochs_time_is_that_of_its_steps_without_the_first():
     # One second a step, which two runs share.
     assert pace.lap(10) == 5.0
     assert pace.lap(10) is None
+
+
+def test_a_run_in_progress_tells_how_far_it_is(done, base, tmp_path, monkeypatch):
+    wanted, folder, _, _ = done
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    assert under_way(wanted, copy) == []
+    place = copy / "dropout.rate=0.5" / "seed-1"
+    (place / "outcome.json").unlink()
+    assert under_way(wanted, copy) == ["dropout.rate=0.5, seed 1: epoch 2/2 done"]
+    (place / "metrics.jsonl").write_text("")
+    assert under_way(wanted, copy) == ["dropout.rate=0.5, seed 1: epoch 0/2 done"]
+    # The one who watches says so while the run lasts.
+    heard, lines = threading.Event(), []
+
+    def tell(line):
+        lines.append(line)
+        heard.set()
+
+    def waits(config, **rest):
+        assert heard.wait(60)
+        raise RequestError("enough")
+
+    monkeypatch.setattr("thinned.study._EVERY_S", 0.001)
+    monkeypatch.setattr("thinned.study.train", waits)
+    run_study(wanted, copy, tell)
+    assert lines[0] == "dropout.rate=0.5, seed 1: epoch 0/2 done"
+    assert any(line.endswith("failed: enough") for line in lines)
 
 
 def test_a_killed_study_goes_on_where_it_was(base, tmp_path):

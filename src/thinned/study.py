@@ -50,6 +50,7 @@ from thinned.types import Dataset
 
 _LONGEST = 300
 _SHOWN = 10
+_EVERY_S = 60.0
 # A second apart.
 _TRIES = 30
 # Between two looks at whether a signal came.
@@ -168,7 +169,7 @@ def run_study(
     processes = min(processes, len(study.jobs))
     if lanes is None:
         lanes = 1 if jax.default_backend() == "cpu" else 8
-    with _held(folder, study):
+    with _held(folder, study), _watched(study, folder, tell):
         left = _left(folder, study.jobs)
         progress = _Progress(len(study.jobs), tell, len(study.jobs) - len(left))
         if processes > 1:
@@ -257,7 +258,7 @@ def search(
     chooser.enqueue_trial(_key(base, choices))
     rows: list[Row] = []
     progress = _Progress(trials * len(study.seeds), tell)
-    with _held(folder, study):
+    with _held(folder, study), _watched(study, folder, tell):
         for _ in range(trials):
             trial = chooser.ask()
             key = {n: trial.suggest_int(n, 0, len(v) - 1) for n, v in choices.items()}
@@ -334,6 +335,42 @@ def run_of(folder: Path, arm: Arm, seed: int) -> Run:
 
 def _place(folder: Path, arm: Arm, seed: int) -> Path:
     return folder / arm.folder / f"seed-{seed}"
+
+
+@contextmanager
+def _watched(study: Study, folder: Path, tell: Callable[[str], None]) -> Generator[None]:
+    """Tell every minute how far the runs in progress are, which can take an hour each."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_EVERY_S):
+            for line in under_way(study, folder):
+                tell(line)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def under_way(study: Study, folder: Path) -> list[str]:
+    """A line for every run that was begun and is not over: how many of its epochs are done."""
+    lines: list[str] = []
+    for seed, arm in study.jobs:
+        place = _place(folder, arm, seed)
+        if not (place / "config.json").exists() or read_outcome(place) is not None:
+            continue
+        try:
+            run = Run.open(place)
+            done = max((record["epoch"] for record in run.metrics), default=0)
+        except ThinnedError:
+            # Not whole yet.
+            continue
+        lines.append(f"{arm.name}, seed {seed}: epoch {done}/{run.config.epochs} done")
+    return lines
 
 
 class _Progress:
