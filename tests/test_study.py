@@ -26,8 +26,9 @@ from thinned.errors import RequestError
 from thinned.loop import Pace
 from thinned.loop import train_lanes as run_lanes
 from thinned.outcomes import Outcome, Row
+from thinned.progress import under_way
 from thinned.step import train_steps
-from thinned.study import Study, rows_of, run_of, run_study, search, under_way
+from thinned.study import Study, rows_of, run_of, run_study, search
 from thinned.verdict import told, verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
@@ -36,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_is_told_by_the_clock():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("thinned.study._EVERY_S", 1e6)
+        patch.setattr("thinned.progress._EVERY_S", 1e6)
         yield
 
 
@@ -206,7 +207,7 @@ def test_a_network_that_raises_fails_alone(base, tmp_path, monkeypatch):
             raise ValueError("shapes do not fit\nand so on")
         return real(config, **rest)
 
-    monkeypatch.setattr("thinned.study.train", fragile)
+    monkeypatch.setattr("thinned.jobs.train", fragile)
     wanted = study(base, "dropout.rate=0.5,0", seeds=(0,))
     rows = run_study(wanted, tmp_path / "s")
     assert rows[0].outcomes[0].reason == "ValueError: shapes do not fit"
@@ -215,7 +216,7 @@ def test_a_network_that_raises_fails_alone(base, tmp_path, monkeypatch):
     def broken(*_):
         raise TypeError("no lanes of this")
 
-    monkeypatch.setattr("thinned.study.train_together", broken)
+    monkeypatch.setattr("thinned.jobs.train_together", broken)
     rows = run_study(wanted, tmp_path / "lanes", lanes=2)
     assert [row.outcomes[0].reason for row in rows] == ["TypeError: no lanes of this"] * 2
 
@@ -269,12 +270,12 @@ def test_a_run_in_progress_tells_how_far_it_is(done, base, tmp_path, monkeypatch
     wanted, folder, _, _ = done
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    assert under_way(wanted, copy) == []
+    assert under_way(copy, wanted.jobs) == []
     place = copy / "dropout.rate=0.5" / "seed-1"
     (place / "outcome.json").unlink()
-    assert under_way(wanted, copy) == ["dropout.rate=0.5, seed 1: epoch 2/2 done"]
+    assert under_way(copy, wanted.jobs) == ["dropout.rate=0.5, seed 1: epoch 2/2 done"]
     (place / "metrics.jsonl").write_text("")
-    assert under_way(wanted, copy) == ["dropout.rate=0.5, seed 1: epoch 0/2 done"]
+    assert under_way(copy, wanted.jobs) == ["dropout.rate=0.5, seed 1: epoch 0/2 done"]
     # The one who watches says so while the run lasts.
     heard, lines = threading.Event(), []
 
@@ -286,8 +287,8 @@ def test_a_run_in_progress_tells_how_far_it_is(done, base, tmp_path, monkeypatch
         assert heard.wait(60)
         raise RequestError("enough")
 
-    monkeypatch.setattr("thinned.study._EVERY_S", 0.001)
-    monkeypatch.setattr("thinned.study.train", waits)
+    monkeypatch.setattr("thinned.progress._EVERY_S", 0.001)
+    monkeypatch.setattr("thinned.jobs.train", waits)
     run_study(wanted, copy, tell)
     assert lines[0] == "dropout.rate=0.5, seed 1: epoch 0/2 done"
     assert any(line.endswith("failed: enough") for line in lines)
@@ -345,8 +346,8 @@ def test_a_run_that_another_process_holds_is_waited_for(base, tmp_path, monkeypa
             raise runs.Busy("is being trained by another process")
         return real(config, **rest)
 
-    monkeypatch.setattr("thinned.study.train", held)
-    monkeypatch.setattr("thinned.study.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("thinned.jobs.train", held)
+    monkeypatch.setattr("thinned.jobs.time.sleep", lambda seconds: None)
     (row,) = run_study(study(base, seeds=(0,)), tmp_path / "s")
     assert row.outcomes[0].status == "finished"
     assert tries == [0, 0, 0]

@@ -7,54 +7,32 @@ import fcntl
 import itertools
 import json
 import math
-import multiprocessing
-import os
 import signal
-import sys
-import threading
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import connection, resource_tracker
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 
 from thinned.arms import Arm
-from thinned.assembly import Facts
 from thinned.comparison import differences
 from thinned.config import Config, nearest, options, recipe, with_values
 from thinned.data.split import fingerprint
 from thinned.dropout.sites import DropoutSpec
 from thinned.environment import recorded_digest
 from thinned.errors import RequestError, ThinnedError
+from thinned.jobs import Job, left_of, place_of, run_jobs
 from thinned.logs import write_whole
-from thinned.loop import Diverged, Stopped, StopSignal
+from thinned.loop import Stopped
 from thinned.models.catalog import is_own, network
-from thinned.outcomes import Outcome, Row, read_outcome, scored, write_outcome
-from thinned.run import (
-    Busy,
-    OutOfMemory,
-    Run,
-    fits_in_memory,
-    fits_together,
-    load_data,
-    named,
-    seed_of_data,
-    train,
-    train_together,
-)
-from thinned.types import Dataset
+from thinned.outcomes import Row, read_outcome
+from thinned.progress import Countdown, watched
+from thinned.run import Run, load_data, named
+from thinned.workers import share
 
-_LONGEST = 300
 _SHOWN = 10
-_EVERY_S = 60.0
-# A second apart.
-_TRIES = 30
-# Between two looks at whether a signal came.
-_PATIENCE_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -128,7 +106,7 @@ class Study:
             raise RequestError(f"{path} cannot be read: {error}") from error
 
     @property
-    def jobs(self) -> list[tuple[int, Arm]]:
+    def jobs(self) -> list[Job]:
         """Every run as (seed, arm): a whole round of arms before the next seed."""
         return [(seed, arm) for seed in self.seeds for arm in self.arms]
 
@@ -166,16 +144,16 @@ def run_study(
         RequestError: `folder` holds another study, or one that is running.
         Stopped: by Ctrl-C or SIGTERM; the run in progress is saved.
     """
-    processes = min(processes, len(study.jobs))
     if lanes is None:
         lanes = 1 if jax.default_backend() == "cpu" else 8
-    with _held(folder, study), _watched(study, folder, tell):
-        left = _left(folder, study.jobs)
-        progress = _Progress(len(study.jobs), tell, len(study.jobs) - len(left))
+    with _held(folder, study), watched(folder, study.jobs, tell):
+        left = left_of(folder, study.jobs)
+        processes = min(processes, len(left))
+        progress = Countdown(len(study.jobs), tell, len(study.jobs) - len(left))
         if processes > 1:
-            _share(folder, study, left, processes, progress)
+            share(study.base, folder, left, processes, progress)
         else:
-            _run_jobs(study, folder, left, progress, lanes, tell)
+            run_jobs(study.base, folder, left, progress, lanes, tell)
     return rows_of(folder)
 
 
@@ -257,15 +235,15 @@ def search(
     base = next(arm for arm in study.arms if arm.name == study.baseline)
     chooser.enqueue_trial(_key(base, choices))
     rows: list[Row] = []
-    progress = _Progress(trials * len(study.seeds), tell)
-    with _held(folder, study), _watched(study, folder, tell):
+    progress = Countdown(trials * len(study.seeds), tell)
+    with _held(folder, study), watched(folder, study.jobs, tell):
         for _ in range(trials):
             trial = chooser.ask()
             key = {n: trial.suggest_int(n, 0, len(v) - 1) for n, v in choices.items()}
             arm = by_place[tuple(key.items())]
-            left = _left(folder, [(seed, arm) for seed in study.seeds])
+            left = left_of(folder, [(seed, arm) for seed in study.seeds])
             progress.past += len(study.seeds) - len(left)
-            _run_jobs(study, folder, left, progress)
+            run_jobs(study.base, folder, left, progress)
             rows = [row for row in rows_of(folder) if row.outcomes]
             score = next(r for r in rows if r.arm == arm).mean("accuracy", "validation")
             if math.isnan(score):
@@ -306,7 +284,7 @@ def rows_of(folder: Path) -> list[Row]:
         arm.name: {
             seed: found
             for seed in study.seeds
-            if (found := read_outcome(_place(folder, arm, seed)))
+            if (found := read_outcome(place_of(folder, arm, seed)))
         }
         for arm in study.arms
     }
@@ -320,7 +298,7 @@ def rows_of(folder: Path) -> list[Row]:
 
 def curves_of(folder: Path, arm: Arm, seed: int) -> list[dict[str, Any]]:
     """The records of one run of a study, see `thinned.logs.MetricsLog`."""
-    place = _place(folder, arm, seed)
+    place = place_of(folder, arm, seed)
     return Run.open(place).metrics if (place / "config.json").exists() else []
 
 
@@ -330,326 +308,7 @@ def run_of(folder: Path, arm: Arm, seed: int) -> Run:
     Raises:
         RequestError: it was not begun.
     """
-    return Run.open(_place(folder, arm, seed))
-
-
-def _place(folder: Path, arm: Arm, seed: int) -> Path:
-    return folder / arm.folder / f"seed-{seed}"
-
-
-@contextmanager
-def _watched(study: Study, folder: Path, tell: Callable[[str], None]) -> Generator[None]:
-    """Tell every minute how far the runs in progress are, which can take an hour each."""
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(_EVERY_S):
-            for line in under_way(study, folder):
-                tell(line)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def under_way(study: Study, folder: Path) -> list[str]:
-    """A line for every run that was begun and is not over: how many of its epochs are done."""
-    lines: list[str] = []
-    for seed, arm in study.jobs:
-        place = _place(folder, arm, seed)
-        if not (place / "config.json").exists() or read_outcome(place) is not None:
-            continue
-        try:
-            run = Run.open(place)
-            done = max((record["epoch"] for record in run.metrics), default=0)
-        except ThinnedError:
-            # Not whole yet.
-            continue
-        lines.append(f"{arm.name}, seed {seed}: epoch {done}/{run.config.epochs} done")
-    return lines
-
-
-class _Progress:
-    """Tells of every run, how many there are yet, and about how long they take.
-
-    Attributes:
-        past: runs that were over before.
-    """
-
-    def __init__(self, total: int, tell: Callable[[str], None], past: int = 0) -> None:
-        self.past = past
-        self._total = total
-        self._tell = tell
-        self._done = 0
-        self._begun = time.monotonic()
-
-    def __call__(self, seed: int, arm: str, outcome: Outcome) -> None:
-        self._done += 1
-        left = self._total - self.past - self._done
-        result = outcome.status
-        if outcome.scores:
-            result = f"test accuracy {outcome.scores['test']['accuracy']:.2%}"
-        elif outcome.reason:
-            result = f"{outcome.status}: {outcome.reason}"
-        time_left = (time.monotonic() - self._begun) / self._done * left
-        rest = f"; {_duration(time_left)} left" if left > 0 else ""
-        self._tell(f"{self._total - left}/{self._total} {arm}, seed {seed}: {result}{rest}")
-
-
-def _left(folder: Path, jobs: Sequence[tuple[int, Arm]]) -> list[tuple[int, Arm]]:
-    # What diverged would diverge again, bit by bit; what failed otherwise may do better now.
-    return [
-        (seed, arm)
-        for seed, arm in jobs
-        if (found := read_outcome(_place(folder, arm, seed))) is None or found.status == "failed"
-    ]
-
-
-def _run_jobs(
-    study: Study,
-    folder: Path,
-    jobs: Sequence[tuple[int, Arm]],
-    report: Callable[[int, str, Outcome], None],
-    lanes: int = 1,
-    tell: Callable[[str], None] = lambda line: None,
-) -> None:
-    data = _Data()
-    waiting = list(jobs)
-    while waiting:
-        group = _group(study, waiting, lanes, data)
-        configs = [arm.config(study.base, seed) for seed, arm in group]
-        places = [_place(folder, arm, seed) for seed, arm in group]
-        try:
-            outcomes = list(_run_group(configs, places, data))
-        except OutOfMemory:
-            lanes = len(group) // 2
-            tell(f"{len(group)} lanes need more memory than there is: {lanes} from now on")
-            continue
-        waiting = [job for job in waiting if job not in group]
-        for (seed, arm), place, outcome in zip(group, places, outcomes, strict=True):
-            write_outcome(place, outcome)
-            report(seed, arm.name, outcome)
-
-
-def _group(
-    study: Study, waiting: Sequence[tuple[int, Arm]], lanes: int, data: _Data
-) -> list[tuple[int, Arm]]:
-    """The first job that waits, and up to `lanes` in all that share its program and its data."""
-    first, *others = waiting
-    key = _key_of(study, first, data) if lanes > 1 else None
-    if key is None:
-        return [first]
-    alike = (job for job in others if _key_of(study, job, data, held=True) == key)
-    return [first, *itertools.islice(alike, lanes - 1)]
-
-
-def _key_of(study: Study, job: tuple[int, Arm], data: _Data, held: bool = False) -> Any:
-    """Equal for jobs that can be lanes of one program; None for none, or for data not `held`."""
-    seed, arm = job
-    try:
-        config = arm.config(study.base, seed)
-        if held and not data.holds(config):
-            return None
-        dataset = data.of(config)
-        fits = fits_in_memory(config, dataset.train)
-        return fits_together(config, Facts.of(dataset, config)) if fits else None
-    except Exception:
-        # It fails for itself, and is told then.
-        return None
-
-
-def _run_group(configs: Sequence[Config], places: Sequence[Path], data: _Data) -> Iterator[Outcome]:
-    if len(configs) == 1:
-        yield _outcome_of(lambda: _run_one(configs[0], places[0], data))
-        return
-    try:
-        dataset = data.of(configs[0])
-        failed = train_together(configs, places, dataset)
-    except (Stopped, OutOfMemory):
-        raise
-    except Exception as error:
-        yield from (_failure(error) for _ in configs)
-        return
-    for place, reason in zip(places, failed, strict=True):
-        if reason is not None:
-            yield Outcome("diverged", str(reason))
-        else:
-            yield _outcome_of(lambda place=place: scored(Run.open(place), dataset))
-
-
-def _run_one(config: Config, place: Path, data: _Data) -> Outcome:
-    dataset = data.of(config)
-    for tries in itertools.count(1):
-        try:
-            run = train(config, name=place.name, runs=place.parent, dataset=dataset)
-        except Busy:
-            # A process of a study that was killed saves, and ends soon.
-            if tries == _TRIES:
-                raise
-            time.sleep(1)
-        else:
-            return scored(run, dataset)
-    raise AssertionError("unreachable")
-
-
-def _outcome_of(work: Callable[[], Outcome]) -> Outcome:
-    try:
-        return work()
-    except Stopped:
-        raise
-    except Diverged as error:
-        return Outcome("diverged", str(error))
-    except Exception as error:
-        return _failure(error)
-
-
-def _failure(error: Exception) -> Outcome:
-    """Of one run; whatever it is, a network of the user's own must not end the whole study."""
-    if isinstance(error, ThinnedError):
-        return Outcome("failed", str(error))
-    line = next(iter(str(error).splitlines()), "")[:_LONGEST]
-    return Outcome("failed", f"{type(error).__name__}: {line}")
-
-
-class _Data:
-    """The data loaded last, since most runs in a row need the same."""
-
-    def __init__(self) -> None:
-        self._held: tuple[Any, Dataset] | None = None
-
-    def holds(self, config: Config) -> bool:
-        return self._held is not None and self._held[0] == (config.data, seed_of_data(config))
-
-    def of(self, config: Config) -> Dataset:
-        if self._held is None or not self.holds(config):
-            self._held = None
-            self._held = (config.data, seed_of_data(config)), load_data(config)
-        return self._held[1]
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds / 60), 60)
-    return f"{hours} h {rest:02d} min" if hours else f"{rest} min" if rest else "under a minute"
-
-
-def _share(
-    folder: Path,
-    study: Study,
-    jobs: Sequence[tuple[int, Arm]],
-    processes: int,
-    report: Callable[[int, str, Outcome], None],
-) -> None:
-    """Run the jobs in several processes; each takes every so-many-th, and tells through a pipe.
-
-    Raises:
-        Stopped: a signal asked for it; the runs in progress are saved.
-        ThinnedError: a process ended without its work done.
-    """
-    context = multiprocessing.get_context("spawn")
-    ears: list[Any] = []
-    workers: list[Any] = []
-    # A terminal sends Ctrl-C to every process. The workers inherit that it waits: they are told by
-    # SIGTERM alone, which ends one that still begins without a word, and lets the others save.
-    # The tracker's start, within that of the first worker, would let the signal through again.
-    resource_tracker.ensure_running()
-    with StopSignal() as stop:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            for part in range(processes):
-                ear, mouth = context.Pipe(duplex=False)
-                own = jobs[part::processes], (part, processes)
-                worker = context.Process(
-                    target=_work, args=(study, folder, *own, mouth), daemon=True
-                )
-                worker.start()
-                # Held by the worker alone, it closes when the worker ends, in whatever way.
-                mouth.close()
-                ears.append(ear)
-                workers.append(worker)
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        try:
-            failures = _listen(ears, workers, stop, report)
-        finally:
-            for worker in workers:
-                worker.join()
-    if stop.number is not None:
-        raise Stopped("stopped; what was done is saved", stop.number)
-    if failures:
-        raise ThinnedError(failures[0])
-    if any(worker.exitcode for worker in workers):
-        raise ThinnedError(
-            f"a process of the study ended early: go on with the same command, --name {folder.name}"
-        )
-
-
-def _listen(
-    ears: list[Any],
-    workers: Sequence[Any],
-    stop: StopSignal,
-    report: Callable[[int, str, Outcome], None],
-) -> list[str]:
-    """Report what the workers say until the last has ended; pass on to them that they should stop.
-
-    Returns:
-        Why workers gave up, where they could say.
-    """
-    told = False
-    failures: list[str] = []
-    while ears:
-        if stop.number is not None and not told:
-            told = True
-            for worker in workers:
-                worker.terminate()
-        for ear in connection.wait(ears, _PATIENCE_S):
-            try:
-                said = cast(Any, ear).recv()
-            except EOFError:
-                ears.remove(ear)
-                continue
-            if isinstance(said, str):
-                failures.append(said)
-            else:
-                report(*said)
-    return failures
-
-
-def _work(
-    study: Study,
-    folder: Path,
-    jobs: Sequence[tuple[int, Arm]],
-    share: tuple[int, int],
-    mouth: Any,
-) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    part, parts = share
-    cores = sorted(os.sched_getaffinity(0))
-    own = cores[part * len(cores) // parts : (part + 1) * len(cores) // parts]
-    if own:
-        os.sched_setaffinity(0, own)
-    try:
-        _run_jobs(study, folder, jobs, lambda *said: mouth.send(said))
-    except Stopped as stop:
-        # The one who asked for it knows; a traceback would tell nothing.
-        sys.exit(stop.exit_code)
-    except BrokenPipeError:
-        # Nobody is left to tell.
-        sys.exit(1)
-    except ThinnedError as error:
-        mouth.send(str(error))
-        sys.exit(error.exit_code)
-
-
-def _end_with_parent() -> None:
-    """Stop as by SIGTERM when the study's own process is gone, however it ended."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGTERM)
+    return Run.open(place_of(folder, arm, seed))
 
 
 def _refuse_changes(past: Study, wanted: Study, folder: Path) -> None:
@@ -672,11 +331,11 @@ def _refuse_changes(past: Study, wanted: Study, folder: Path) -> None:
 
 def _refuse_other_data(study: Study, folder: Path) -> None:
     """Refuse to go on where the images are not those that earlier runs have learned from."""
-    if not _left(folder, study.jobs):
+    if not left_of(folder, study.jobs):
         return
     seen: list[Any] = []
     for seed, arm in study.jobs:
-        place = _place(folder, arm, seed)
+        place = place_of(folder, arm, seed)
         config = arm.config(study.base, seed)
         before = recorded_digest(place)
         if before is None or config.data in seen:
