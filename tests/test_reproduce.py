@@ -36,20 +36,21 @@ def test_every_recipe_makes_a_study_that_reads_the_test_set_once(name, budget):
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_the_full_budget_ends_at_the_papers_momentum_and_the_short_one_is_adams(name):
+def test_the_full_budget_ends_at_the_papers_momentum_and_the_short_one_is_mostly_adams(name):
     wanted = Reproduction.open(name)
     for arm in wanted.study("full").arms:
         optim = arm.config(wanted.study("full").base, 0).optim
         assert (optim.name, optim.momentum_start, optim.momentum) == ("sgd", 0.5, 0.95)
-    assert {
-        a.config(wanted.study("short").base, 0).optim.name for a in wanted.study("short").arms
-    } == {"adam"}
+    short = wanted.study("short")
+    used = {arm.config(short.base, 0).optim.name for arm in short.arms}
+    # Table 2 has to show its order, which it has by a large learning rate.
+    assert used == ({"sgd"} if name.endswith("table2") else {"adam"})
 
 
 def test_a_budget_may_have_another_bound_for_the_rows_that_are_bounded_and_for_no_other():
     wanted = Reproduction.open("srivastava2014-table2")
     every = [arm["name"] for arm in wanted.about["arms"]]
-    for budget, bound in (("short", 0.7), ("full", 2.0)):
+    for budget, bound in (("short", 1.0), ("full", 2.0)):
         study = wanted.study(budget, every)
         bounds = {arm.name: arm.config(study.base, 0).optim.max_norm for arm in study.arms}
         assert set(bounds) == set(every)
