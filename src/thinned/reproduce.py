@@ -146,7 +146,8 @@ class Result:
         order = self._order()
         lines += [order] if order else []
         lines += [f"{name}: {_told(value)}" for name, value in self.measured.items()]
-        return "\n".join([*lines, "", verdict(self.study, self.rows)])
+        told = verdict(self.study, self.rows)
+        return "\n".join([*lines, "", told] if told else lines)
 
     def _order(self) -> str:
         about, ranks = self.reproduction.about, self.reproduction.published
