@@ -294,11 +294,12 @@ def test_a_run_in_progress_tells_how_far_it_is(done, base, tmp_path, monkeypatch
     assert any(line.endswith("failed: enough") for line in lines)
 
 
-def test_a_killed_study_goes_on_where_it_was(base, tmp_path):
+def killed(base, folder, *more: str) -> tuple[list[str], str]:
+    """The words of a study ``s`` that was killed after its first run, and what it said of that."""
     words = [
         *("study", "--data", base.data.path, "--data.validation", "30", "--batch-size", "20"),
         *("--model", "mlp", "--mlp.hidden", "12", "--data.normalise", "no", "--epochs", "2"),
-        *("--vary", "dropout.rate=0,0.5", "--seeds", "2", "--name", "s", "--runs", str(tmp_path)),
+        *("--vary", "dropout.rate=0,0.5", "--name", "s", "--runs", str(folder), *more),
     ]
     with subprocess.Popen(
         [sys.executable, "-m", "thinned", *words], stdout=subprocess.PIPE, text=True
@@ -306,7 +307,12 @@ def test_a_killed_study_goes_on_where_it_was(base, tmp_path):
         assert process.stdout is not None
         said = [process.stdout.readline() for _ in range(2)]
         process.kill()
-    assert said[1].startswith("1/4")
+    return words, said[1]
+
+
+def test_a_killed_study_goes_on_where_it_was(base, tmp_path):
+    words, said = killed(base, tmp_path, "--seeds", "2")
+    assert said.startswith("1/4")
     finished = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("outcome.json")}
     assert 1 <= len(finished) < 4
     assert main(words) == 0
@@ -318,19 +324,8 @@ def test_a_killed_study_goes_on_where_it_was(base, tmp_path):
 
 
 def test_processes_end_with_a_study_that_is_killed_and_their_runs_go_on(base, tmp_path):
-    words = [
-        *("study", "--data", base.data.path, "--data.validation", "30", "--batch-size", "20"),
-        *("--model", "mlp", "--mlp.hidden", "12", "--data.normalise", "no", "--epochs", "2"),
-        *("--vary", "dropout.rate=0,0.5", "--seeds", "10", "--name", "s", "--runs", str(tmp_path)),
-        *("--processes", "2"),
-    ]
-    with subprocess.Popen(
-        [sys.executable, "-m", "thinned", *words], stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        said = [process.stdout.readline() for _ in range(2)]
-        process.kill()
-    assert said[1].startswith("1/20")
+    words, said = killed(base, tmp_path, "--seeds", "10", "--processes", "2")
+    assert said.startswith("1/20")
     # At once: a process of the killed study may still be saving a run that is begun again here.
     assert main(words) == 0
     statuses = [o.status for row in rows_of(tmp_path / "s") for o in row.outcomes.values()]

@@ -135,17 +135,18 @@ def _run_group(configs: Sequence[Config], places: Sequence[Path], data: _Data) -
 
 def _run_one(config: Config, place: Path, data: _Data) -> Outcome:
     dataset = data.of(config)
-    for tries in itertools.count(1):
+    tries = 1
+    while True:
         try:
             run = train(config, name=place.name, runs=place.parent, dataset=dataset)
+            break
         except Busy:
             # A process of a study that was killed saves, and ends soon.
             if tries == _TRIES:
                 raise
+            tries += 1
             time.sleep(1)
-        else:
-            return scored(run, dataset)
-    raise AssertionError("unreachable")
+    return scored(run, dataset)
 
 
 def _outcome_of(work: Callable[[], Outcome]) -> Outcome:

@@ -69,7 +69,8 @@ class Countdown:
     def __call__(self, seed: int, arm: str, outcome: Outcome) -> None:
         """A run is over."""
         self._done += 1
-        left = self._total - self.past - self._done
+        over = self.past + self._done
+        left = self._total - over
         result = outcome.status
         if outcome.scores:
             result = f"test accuracy {outcome.scores['test']['accuracy']:.2%}"
@@ -77,7 +78,7 @@ class Countdown:
             result = f"{outcome.status}: {outcome.reason}"
         time_left = (time.monotonic() - self._begun) / self._done * left
         rest = f"; {_duration(time_left)} left" if left > 0 else ""
-        self._tell(f"{self._total - left}/{self._total} {arm}, seed {seed}: {result}{rest}")
+        self._tell(f"{over}/{self._total} {arm}, seed {seed}: {result}{rest}")
 
 
 def _duration(seconds: float) -> str:

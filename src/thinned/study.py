@@ -20,13 +20,12 @@ from thinned.arms import Arm
 from thinned.comparison import differences
 from thinned.config import Config, nearest, options, recipe, with_values
 from thinned.data.split import fingerprint
-from thinned.dropout.sites import DropoutSpec
 from thinned.environment import recorded_digest
 from thinned.errors import RequestError, ThinnedError
 from thinned.jobs import Job, left_of, place_of, run_jobs
 from thinned.logs import write_whole
 from thinned.loop import Stopped
-from thinned.models.catalog import is_own, network
+from thinned.models.catalog import refuse_unknown
 from thinned.outcomes import Row, read_outcome
 from thinned.progress import Countdown, watched
 from thinned.run import Run, load_data, named
@@ -72,8 +71,8 @@ class Study:
         folders: dict[str, Arm] = {}
         for arm in arms:
             config = arm.config(base, seeds[0])
-            if config.model != "auto" and not is_own(config.model):
-                network(config.model, 2, DropoutSpec(), config.mlp)
+            if config.model != "auto":
+                refuse_unknown(config.model)
             other = folders.setdefault(arm.folder, arm)
             if other is not arm:
                 raise RequestError(f"arms {other.name} and {arm.name} would share a folder")
@@ -336,9 +335,11 @@ def _refuse_other_data(study: Study, folder: Path) -> None:
     seen: list[Any] = []
     for seed, arm in study.jobs:
         place = place_of(folder, arm, seed)
-        config = arm.config(study.base, seed)
         before = recorded_digest(place)
-        if before is None or config.data in seen:
+        if before is None:
+            continue
+        config = arm.config(study.base, seed)
+        if config.data in seen:
             continue
         seen.append(config.data)
         try:

@@ -46,14 +46,17 @@ def share(
     # SIGTERM alone, which ends one that still begins without a word, and lets the others save.
     # The tracker's start, within that of the first worker, would let the signal through again.
     resource_tracker.ensure_running()
+    cores = sorted(os.sched_getaffinity(0))
     with StopSignal() as stop:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             for part in range(processes):
                 ear, mouth = context.Pipe(duplex=False)
-                own = jobs[part::processes], (part, processes)
+                own = cores[part * len(cores) // processes : (part + 1) * len(cores) // processes]
                 worker = context.Process(
-                    target=_work, args=(base, folder, *own, mouth), daemon=True
+                    target=_work,
+                    args=(base, folder, jobs[part::processes], own, mouth),
+                    daemon=True,
                 )
                 worker.start()
                 # Held by the worker alone, it closes when the worker ends, in whatever way.
@@ -109,18 +112,12 @@ def _listen(
 
 
 def _work(
-    base: Config,
-    folder: Path,
-    jobs: Sequence[Job],
-    share: tuple[int, int],
-    mouth: Any,
+    base: Config, folder: Path, jobs: Sequence[Job], cores: Sequence[int], mouth: Any
 ) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    part, parts = share
-    cores = sorted(os.sched_getaffinity(0))
-    own = cores[part * len(cores) // parts : (part + 1) * len(cores) // parts]
-    if own:
-        os.sched_setaffinity(0, own)
+    # None where there are more processes than cores.
+    if cores:
+        os.sched_setaffinity(0, cores)
     try:
         run_jobs(base, folder, jobs, lambda *said: mouth.send(said))
     except Stopped as stop:

@@ -47,15 +47,25 @@ def network(name: str, classes: int, dropout: DropoutSpec, mlp: MlpConfig) -> nn
     Raises:
         RequestError: no network has that name, or the user's cannot be made.
     """
-    if ":" in name:
+    refuse_unknown(name)
+    if is_own(name):
         return _own(name, classes)
     if name == "mlp":
         return MLP(classes, dropout, tuple(mlp.hidden), mlp.units, mlp.pieces)
     if name == "lenet":
         return ConvNet(classes, dropout, (6, 16), (120, 84), 1)
     made: dict[str, Any] = {"cnn": CNN, "resnet": ResNet, "c20-c40-f1000-f1000": ConvNet}
-    if name in made:
-        return made[name](classes=classes, dropout=dropout)
+    return made[name](classes=classes, dropout=dropout)
+
+
+def refuse_unknown(name: str) -> None:
+    """Refuse a name that is neither of `CATALOG` nor MODULE:CLASS, without making a network.
+
+    Raises:
+        RequestError: says which is nearest.
+    """
+    if is_own(name) or name in CATALOG:
+        return
     close = difflib.get_close_matches(name, CATALOG, n=1)
     hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(CATALOG)}, MODULE:CLASS"
     raise RequestError(f"--model {name}: there is no such network; {hint}")
