@@ -37,11 +37,13 @@ def ours(bits: str) -> Runner:
     import jax
     import jax.numpy as jnp
 
-    from thinned.assembly import Facts, initial_state
-    from thinned.config import Config, with_values
-    from thinned.plan import CHUNK_STEPS, Plan
-    from thinned.run import load_data, on_device
-    from thinned.step import train_steps
+    from thinned.core.config import Config, with_values
+    from thinned.data.facts import Facts
+    from thinned.data.sources.load import load_data
+    from thinned.engine.build import initial_state
+    from thinned.engine.plan import CHUNK_STEPS, Plan
+    from thinned.engine.step import train_steps
+    from thinned.runs.run import on_device
 
     config = with_values(Config(), {"dropout": {"bits": bits}}, "bench")
     dataset = load_data(config)
@@ -67,7 +69,7 @@ def plain() -> Runner:
     from flax import linen as nn
     from flax.training import train_state
 
-    from thinned.data.source import open_source
+    from thinned.data.sources.load import open_source
 
     class CNN(nn.Module):
         training: bool
@@ -122,7 +124,7 @@ def pytorch(mode: str) -> Runner:
     from torch import nn
     from torch.nn import functional
 
-    from thinned.data.source import open_source
+    from thinned.data.sources.load import open_source
 
     class CNN(nn.Module):
         def __init__(self):

@@ -19,12 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from thinned.data.source import open_source
-from thinned.dropout.recording import dropout_on
+from thinned.data.sources.load import open_source
+from thinned.dropout.audit.watch_linen import dropout_on
+from thinned.models.apply import as_float, predict
 from thinned.models.cnn import CNN
-from thinned.predict import predict
-from thinned.sampling import sample_predictions
-from thinned.step import as_float
+from thinned.trust.sampling import sample_predictions
 
 ROUNDS, SAMPLES, FEW = int(os.environ.get("ROUNDS", "7")), 100, 500
 

@@ -22,11 +22,13 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from thinned.assembly import Facts, initial_state, make_plan
-from thinned.config import Config, DataConfig
-from thinned.feed import Resident, Streamed
-from thinned.run import load_data, on_device
-from thinned.step import train_steps
+from thinned.core.config import Config, DataConfig
+from thinned.data.facts import Facts
+from thinned.data.sources.load import load_data
+from thinned.engine.build import initial_state, make_plan
+from thinned.engine.feed import Resident, Streamed
+from thinned.engine.step import train_steps
+from thinned.runs.run import on_device
 
 COUNT = int(os.environ.get("IMAGES", "24000"))
 ROUNDS, STEPS = int(os.environ.get("ROUNDS", "15")), 40

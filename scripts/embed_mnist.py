@@ -2,7 +2,7 @@
 
     python scripts/embed_mnist.py ../shared/data/mnist
 
-Prints the digest that `thinned.data.mnist` checks.
+Prints the digest that `thinned.data.sources.mnist` checks.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from thinned.data.idx import IdxFolder
+from thinned.data.sources.idx import IdxFolder
 
 TARGET = Path(__file__).parent.parent / "src" / "thinned" / "data" / "embedded"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from thinned import Config, train
-from thinned.config import recipe, with_values
+from thinned.core.config import recipe, with_values
 
 TARGET = Path(__file__).parent.parent / "docs" / "tutorial-as-printed.svg"
 PRINTED = recipe("tutorial-as-printed")

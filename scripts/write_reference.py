@@ -7,8 +7,8 @@ import sys
 import typing
 from pathlib import Path
 
-from thinned.cli import COMMANDS
-from thinned.config import Config, Option, flag, options
+from thinned.cli.main import COMMANDS
+from thinned.core.config import Config, Option, flag, options
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "commands.md"
 

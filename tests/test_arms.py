@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinned.arms import Arm, grid, sample, varied
-from thinned.config import Config, DropoutConfig
-from thinned.errors import RequestError
+from thinned.core.config import Config, DropoutConfig
+from thinned.core.errors import RequestError
+from thinned.studies.arms import Arm, grid, sample, varied
 
 BASE = Config(dropout=DropoutConfig(sites={"hidden_2": 0.4}))
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from thinned.augment import PRESETS, Augment, augment_for, coloured, resampled, rotated
-from thinned.config import AugmentConfig
+from thinned.core.config import AugmentConfig
+from thinned.data.augment import PRESETS, Augment, augment_for, coloured, resampled, rotated
 
 IMAGES = jax.random.uniform(jax.random.key(0), (6, 12, 10, 3))
 LABELS = jnp.arange(6) % 3

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinned.checkpoint import KEPT, Checkpoints, digest
-from thinned.errors import ThinnedError
+from thinned.core.errors import ThinnedError
+from thinned.engine.checkpoint import KEPT, Checkpoints, digest
 
 
 def arrays(step: int) -> dict:
@@ -103,7 +103,7 @@ def test_a_kill_while_an_old_one_is_removed_leaves_none_that_looks_finished(save
         (path / "_CHECKPOINT_METADATA").unlink()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("thinned.checkpoint.shutil.rmtree", killed)
+    monkeypatch.setattr("thinned.engine.checkpoint.shutil.rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
         saved.save(4, arrays(4), {"step": 4})
     monkeypatch.undo()

@@ -9,8 +9,8 @@ import pytest
 from conftest import blobs, write_idx
 from PIL import Image
 
-from thinned.cli import main
-from thinned.config import Config, flag, options
+from thinned.cli.main import main
+from thinned.core.config import Config, flag, options
 
 
 def run(capsys, *words: object) -> tuple[int, str, str]:
@@ -171,7 +171,7 @@ def test_divergence_is_a_failure_not_a_wrong_request(capsys, tiny_data, tmp_path
 
 
 def test_what_nobody_foresaw_gets_one_line_and_a_traceback_only_on_demand(capsys, monkeypatch):
-    from thinned import run as runs
+    from thinned.runs import run as runs
 
     def fail(*args, **kwargs):
         raise ZeroDivisionError("of a\nkind")
@@ -189,8 +189,8 @@ def python(*words: str) -> subprocess.CompletedProcess[str]:
 def test_help_shows_every_option_and_imports_no_jax():
     found = python(
         "-c",
-        "import sys, thinned.cli\n"
-        "try: thinned.cli.main(['train', '--help'])\n"
+        "import sys, thinned.cli.main\n"
+        "try: thinned.cli.main.main(['train', '--help'])\n"
         "except SystemExit: pass\n"
         "print('JAX' if 'jax' in sys.modules else 'clean')",
     )
@@ -202,7 +202,7 @@ def test_help_shows_every_option_and_imports_no_jax():
 def test_a_full_disk_stops_with_one_line_and_the_run_goes_on_later(tiny_data, tmp_path):
     """A limit on file size stands in for a full disk: it cuts off the checkpoint."""
     code = (
-        "import resource, signal, sys; from thinned.cli import main\n"
+        "import resource, signal, sys; from thinned.cli.main import main\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)) if sys.argv[1] == 'full' "
         "else None\n"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from thinned.comparison import differences, holm, interval, seeds_needed
+from thinned.studies.comparison import differences, holm, interval, seeds_needed
 
 
 def test_differences_are_paired_by_seed_as_scipys():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinned.config import (
+from thinned.core.config import (
     RECIPES,
     Config,
     DataConfig,
@@ -21,7 +21,7 @@ from thinned.config import (
     validate,
     with_values,
 )
-from thinned.errors import RequestError
+from thinned.core.errors import RequestError
 
 
 def configs() -> st.SearchStrategy[Config]:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from conftest import blobs
 
-from thinned import damage
-from thinned.types import Split
+from thinned.core.types import Split
+from thinned.data import damage
 
 
 def split(count=6):

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from thinned.data import mnist
-from thinned.data.idx import read_idx
-from thinned.data.source import open_source
+from thinned.core.errors import RequestError, ThinnedError
+from thinned.data.sources import mnist
+from thinned.data.sources.idx import read_idx
+from thinned.data.sources.load import open_source
 from thinned.data.split import fingerprint, hold_out, limit
-from thinned.errors import RequestError, ThinnedError
 
 ORIGINAL_MD5 = {
     "train-images": "6bbc9ace898e44ae57da46a324031adb",
@@ -256,7 +256,7 @@ def test_what_cannot_be_set_apart_is_refused(small):
 def test_the_fingerprint_sees_every_pixel_label_and_shape(small):
     import dataclasses
 
-    from thinned.types import Split
+    from thinned.core.types import Split
 
     images, labels = small.train.images.copy(), small.train.labels.copy()
     images[3, 2, 1, 0] ^= 1

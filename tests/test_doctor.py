@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from thinned.cli import main
-from thinned.config import Config, DataConfig, DropoutConfig
-from thinned.doctor import cost, diagnose
-from thinned.run import train
+from thinned.cli.main import main
+from thinned.core.config import Config, DataConfig, DropoutConfig
+from thinned.runs.doctor import cost, diagnose
+from thinned.runs.run import train
 
 
 def write(path, data, **options):

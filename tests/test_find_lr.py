@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from thinned.cli import main
-from thinned.config import Config, DataConfig
-from thinned.errors import RequestError
-from thinned.find_lr import Curve, find_lr
+from thinned.cli.main import main
+from thinned.core.config import Config, DataConfig
+from thinned.core.errors import RequestError
+from thinned.runs.find_lr import Curve, find_lr
 
 
 def test_the_steepest_place_of_a_known_curve_is_found():

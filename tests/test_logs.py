@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from thinned.errors import ThinnedError
-from thinned.logs import refuse_unwritable, whole, write_whole
+from thinned.core.disk import refuse_unwritable, whole, write_whole
+from thinned.core.errors import ThinnedError
 
 
 def test_a_file_is_replaced_whole_and_others_stay(tmp_path):

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from thinned.losses import cross_entropy
-from thinned.metrics import BatchSums, Totals, batch_sums, confusion
+from thinned.engine.losses import cross_entropy
+from thinned.engine.metrics import BatchSums, Totals, batch_sums, confusion
 
 
 def case(count, classes, seed):

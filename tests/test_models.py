@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from thinned.assembly import Facts, refuse_unfit, size_of
-from thinned.cli import main
-from thinned.config import Config, DataConfig, DropoutConfig, MlpConfig, recipe
+from thinned.cli.main import main
+from thinned.core.config import Config, DataConfig, DropoutConfig, MlpConfig, recipe
+from thinned.core.errors import RequestError
+from thinned.data.facts import Facts
 from thinned.dropout.sites import DropoutSpec, dropout_sites
-from thinned.errors import RequestError
+from thinned.engine.build import refuse_unfit, size_of
 from thinned.models.catalog import CATALOG, network
 from thinned.models.convolution import max_pool
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinned.errors import RequestError
-from thinned.optim import max_norm
+from thinned.core.errors import RequestError
+from thinned.engine.optim import max_norm
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.1, 10))

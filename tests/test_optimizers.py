@@ -7,13 +7,13 @@ import optax
 import pytest
 from flax import linen as nn
 
-from thinned.config import Config, OptimConfig, validate
-from thinned.dropout.layers import Dropout
-from thinned.errors import RequestError
-from thinned.losses import cross_entropy, disagreement, smoothed
-from thinned.optim import Rule, numbers_at, optimizer, with_numbers
-from thinned.state import create_state
-from thinned.step import Batch, train_step
+from thinned.core.config import Config, OptimConfig, validate
+from thinned.core.errors import RequestError
+from thinned.data.batch import Batch
+from thinned.dropout.linen import Dropout
+from thinned.engine.losses import cross_entropy, disagreement, smoothed
+from thinned.engine.optim import Rule, numbers_at, optimizer, with_numbers
+from thinned.engine.step import create_state, train_step
 
 PARAMS = {
     "kernel": jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32),

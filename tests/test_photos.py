@@ -13,16 +13,19 @@ from conftest import blobs
 from PIL import Image
 
 import thinned
-from thinned import datatools
-from thinned.assembly import Facts, class_weights, initial_state, make_plan, statistics_of
-from thinned.cli import main
-from thinned.config import AugmentConfig, Config, DataConfig, DropoutConfig
-from thinned.errors import RequestError
-from thinned.feed import Resident, Streamed, steps_within
-from thinned.plan import Plan
-from thinned.run import load_data, on_device, train
-from thinned.step import Batch, train_step
-from thinned.types import Split
+from thinned.cli.main import main
+from thinned.core.config import AugmentConfig, Config, DataConfig, DropoutConfig
+from thinned.core.errors import RequestError
+from thinned.core.types import Split
+from thinned.data import inspect as datatools
+from thinned.data.batch import Batch, class_weights
+from thinned.data.facts import Facts, statistics_of
+from thinned.data.sources.load import load_data
+from thinned.engine.build import initial_state, make_plan
+from thinned.engine.feed import Resident, Streamed, steps_within
+from thinned.engine.plan import Plan
+from thinned.engine.step import train_step
+from thinned.runs.run import on_device, train
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from conftest import ROOT, blobs, write_idx
 from PIL import Image
 
 import thinned
-from thinned.cli import COMMANDS, main, parse
-from thinned.config import Config, DataConfig, load
-from thinned.data import mnist
+from thinned.cli.main import COMMANDS, main, parse
+from thinned.core.config import Config, DataConfig, load
+from thinned.data.sources import mnist
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
@@ -130,7 +130,7 @@ def test_every_program_of_the_pages_runs(program, tmp_path):
     # The three lines that train do so on a hundred images here.
     program = program.replace(
         "thinned.Config(epochs=1)",
-        "thinned.Config(epochs=1, data=__import__('thinned.config').config.DataConfig(limit=100))",
+        "thinned.Config(epochs=1, data=thinned.DataConfig(limit=100))",
     )
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
 

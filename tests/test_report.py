@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from conftest import blobs, write_idx
 
-from thinned import figures, report
-from thinned.cli import main
-from thinned.config import Config, DataConfig, DropoutConfig
-from thinned.run import Run, train
-from thinned.trust import appraise
+from thinned.cli.main import main
+from thinned.core.config import Config, DataConfig, DropoutConfig
+from thinned.runs import figures, report
+from thinned.runs.predictions import appraise
+from thinned.runs.run import Run, train
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 

@@ -5,11 +5,11 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from thinned.cli import main
-from thinned.comparison import differences
-from thinned.errors import RequestError
-from thinned.outcomes import Outcome, Row
-from thinned.reproduce import Reproduction, Result, names, reproduce
+from thinned.cli.main import main
+from thinned.core.errors import RequestError
+from thinned.studies.comparison import differences
+from thinned.studies.outcomes import Outcome, Row
+from thinned.studies.reproduce import Reproduction, Result, names, reproduce
 
 ASKED = [
     *(f"srivastava2014-{what}" for what in ("table2", "table9", "table10")),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinned.rng import key_for, permutation, stream_root
+from thinned.core.rng import key_for, permutation, stream_root
 
 SEEDS = st.integers(0, 2**32 - 1)
 STEPS = st.integers(0, 2**32 - 1)

@@ -13,12 +13,13 @@ import pytest
 from conftest import blobs
 
 import thinned
-from thinned.assembly import Facts, make_augment
-from thinned.config import Config, DataConfig, MlpConfig, with_values
-from thinned.data.arrays import Arrays
-from thinned.errors import RequestError, ThinnedError
-from thinned.run import load_data
-from thinned.verify import differing
+from thinned.core.config import Config, DataConfig, MlpConfig, with_values
+from thinned.core.errors import RequestError, ThinnedError
+from thinned.data.facts import Facts
+from thinned.data.sources.arrays import Arrays
+from thinned.data.sources.load import load_data
+from thinned.engine.build import make_augment
+from thinned.runs.verify import differing
 
 
 def config_for(tiny_data: Path, **changes) -> Config:
@@ -151,7 +152,7 @@ def test_a_second_process_is_kept_out(finished):
 
 
 def start(folder: Path, config: Config, *, name: str = "killed") -> subprocess.Popen[str]:
-    from thinned.config import to_json
+    from thinned.core.config import to_json
 
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(to_json(config))

@@ -7,14 +7,14 @@ import pytest
 from flax import linen as nn
 
 import thinned
-from thinned.dropout.recording import dropout_on
+from thinned.core.errors import RequestError
+from thinned.dropout.audit.watch_linen import dropout_on
 from thinned.dropout.sites import DropoutSpec
-from thinned.errors import RequestError
+from thinned.models.apply import predict
 from thinned.models.cnn import CNN
 from thinned.models.resnet import ResNet
-from thinned.partition import split_by_key
-from thinned.predict import predict
-from thinned.sampling import averaged, look_at, sample_predictions
+from thinned.trust.partition import split_by_key
+from thinned.trust.sampling import averaged, look_at, sample_predictions
 
 X = jax.random.uniform(jax.random.key(0), (7, 16, 16, 3))
 KEY = jax.random.key(5)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import special, stats
 from sklearn import metrics
 
-from thinned import scores
+from thinned.trust import scores
 
 
 def case(seed, count=400, classes=5, sharp=2.0):

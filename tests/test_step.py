@@ -9,18 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinned.assembly import Facts, initial_state
-from thinned.config import Config, DropoutConfig, recipe
-from thinned.data.source import open_source
+from thinned.core.config import Config, DropoutConfig, recipe
+from thinned.core.rng import key_for
+from thinned.core.types import Dataset, Split
+from thinned.data.batch import Batch
+from thinned.data.facts import Facts
+from thinned.data.sources.load import open_source
 from thinned.dropout.sites import DropoutSpec, rates_collection
-from thinned.evaluation import evaluate
+from thinned.engine.build import initial_state
+from thinned.engine.evaluation import evaluate
+from thinned.engine.optim import adam
+from thinned.engine.plan import CHUNK_STEPS, Plan
+from thinned.engine.step import create_state, train_step, train_steps
 from thinned.models.cnn import CNN
-from thinned.optim import adam
-from thinned.plan import CHUNK_STEPS, Plan
-from thinned.rng import key_for
-from thinned.state import create_state
-from thinned.step import Batch, train_step, train_steps
-from thinned.types import Dataset, Split
 
 MNIST = open_source(None).load()
 SMALL = Dataset("small", MNIST.train.take(np.arange(700)), MNIST.test, MNIST.classes, plain=True)

@@ -16,20 +16,20 @@ import numpy as np
 import pytest
 from jax.tree import leaves
 
-from thinned import run as runs
-from thinned.arms import Arm, grid, varied
-from thinned.assembly import initial_state, make_plan
-from thinned.cli import main
-from thinned.comparison import Difference
-from thinned.config import recipe, with_values
-from thinned.errors import RequestError
-from thinned.loop import Pace
-from thinned.loop import train_lanes as run_lanes
-from thinned.outcomes import Outcome, Row
-from thinned.progress import under_way
-from thinned.step import train_steps
-from thinned.study import Study, rows_of, run_of, run_study, search
-from thinned.verdict import told, verdict
+from thinned.cli.main import main
+from thinned.core.config import recipe, with_values
+from thinned.core.errors import RequestError
+from thinned.engine.build import initial_state, make_plan
+from thinned.engine.loop import Pace
+from thinned.engine.loop import train_lanes as run_lanes
+from thinned.engine.step import train_steps
+from thinned.runs import run as runs
+from thinned.studies.arms import Arm, grid, varied
+from thinned.studies.comparison import Difference
+from thinned.studies.outcomes import Outcome, Row
+from thinned.studies.progress import under_way
+from thinned.studies.study import Study, rows_of, run_of, run_study, search
+from thinned.studies.verdict import told, verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
 
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_is_told_by_the_clock():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("thinned.progress._EVERY_S", 1e6)
+        patch.setattr("thinned.studies.progress._EVERY_S", 1e6)
         yield
 
 
@@ -207,7 +207,7 @@ def test_a_network_that_raises_fails_alone(base, tmp_path, monkeypatch):
             raise ValueError("shapes do not fit\nand so on")
         return real(config, **rest)
 
-    monkeypatch.setattr("thinned.jobs.train", fragile)
+    monkeypatch.setattr("thinned.studies.jobs.train", fragile)
     wanted = study(base, "dropout.rate=0.5,0", seeds=(0,))
     rows = run_study(wanted, tmp_path / "s")
     assert rows[0].outcomes[0].reason == "ValueError: shapes do not fit"
@@ -216,7 +216,7 @@ def test_a_network_that_raises_fails_alone(base, tmp_path, monkeypatch):
     def broken(*_):
         raise TypeError("no lanes of this")
 
-    monkeypatch.setattr("thinned.jobs.train_together", broken)
+    monkeypatch.setattr("thinned.studies.jobs.train_together", broken)
     rows = run_study(wanted, tmp_path / "lanes", lanes=2)
     assert [row.outcomes[0].reason for row in rows] == ["TypeError: no lanes of this"] * 2
 
@@ -287,8 +287,8 @@ def test_a_run_in_progress_tells_how_far_it_is(done, base, tmp_path, monkeypatch
         assert heard.wait(60)
         raise RequestError("enough")
 
-    monkeypatch.setattr("thinned.progress._EVERY_S", 0.001)
-    monkeypatch.setattr("thinned.jobs.train", waits)
+    monkeypatch.setattr("thinned.studies.progress._EVERY_S", 0.001)
+    monkeypatch.setattr("thinned.studies.jobs.train", waits)
     run_study(wanted, copy, tell)
     assert lines[0] == "dropout.rate=0.5, seed 1: epoch 0/2 done"
     assert any(line.endswith("failed: enough") for line in lines)
@@ -341,8 +341,8 @@ def test_a_run_that_another_process_holds_is_waited_for(base, tmp_path, monkeypa
             raise runs.Busy("is being trained by another process")
         return real(config, **rest)
 
-    monkeypatch.setattr("thinned.jobs.train", held)
-    monkeypatch.setattr("thinned.jobs.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("thinned.studies.jobs.train", held)
+    monkeypatch.setattr("thinned.studies.jobs.time.sleep", lambda seconds: None)
     (row,) = run_study(study(base, seeds=(0,)), tmp_path / "s")
     assert row.outcomes[0].status == "finished"
     assert tries == [0, 0, 0]
@@ -412,7 +412,7 @@ def test_seeds_share_lanes_where_the_data_are_the_same_for_all(base, tmp_path, m
         widths.append(len(lanes))
         return run_lanes(lanes, *rest)
 
-    monkeypatch.setattr("thinned.run.run_lanes", counted)
+    monkeypatch.setattr("thinned.runs.run.run_lanes", counted)
     whole = with_values(base, {"epochs": 1, "data": {"validation": 0}}, "")
     wanted = study(whole, seeds=(0, 1, 2))
     (singly,) = run_study(wanted, tmp_path / "singly")
@@ -454,7 +454,7 @@ def test_lanes_that_do_not_fit_into_memory_become_fewer(base, tmp_path, monkeypa
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
         return run_lanes(lanes, *rest)
 
-    monkeypatch.setattr("thinned.run.run_lanes", small_device)
+    monkeypatch.setattr("thinned.runs.run.run_lanes", small_device)
     lines: list[str] = []
     rows = run_study(wanted, tmp_path / "s", lines.append, lanes=5)
     # The fifth has no mate and is trained singly.
@@ -466,7 +466,7 @@ def test_lanes_that_do_not_fit_into_memory_become_fewer(base, tmp_path, monkeypa
     def no_device(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
 
-    monkeypatch.setattr("thinned.run.run_loop", no_device)
+    monkeypatch.setattr("thinned.runs.run.run_loop", no_device)
     other = study(base, "learning_rate=0.001", seeds=(0,))
     (row,) = run_study(other, tmp_path / "none")
     assert row.outcomes[0].status == "failed"
@@ -566,7 +566,7 @@ def test_an_arm_that_not_every_seed_survives_is_not_the_one_to_choose(base):
 
 
 def test_the_page_shows_all_of_it(done, base, tmp_path):
-    from thinned.study_page import write_study_page
+    from thinned.studies.page import write_study_page
 
     wanted, folder, rows, _ = done
     page = write_study_page(folder, wanted, rows, tmp_path).read_text()
@@ -586,7 +586,7 @@ def test_the_page_shows_all_of_it(done, base, tmp_path):
 def test_values_over_decades_have_a_logarithmic_axis(option, values, scale):
     from matplotlib.figure import Figure
 
-    from thinned.study_page import draw_against
+    from thinned.studies.page import draw_against
 
     found = {0: Outcome("finished", "", {"test": {"nll": 0.1}})}
     axes = Figure().add_subplot()

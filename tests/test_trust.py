@@ -12,13 +12,16 @@ from PIL import Image
 from scipy import special
 from sklearn import metrics
 
-from thinned import scores, scoring, trust, worth
-from thinned.cli import main
-from thinned.config import Config, DataConfig, DropoutConfig
-from thinned.errors import RequestError
-from thinned.run import train
-from thinned.sampling import Predictions
-from thinned.types import Split
+from thinned.cli.main import main
+from thinned.core.config import Config, DataConfig, DropoutConfig
+from thinned.core.errors import RequestError
+from thinned.core.types import Split
+from thinned.runs import evaluate as scoring
+from thinned.runs import predictions as trust
+from thinned.runs import worth
+from thinned.runs.run import train
+from thinned.trust import scores
+from thinned.trust.sampling import Predictions
 
 
 @pytest.fixture(scope="module")

@@ -9,99 +9,65 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from thinned.config import Config as Config
-    from thinned.dropout.audit import audit as audit
-    from thinned.dropout.findings import Audit as Audit
-    from thinned.dropout.layers import AlphaDropout as AlphaDropout
-    from thinned.dropout.layers import ChannelDropout as ChannelDropout
-    from thinned.dropout.layers import ConcreteDropout as ConcreteDropout
-    from thinned.dropout.layers import DropBlock as DropBlock
-    from thinned.dropout.layers import DropConnectDense as DropConnectDense
-    from thinned.dropout.layers import Dropout as Dropout
-    from thinned.dropout.layers import DropPath as DropPath
-    from thinned.dropout.layers import GaussianDropout as GaussianDropout
-    from thinned.dropout.recording import dropout_on as dropout_on
+    from thinned.core.config import AugmentConfig as AugmentConfig
+    from thinned.core.config import Config as Config
+    from thinned.core.config import DataConfig as DataConfig
+    from thinned.core.config import DropoutConfig as DropoutConfig
+    from thinned.core.config import MlpConfig as MlpConfig
+    from thinned.core.config import OptimConfig as OptimConfig
+    from thinned.core.config import RandomnessConfig as RandomnessConfig
+    from thinned.core.config import recipe as recipe
+    from thinned.core.config import with_values as with_values
+    from thinned.core.errors import RequestError as RequestError
+    from thinned.core.errors import ThinnedError as ThinnedError
+    from thinned.core.rng import key_for as key_for
+    from thinned.data.sources.arrays import Arrays as Arrays
+    from thinned.data.sources.load import load_data as load_data
+    from thinned.dropout.audit.checks import audit as audit
+    from thinned.dropout.audit.findings import Audit as Audit
+    from thinned.dropout.audit.watch_linen import dropout_on as dropout_on
+    from thinned.dropout.linen import AlphaDropout as AlphaDropout
+    from thinned.dropout.linen import ChannelDropout as ChannelDropout
+    from thinned.dropout.linen import ConcreteDropout as ConcreteDropout
+    from thinned.dropout.linen import DropBlock as DropBlock
+    from thinned.dropout.linen import DropConnectDense as DropConnectDense
+    from thinned.dropout.linen import Dropout as Dropout
+    from thinned.dropout.linen import DropPath as DropPath
+    from thinned.dropout.linen import GaussianDropout as GaussianDropout
     from thinned.dropout.sites import DropoutSpec as DropoutSpec
     from thinned.dropout.sites import dropout_sites as dropout_sites
     from thinned.dropout.sites import rates_collection as rates_collection
-    from thinned.errors import RequestError as RequestError
-    from thinned.errors import ThinnedError as ThinnedError
-    from thinned.evaluation import evaluate as evaluate
+    from thinned.engine.evaluation import evaluate as evaluate
+    from thinned.engine.optim import max_norm as max_norm
     from thinned.models.cnn import CNN as CNN
-    from thinned.optim import max_norm as max_norm
-    from thinned.rng import key_for as key_for
-    from thinned.run import Run as Run
-    from thinned.run import resume as resume
-    from thinned.run import train as train
-    from thinned.state import TrainState as TrainState
-    from thinned.state import create_state as create_state
-    from thinned.step import Batch as Batch
-    from thinned.step import train_step as train_step
+    from thinned.runs.run import Run as Run
+    from thinned.runs.run import resume as resume
+    from thinned.runs.run import train as train
+    from thinned.studies.study import Study as Study
+    from thinned.studies.study import run_study as run_study
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "AlphaDropout": "thinned.dropout.layers",
-    "Audit": "thinned.dropout.findings",
-    "audit": "thinned.dropout.audit",
-    "dropout_on": "thinned.dropout.recording",
-    "Batch": "thinned.step",
-    "CNN": "thinned.models.cnn",
-    "ChannelDropout": "thinned.dropout.layers",
-    "ConcreteDropout": "thinned.dropout.layers",
-    "Config": "thinned.config",
-    "DropBlock": "thinned.dropout.layers",
-    "DropConnectDense": "thinned.dropout.layers",
-    "DropPath": "thinned.dropout.layers",
-    "Dropout": "thinned.dropout.layers",
-    "DropoutSpec": "thinned.dropout.sites",
-    "GaussianDropout": "thinned.dropout.layers",
-    "RequestError": "thinned.errors",
-    "Run": "thinned.run",
-    "ThinnedError": "thinned.errors",
-    "TrainState": "thinned.state",
-    "create_state": "thinned.state",
-    "dropout_sites": "thinned.dropout.sites",
-    "evaluate": "thinned.evaluation",
-    "key_for": "thinned.rng",
-    "max_norm": "thinned.optim",
-    "rates_collection": "thinned.dropout.sites",
-    "resume": "thinned.run",
-    "train": "thinned.run",
-    "train_step": "thinned.step",
+_PUBLIC = {
+    "core.config": "AugmentConfig Config DataConfig DropoutConfig MlpConfig OptimConfig "
+    "RandomnessConfig recipe with_values",
+    "core.errors": "RequestError ThinnedError",
+    "core.rng": "key_for",
+    "data.sources.arrays": "Arrays",
+    "data.sources.load": "load_data",
+    "dropout.audit.checks": "audit",
+    "dropout.audit.findings": "Audit",
+    "dropout.audit.watch_linen": "dropout_on",
+    "dropout.linen": "AlphaDropout ChannelDropout ConcreteDropout DropBlock DropConnectDense "
+    "Dropout DropPath GaussianDropout",
+    "dropout.sites": "DropoutSpec dropout_sites rates_collection",
+    "engine.evaluation": "evaluate",
+    "engine.optim": "max_norm",
+    "models.cnn": "CNN",
+    "runs.run": "Run resume train",
+    "studies.study": "Study run_study",
 }
-
-__all__ = [
-    "AlphaDropout",
-    "Audit",
-    "audit",
-    "dropout_on",
-    "Batch",
-    "CNN",
-    "ChannelDropout",
-    "ConcreteDropout",
-    "Config",
-    "DropBlock",
-    "DropConnectDense",
-    "DropPath",
-    "Dropout",
-    "DropoutSpec",
-    "GaussianDropout",
-    "RequestError",
-    "Run",
-    "ThinnedError",
-    "TrainState",
-    "__version__",
-    "create_state",
-    "dropout_sites",
-    "evaluate",
-    "key_for",
-    "max_norm",
-    "rates_collection",
-    "resume",
-    "train",
-    "train_step",
-]
+_HOMES = {name: f"thinned.{home}" for home, names in _PUBLIC.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:

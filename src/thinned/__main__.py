@@ -7,7 +7,7 @@ import sys
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    from thinned.cli import main as run
+    from thinned.cli.main import main as run
 
     sys.exit(run())
 

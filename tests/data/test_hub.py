@@ -10,10 +10,10 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from thinned.config import DataConfig
-from thinned.data import hub
-from thinned.data.source import open_source
-from thinned.errors import RequestError
+from thinned.core.config import DataConfig
+from thinned.core.errors import RequestError
+from thinned.data.sources import hub
+from thinned.data.sources.load import open_source
 
 MNIST = ROOT.parent / "shared" / "data" / "mnist"
 

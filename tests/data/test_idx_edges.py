@@ -10,9 +10,9 @@ from conftest import ROOT, blobs, idx_bytes, write_idx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinned.data.idx import read_idx, read_images
-from thinned.data.source import open_source
-from thinned.errors import RequestError
+from thinned.core.errors import RequestError
+from thinned.data.sources.idx import read_idx, read_images
+from thinned.data.sources.load import open_source
 
 IMAGES = "train-images-idx3-ubyte.gz"
 FASHION = ROOT.parent / "shared" / "data" / "fashion-mnist"

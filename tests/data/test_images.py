@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from thinned.data import images
-from thinned.data.images import (
+from thinned.data import decode as images
+from thinned.data.decode import (
     LARGEST_PIXELS,
     Unreadable,
     decode,

@@ -14,15 +14,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from thinned.config import DataConfig
-from thinned.data.arrays import Arrays, as_images, read_npz
-from thinned.data.cifar import read_batch
+from thinned.core.config import DataConfig
+from thinned.core.disk import cache_folder
+from thinned.core.errors import RequestError, ThinnedError
 from thinned.data.files import dataset_of
-from thinned.data.pack import cache_folder, open_pack, write_pack
+from thinned.data.pack import open_pack, write_pack
 from thinned.data.sheet import _legible
-from thinned.data.source import open_source
-from thinned.data.table import Table
-from thinned.errors import RequestError, ThinnedError
+from thinned.data.sources.arrays import Arrays, as_images, read_npz
+from thinned.data.sources.cifar import read_batch
+from thinned.data.sources.load import open_source
+from thinned.data.sources.table import Table
 
 
 @pytest.fixture(autouse=True)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from conftest import blobs, write_idx
 
-from thinned.data.source import open_source
+from thinned.core.errors import RequestError
+from thinned.core.types import Dataset, Split
+from thinned.data.sources.load import open_source
 from thinned.data.split import fingerprint, hold_out, limit
-from thinned.errors import RequestError
-from thinned.types import Dataset, Split
 
 
 @pytest.fixture(scope="module")

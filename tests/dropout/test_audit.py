@@ -13,12 +13,12 @@ from flax import nnx
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import printed_tutorial
 
-from thinned.dropout import layers as L
-from thinned.dropout.audit import audit
+from thinned.core.errors import RequestError
+from thinned.dropout import linen as L
+from thinned.dropout.audit.checks import audit
+from thinned.dropout.audit.watch_linen import dropout_on
 from thinned.dropout.functional import dropout
-from thinned.dropout.recording import dropout_on
 from thinned.dropout.sites import DropoutSpec, dropout_sites
-from thinned.errors import RequestError
 from thinned.models.cnn import CNN
 
 X = jnp.ones((8, 8, 8, 1))

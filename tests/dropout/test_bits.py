@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from thinned.core.errors import RequestError
 from thinned.dropout.bits import (
     _mix,
     _threefry2x32,
@@ -19,7 +20,6 @@ from thinned.dropout.bits import (
     random_bits,
     realised_keep,
 )
-from thinned.errors import RequestError
 
 SHAPES = [(), (0,), (1,), (7,), (4, 0, 3), (33, 5), (1024, 31), (2, 3, 1, 5, 7)]
 RATES = [0.0, 1e-8, 0.1, 1 / 3, 0.5, 0.937, 1 - 2**-24, 1.0]

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from thinned.core.errors import RequestError
 from thinned.dropout.functional import dropout
-from thinned.errors import RequestError
 
 SHAPES = ((), (1,), (7, 33), (2, 3, 4, 5))
 BITS = ("threefry", "fast")

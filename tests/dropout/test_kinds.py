@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 
+from thinned.core.errors import RequestError
 from thinned.dropout import functional as F
 from thinned.dropout.bits import normal, uniform
-from thinned.dropout.layers import DropConnectDense
+from thinned.dropout.linen import DropConnectDense
 from thinned.dropout.masks import grown, seed_rate, seed_shape
-from thinned.errors import RequestError
 
 KERNEL = jax.random.normal(jax.random.key(8), (6, 5))
 KINDS = {

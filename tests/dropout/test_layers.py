@@ -6,9 +6,9 @@ from flax import linen as nn
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinned.dropout.layers import Dropout
+from thinned.core.errors import RequestError
+from thinned.dropout.linen import Dropout
 from thinned.dropout.sites import dropout_sites, rates_collection
-from thinned.errors import RequestError
 
 
 def stack(layer):

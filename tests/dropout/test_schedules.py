@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinned.config import Config, DropoutConfig
+from thinned.core.config import Config, DropoutConfig
 from thinned.dropout.schedules import over_depth, schedule
-from thinned.plan import CHUNK_STEPS, Plan
+from thinned.engine.plan import CHUNK_STEPS, Plan
 
 STEPS = np.arange(0, 60)
 

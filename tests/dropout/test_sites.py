@@ -7,12 +7,12 @@ import optax
 import pytest
 from flax import linen as nn
 
-from thinned.dropout import layers as L
+from thinned.core.errors import RequestError
+from thinned.data.batch import Batch
+from thinned.dropout import linen as L
 from thinned.dropout.sites import DropoutSpec, dropout_sites, rates_collection
-from thinned.errors import RequestError
+from thinned.engine.step import create_state, train_step
 from thinned.models.cnn import CNN
-from thinned.state import create_state
-from thinned.step import Batch, train_step
 
 KINDS = ("element", "channel", "block", "path", "gaussian", "alpha", "concrete", "connect")
 IMAGES = jax.random.uniform(jax.random.key(0), (8, 8, 8, 1))

@@ -16,12 +16,13 @@ from typing import Any, Literal
 import numpy as np
 import PIL
 
-from thinned.config import DataConfig
-from thinned.data.images import Fit, Header, Size, decode, or_reason, read_header
-from thinned.data.pack import Pack, PackedImages, cache_folder, open_pack, write_pack
+from thinned.core.config import DataConfig
+from thinned.core.disk import cache_folder
+from thinned.core.errors import RequestError, printable
+from thinned.core.types import Dataset, LeftOut, Split
+from thinned.data.decode import Fit, Header, Size, decode, or_reason, read_header
+from thinned.data.pack import Pack, PackedImages, open_pack, write_pack
 from thinned.data.split import stratified
-from thinned.errors import RequestError, printable
-from thinned.types import Dataset, LeftOut, Split
 
 SplitName = Literal["train", "validation", "test"]
 _LARGEST_NATIVE = 64

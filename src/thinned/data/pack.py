@@ -22,23 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from thinned.errors import ThinnedError
+from thinned.core.errors import ThinnedError
 
 _BLOCK = 1 << 22
 _ABANDONED_S = 24 * 3600
-
-
-def cache_folder(kind: str = "data") -> Path:
-    """Where things are kept between runs: ``thinned/KIND`` in the user's cache.
-
-    Raises:
-        ThinnedError: the user has no home.
-    """
-    try:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    except RuntimeError as error:
-        raise ThinnedError("there is no home folder for a cache: set XDG_CACHE_HOME") from error
-    return Path(base) / "thinned" / kind
 
 
 @dataclass(frozen=True)

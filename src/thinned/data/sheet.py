@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from thinned.errors import ThinnedError, printable
+from thinned.core.errors import ThinnedError, printable
 
 _SIDE, _GAP, _CAPTION, _LETTERS = 64, 4, 16, 12
 

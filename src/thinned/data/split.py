@@ -7,10 +7,10 @@ import hashlib
 
 import numpy as np
 
+from thinned.core.errors import RequestError
+from thinned.core.rng import key_for, permutation
+from thinned.core.types import Dataset, Split
 from thinned.data import read_only
-from thinned.errors import RequestError
-from thinned.rng import key_for, permutation
-from thinned.types import Dataset, Split
 
 
 def hold_out(dataset: Dataset, count: int, seed: int) -> Dataset:

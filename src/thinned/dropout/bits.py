@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from thinned.errors import RequestError
-from thinned.types import Bits, Key
+from thinned.core.errors import RequestError
+from thinned.core.types import Bits, Key
 
 GENERATORS: tuple[Bits, ...] = ("threefry", "fast")
 _WORDS = jnp.uint32

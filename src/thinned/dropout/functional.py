@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from thinned.core.errors import RequestError
+from thinned.core.types import Bits, Key
 from thinned.dropout.bits import checked_key, keep_mask, normal, realised_keep, uniform
 from thinned.dropout.masks import (
     block_sizes,
@@ -26,8 +28,6 @@ from thinned.dropout.masks import (
     seed_shape,
     spatial_axes,
 )
-from thinned.errors import RequestError
-from thinned.types import Bits, Key
 
 Rate = Any
 """A drop probability: a Python number, or an f32 [] that may be traced."""

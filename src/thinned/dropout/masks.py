@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from thinned.errors import RequestError
+from thinned.core.errors import RequestError
 
 _NEWTON_STEPS = 40
 

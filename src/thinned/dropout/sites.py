@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from thinned.dropout.layers import (
+from thinned.core.types import Bits
+from thinned.dropout.linen import (
     AlphaDropout,
     ChannelDropout,
     ConcreteDropout,
@@ -21,7 +22,6 @@ from thinned.dropout.layers import (
     DropPath,
     GaussianDropout,
 )
-from thinned.types import Bits
 
 Kind = Literal["element", "channel", "block", "path", "gaussian", "alpha", "concrete", "connect"]
 """What is dropped together; docs/dropout.md says what each is for."""

@@ -14,9 +14,9 @@ import jax
 from flax import linen as nn
 from flax import nnx
 
-from thinned.config import MlpConfig
+from thinned.core.config import MlpConfig
+from thinned.core.errors import RequestError
 from thinned.dropout.sites import DropoutSpec
-from thinned.errors import RequestError
 from thinned.models.cnn import CNN
 from thinned.models.convnet import ConvNet
 from thinned.models.mlp import MLP

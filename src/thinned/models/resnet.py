@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 from flax import linen as nn
 
-from thinned.dropout.layers import DropPath
+from thinned.dropout.linen import DropPath
 from thinned.dropout.sites import DropoutSpec, dropped_dense
 from thinned.models.convolution import average_pool, conv_general_dilated
 

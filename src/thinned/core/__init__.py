@@ -1,0 +1,1 @@
+"""What everything stands on: errors, types, addresses of randomness, options, files, pages."""

@@ -1,0 +1,146 @@
+"""Folders of images: a folder for each class, with or without folders for the splits above them."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from thinned.core.config import DataConfig
+from thinned.core.errors import RequestError, printable
+from thinned.core.types import Dataset
+from thinned.data import enterable
+from thinned.data.decode import SUFFIXES
+from thinned.data.files import Entry, SplitName, load_files
+
+_NOTED = 5
+SPLITS: Mapping[str, SplitName] = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+    "testing": "test",
+}
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """A tree of image files whose folders name the classes.
+
+    Either ``train/CLASS/...``, with ``validation/`` and ``test/`` where there are any, or
+    ``CLASS/...`` alone. Inside a class, folders of any depth are searched; hidden files, and files
+    that are no images by their name, are passed over. Links to folders are followed for classes,
+    not below them, so that no loop can be walked.
+    """
+
+    path: Path
+    options: DataConfig
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.path.resolve().name or "images"
+
+    def load(self) -> Dataset:
+        """Decode every image at one size.
+
+        Raises:
+            RequestError: see `thinned.data.files.load_files`.
+        """
+        passed: Counter[str] = Counter()
+        entries, classes = self._listed(passed)
+        notes = tuple(
+            f"{suffix or 'without ending'}: {count:,} {'file is' if count == 1 else 'files are'} "
+            f"no image by {'its' if count == 1 else 'their'} name"
+            for suffix, count in sorted(passed.items(), key=lambda held: (-held[1], held[0]))[
+                :_NOTED
+            ]
+        )
+        where = str(self.path)
+        return load_files(self.name, where, entries, classes, self.options, self.seed, notes)
+
+    def entries(self) -> tuple[list[Entry], tuple[str, ...]]:
+        """The image files, sorted, and the names of the classes, sorted.
+
+        Raises:
+            RequestError: there are no class folders, or one holds no images.
+        """
+        return self._listed(Counter())
+
+    def _listed(self, passed: Counter[str]) -> tuple[list[Entry], tuple[str, ...]]:
+        found = list(self._files(passed))
+        classes = tuple(sorted({name for name, _, _ in found}))
+        labels = {name: label for label, name in enumerate(classes)}
+        return [Entry(path, labels[name], split) for name, split, path in found], classes
+
+    def _splits(self) -> list[Path]:
+        """The folders of the splits; none where the folders are those of the classes."""
+        tops = _folders(self.path)
+        splits = [top for top in tops if top.name.lower() in SPLITS]
+        train = [top for top in splits if SPLITS[top.name.lower()] == "train"]
+        if len(splits) < len(tops):
+            # With others beside it, a folder called train that holds no folders is a class.
+            return splits if any(map(_folders, train)) else []
+        if splits and not train:
+            raise RequestError(
+                f"{self.path} has {' and '.join(top.name for top in splits)}, but no folder train"
+            )
+        return splits
+
+    def _files(self, passed: Counter[str]) -> Iterator[tuple[str, SplitName | None, Path]]:
+        splits = self._splits()
+        for root in splits or [self.path]:
+            split: SplitName | None = SPLITS[root.name.lower()] if splits else None
+            folders = _folders(root)
+            if not folders:
+                raise RequestError(
+                    f"{root} has no folders: put the images of each class into a folder of its own"
+                )
+            taken: dict[str, Path] = {}
+            for folder in folders:
+                # A name that is no UTF-8 could neither be shown nor saved as it is.
+                name = printable(folder.name)
+                if taken.setdefault(name, folder) != folder:
+                    raise RequestError(f"two class folders of {root} have one name, {name}")
+                if root.resolve().is_relative_to(folder.resolve()):
+                    raise RequestError(f"class folder {folder} leads to a folder above itself")
+                for path in _images(folder, passed):
+                    yield name, split, path
+
+
+def _folders(path: Path) -> list[Path]:
+    try:
+        found = [each for each in enterable(path).iterdir() if not each.name.startswith(".")]
+        return sorted((each for each in found if each.is_dir()), key=lambda each: each.name)
+    except OSError as error:
+        raise RequestError(f"cannot read folder {path}: {error.strerror or error}") from error
+
+
+def _images(folder: Path, passed: Counter[str]) -> list[Path]:
+    def refuse(error: OSError) -> None:
+        raise RequestError(f"cannot read folder {error.filename}: {error.strerror}") from error
+
+    found: list[Path] = []
+    for base, inner, names in os.walk(folder, onerror=refuse):
+        try:
+            enterable(Path(base))
+        except OSError as error:
+            refuse(error)
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        for name in names:
+            suffix = Path(name).suffix.lower()
+            if suffix in SUFFIXES and not name.startswith("."):
+                found.append(Path(base, name))
+            elif not name.startswith("."):
+                passed[printable(suffix)] += 1
+    if not found:
+        raise RequestError(
+            f"class folder {folder} holds no images (JPEG, PNG, WebP, BMP, GIF, TIFF): "
+            "fill it, or take it away"
+        )
+    return sorted(found)

@@ -1,0 +1,212 @@
+"""From a config and the facts of its data to network, state and plan: wiring without a disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import errors as flax_errors
+from flax import linen as nn
+
+from thinned.core.config import Config, MlpConfig, flag, options, recipe
+from thinned.core.errors import RequestError
+from thinned.core.rng import key_for, stream_root
+from thinned.core.types import Key
+from thinned.data.augment import Augment, augment_for
+from thinned.data.facts import Facts
+from thinned.dropout.sites import INPUT, MAPS, DropoutSpec, Site, dropout_sites
+from thinned.engine.optim import LOSS_NUMBERS, Rule, numbers_at, optimizer, with_numbers
+from thinned.engine.plan import Plan
+from thinned.engine.step import TrainState, create_state
+from thinned.models.apply import Normalised
+from thinned.models.catalog import RESIDUAL, SMALLEST, is_own, network
+
+
+def model_name(config: Config, facts: Facts) -> str:
+    """The network that a config means: ``auto`` is the CNN for small grey images, else ResNet."""
+    if config.model != "auto":
+        return config.model
+    height, width, channels = facts.image_shape
+    return "cnn" if channels == 1 and max(height, width) <= 32 else "resnet"
+
+
+def build_model(config: Config, facts: Facts) -> nn.Module:
+    """The network that a config names; its rates travel beside the batch, not in it."""
+    wanted = config.dropout
+    spec = DropoutSpec(wanted.kind, bits=wanted.bits)
+    if wanted.kind == "block":
+        spec = replace(spec, block_size=wanted.block_size)
+    if wanted.kind == "concrete":
+        rate = spec.rate if wanted.rate is None else wanted.rate
+        spec = replace(spec, rate=rate, examples=facts.train_size)
+    name = model_name(config, facts)
+    return _network(name, len(facts.classes), spec, config.mlp if name == "mlp" else MlpConfig())
+
+
+# One object for equal networks: a compiled step is found again by it.
+_network = cache(network)
+
+
+def apply_of(model: nn.Module, facts: Facts) -> Callable[..., Any]:
+    """The network's ``apply``, with normalised inputs where the facts hold statistics."""
+    if facts.mean is None or facts.deviation is None:
+        return model.apply
+    return Normalised(model.apply, facts.mean, facts.deviation)
+
+
+def initial_state(config: Config, facts: Facts) -> TrainState:
+    """The state at step 0: a pure function of the config and the facts."""
+    model = build_model(config, facts)
+    tx = optimizer(Rule.of(config.optim))
+    try:
+        state = create_state(model, example(facts), params_key(config), tx)
+    except (TypeError, ValueError, flax_errors.FlaxError) as error:
+        if not is_own(config.model):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise RequestError(f"--model {config.model} cannot be initialised: {reason}") from error
+    numbers = numbers_at(config, max(facts.train_size // config.batch_size, 1))(jnp.int32(0))
+    own = {name: numbers[name] for name in numbers if name not in LOSS_NUMBERS}
+    return state.replace(
+        apply_fn=apply_of(model, facts),
+        opt_state=with_numbers(state.opt_state, own),
+        average=None if config.optim.ema is None else jax.tree.map(jnp.copy, state.params),
+    )
+
+
+def params_key(config: Config) -> Key:
+    """The key that initialises the parameters."""
+    if config.randomness.derivation == "tutorial":
+        return stream_root(config.seed, "params", "tutorial")
+    return key_for(config.seed, "params")
+
+
+def sites_of(config: Config, facts: Facts, batch: int = 1) -> dict[str, Site]:
+    """Where the network drops something, at a batch size."""
+    return dropout_sites(build_model(config, facts), example(facts, batch), train=True)
+
+
+def make_plan(config: Config, facts: Facts, labels: np.ndarray | None = None) -> Plan:
+    """What each step of a run will do.
+
+    Args:
+        config: of the run.
+        facts: of its data.
+        labels: i32 [example] of the training images; needed for balanced sampling.
+
+    Raises:
+        RequestError: a rate is given for a site that the model does not have.
+    """
+    sites = sites_of(config, facts)
+    for name in config.dropout.sites:
+        if name not in sites:
+            raise RequestError(
+                f"--dropout.sites {name}: model {model_name(config, facts)} has no such site, "
+                f"but {', '.join(sites)}"
+            )
+    fixed = {name: float(site.rate) for name, site in sites.items() if not site.learned}
+    balanced = labels if config.data.balance == "sampling" else None
+    varied = make_augment(config, facts) is not None
+    return Plan(config, facts.train_size, fixed, varied, balanced)
+
+
+def make_augment(config: Config, facts: Facts) -> Augment | None:
+    """How training images are varied."""
+    return augment_for(config.augment, facts.image_shape, len(facts.classes), facts.plain)
+
+
+def refuse_unfit(config: Config, facts: Facts) -> None:
+    """Refuse a config that cannot train on its data, before anything is written.
+
+    Raises:
+        RequestError: says which option does not fit.
+    """
+    if config.batch_size > facts.train_size:
+        raise RequestError(
+            f"--batch-size {config.batch_size} is larger than the {facts.train_size} training "
+            "images"
+        )
+    name = model_name(config, facts)
+    _refuse_small(name, facts.image_shape)
+    _refuse_unreached(config, facts)
+    if config.dropout.kind == "path" and name not in RESIDUAL:
+        raise RequestError(
+            f"--dropout.kind path drops residual branches, and model {name} has none: "
+            f"take --model {RESIDUAL[0]}"
+        )
+    plan = make_plan(config, facts)
+    if config.dropout.kind in MAPS and not plan.sites:
+        raise RequestError(
+            f"--dropout.kind {config.dropout.kind} drops parts of feature maps, and model {name} "
+            "has none"
+        )
+
+
+def _refuse_unreached(config: Config, facts: Facts) -> None:
+    """Refuse options that would change nothing: a study over them would find nothing."""
+    name = model_name(config, facts)
+    usual = {option: value for option, _, value in options(recipe(config.recipe))}
+    changed = [option for option, _, value in options(config) if value != usual[option]]
+    for option in changed:
+        if option.startswith("mlp.") and name != "mlp":
+            raise RequestError(f"{flag(option)} shapes model mlp, and the model is {name}")
+    asked = [option for option in changed if option.startswith("dropout.")]
+    if not is_own(name) or not asked:
+        return
+    for option in ("kind", "bits", "block_size"):
+        if f"dropout.{option}" in asked:
+            raise RequestError(
+                f"{flag(f'dropout.{option}')} reaches networks of the package only: write into "
+                f"{name} what it drops, and how"
+            )
+    sites = [site for site, found in sites_of(config, facts).items() if not found.learned]
+    if not sites:
+        raise RequestError(
+            f"{flag(asked[0])} would change nothing: {name} has no layer of thinned whose rate "
+            "can be set"
+        )
+    if "dropout.input_rate" in asked and INPUT not in sites:
+        raise RequestError(f"--dropout.input-rate would change nothing: {name} has no site {INPUT}")
+
+
+def _refuse_small(name: str, shape: tuple[int, ...]) -> None:
+    height, width, _ = shape
+    least = SMALLEST.get(name, 4)
+    if min(height, width) < least:
+        raise RequestError(
+            f"images are {height} x {width}: the model needs at least {least} x {least} "
+            "(--data.size)"
+        )
+
+
+def size_of(name: str, shape: tuple[int, int, int], classes: int) -> tuple[int, float]:
+    """Parameters of a network, and multiplications and additions of a pass with one image.
+
+    Args:
+        name: as for ``--model``, but not ``auto``.
+        shape: (height, width, channel) of the image.
+        classes: number of classes.
+
+    Raises:
+        RequestError: there is no such network, or it cannot take such images.
+    """
+    facts = Facts("", tuple(map(str, range(classes))), shape, 1)
+    _refuse_small(name, shape)
+    model = build_model(Config(model=name), facts)
+    variables = jax.eval_shape(model.init, jax.random.key(0), example(facts))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    lowered = jax.jit(lambda given, images: model.apply(given, images)).lower(
+        variables, example(facts)
+    )
+    counted: Any = lowered.cost_analysis()
+    return parameters, float(counted["flops"])
+
+
+def example(facts: Facts, batch: int = 1) -> jax.Array:
+    """A batch of ones in the shape of the images."""
+    return jnp.ones((batch, *facts.image_shape), jnp.float32)

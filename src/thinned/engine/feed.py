@@ -1,0 +1,128 @@
+"""What the loop feeds to the compiled steps: data that stay on the device, or that stream to it."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+import jax.numpy as jnp
+import numpy as np
+
+from thinned.core.errors import RequestError
+from thinned.core.types import Split
+from thinned.data.batch import Batch
+from thinned.engine.plan import CHUNK_STEPS, Plan
+from thinned.engine.step import Chunk
+
+
+class Feed(Protocol):
+    """Gives the data and the chunk of any step of a plan, see `Plan.chunk`."""
+
+    def fetch(self, step: int, wanted: int) -> tuple[Batch, Chunk, int]:
+        """Data, chunk and number of steps, at most `wanted`, from `step` on."""
+        ...
+
+
+class Resident:
+    """All training images on the device; a chunk picks its rows there."""
+
+    def __init__(self, plan: Plan, data: Batch) -> None:
+        self._plan, self._data = plan, data
+
+    def fetch(self, step: int, wanted: int) -> tuple[Batch, Chunk, int]:
+        """See `Feed.fetch`."""
+        chunk, count = self._plan.chunk(step, wanted)
+        return self._data, chunk, count
+
+
+def steps_within(memory_bytes: float, batch_size: int, shape: tuple[int, ...]) -> int:
+    """Steps whose images are read at a time, so that all buffers stay below half of the memory.
+
+    Args:
+        memory_bytes: half of it holds four buffers: two in host memory, two on the device.
+        batch_size: images of a step.
+        shape: of an image.
+
+    Raises:
+        RequestError: not even one step's images fit.
+    """
+    step_bytes = batch_size * int(np.prod(shape))
+    room = int(memory_bytes / 8 / max(step_bytes, 1))
+    if room < 1:
+        raise RequestError(
+            f"--data.memory-mb {memory_bytes / 1e6:g} is less than streaming takes: the buffers of "
+            f"a step of {batch_size} images need {math.ceil(8 * step_bytes / 1e6)}"
+        )
+    # Long chunks pay: XLA allocates its working memory anew for each of them.
+    return min(CHUNK_STEPS, room)
+
+
+class Streamed:
+    """Training images on the disk: each chunk's are read while the one before it is computed.
+
+    Which images a step sees is the plan's to say, and so the same as if they were in memory,
+    however often the run was stopped. A chunk always has room for the same number of steps, so
+    that one program serves all.
+    """
+
+    def __init__(
+        self, plan: Plan, split: Split, memory_bytes: float, weights: np.ndarray | None = None
+    ) -> None:
+        """Prepare to stream.
+
+        Args:
+            plan: the course.
+            split: the training images.
+            memory_bytes: half of it bounds all buffers: two in host memory, two on the device.
+            weights: f32 [example] or None, see `Batch`.
+
+        Raises:
+            RequestError: see `steps_within`.
+        """
+        self._plan, self._split, self._weights = plan, split, weights
+        self._batch = plan.config.batch_size
+        self.capacity = steps_within(memory_bytes, self._batch, split.images.shape[1:])
+        self._pool = ThreadPoolExecutor(1)
+        self._next: tuple[int, Future[tuple[Batch, Chunk, int]]] | None = None
+
+    def fetch(self, step: int, wanted: int) -> tuple[Batch, Chunk, int]:
+        """See `Feed.fetch`.
+
+        Raises:
+            ThinnedError: images have vanished or cannot be read.
+        """
+        wanted = min(wanted, self.capacity)
+        # What was read ahead is taken, whatever number of steps is wanted by now.
+        if self._next is not None and self._next[0] == step:
+            data, chunk, count = self._next[1].result()
+        else:
+            data, chunk, count = self._read(step, wanted)
+        count = min(count, wanted)
+        after = step + count
+        if after < self._plan.total_steps:
+            self._next = after, self._pool.submit(self._read, after, wanted)
+        return data, chunk, count
+
+    def _read(self, step: int, wanted: int) -> tuple[Batch, Chunk, int]:
+        chunk, count = self._plan.chunk(step, wanted)
+        rows = np.asarray(chunk.order)[:count].reshape(-1)
+        full = self.capacity * self._batch
+        images = np.zeros((full, *self._split.images.shape[1:]), np.uint8)
+        # Sorted, so that the disk is read in one direction.
+        order = np.argsort(rows, kind="stable")
+        images[order] = self._split.images[rows[order]]
+        labels = np.zeros(full, np.int32)
+        labels[: len(rows)] = self._split.labels[rows]
+        weights = None
+        if self._weights is not None:
+            weights = np.zeros(full, np.float32)
+            weights[: len(rows)] = self._weights[rows]
+        places = np.arange(CHUNK_STEPS * self._batch, dtype=np.int32) % full
+        chunk = chunk._replace(order=jnp.asarray(places.reshape(CHUNK_STEPS, self._batch)))
+        data = Batch(
+            jnp.asarray(images),
+            jnp.asarray(labels),
+            None if weights is None else jnp.asarray(weights),
+        )
+        return data, chunk, count

@@ -1,0 +1,339 @@
+"""The training loop: the only place that iterates over steps and epochs."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from thinned.core.errors import ThinnedError
+from thinned.core.types import Split
+from thinned.data.augment import Augment
+from thinned.data.batch import Batch
+from thinned.engine.checkpoint import Checkpoints
+from thinned.engine.evaluation import evaluate
+from thinned.engine.feed import Feed
+from thinned.engine.logs import MetricsLog, Silent
+from thinned.engine.metrics import BatchSums, Totals
+from thinned.engine.plan import CHUNK_STEPS, Plan
+from thinned.engine.step import Chunk, TrainState, train_steps
+
+
+class Diverged(ThinnedError):
+    """The loss or a parameter is no longer a finite number."""
+
+
+class Stopped(ThinnedError):
+    """A signal asked the run to stop, and it is saved.
+
+    Attributes:
+        exit_code: 128 plus the signal's number: 130 for Ctrl-C, 143 for SIGTERM.
+    """
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is; saved in every checkpoint, as JSON.
+
+    Attributes:
+        step: steps done.
+        totals: sums over the epoch in progress.
+    """
+
+    step: int = 0
+    totals: Totals = dataclasses.field(default_factory=Totals)
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> Progress:
+        """The inverse of `dataclasses.asdict`."""
+        return cls(saved["step"], Totals(**saved["totals"]))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run works with; see `thinned.runs.run.prepare`.
+
+    Attributes:
+        folder: the run's folder, to tell people about.
+        plan: the course.
+        feed: gives the training images of each step.
+        augment: how they are varied, or None.
+        held_out: what to evaluate on after each epoch: name of the split -> its data.
+        checkpoints: where states are saved.
+        log: where metrics are recorded.
+        view: what the person sees.
+    """
+
+    folder: Path
+    plan: Plan
+    feed: Feed
+    augment: Augment | None
+    held_out: dict[str, Batch | Split]
+    checkpoints: Checkpoints
+    log: MetricsLog
+    view: Silent
+
+
+class StopSignal:
+    """Remembers the first Ctrl-C or SIGTERM; the second acts as if nobody listened."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._notice)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        for each in self._before:
+            signal.signal(each, signal.SIG_DFL)
+
+
+class Pace:
+    """How many steps to ask for at once: about a quarter of a second's worth.
+
+    Args:
+        seconds: that quarter.
+        lanes: how many runs take these steps at once, and share the time.
+    """
+
+    def __init__(self, seconds: float = 0.25, lanes: int = 1) -> None:
+        self.count = 1
+        self._seconds = seconds
+        self._lanes = lanes
+        self._timed = False
+        self._spent = (0, 0.0)
+
+    def took(self, count: int, seconds: float) -> None:
+        """So many steps took so long; the first call held a compilation and says nothing."""
+        if self._timed:
+            self._spent = self._spent[0] + count, self._spent[1] + seconds
+            wanted = self._seconds * count / max(seconds, 1e-6)
+            self.count = int(np.clip(wanted, 1, min(CHUNK_STEPS, 4 * self.count)))
+        self._timed = True
+
+    def lap(self, steps: int) -> float | None:
+        """Seconds that one run's `steps` take, as those since the last lap; None without any."""
+        (count, seconds), self._spent = self._spent, (0, 0.0)
+        return round(seconds / count * steps / self._lanes, 4) if count else None
+
+
+def train(parts: Parts, state: TrainState, progress: Progress, stop: StopSignal) -> TrainState:
+    """Train from `progress` to the end of the plan.
+
+    Args:
+        parts: what the run works with.
+        state: the state at ``progress.step``; donated.
+        progress: where to go on.
+        stop: asked after every chunk of steps.
+
+    Returns:
+        The final state, which is also saved.
+
+    Raises:
+        Diverged: a loss or parameter became NaN or infinite; the last good checkpoint stays.
+        Stopped: a signal came; the state is saved.
+        ThinnedError: saving failed.
+    """
+    plan, pace, saved_at = parts.plan, Pace(), time.monotonic()
+    while progress.step < plan.total_steps:
+        state, progress = _advance(parts, state, progress, pace)
+        epoch_ended = progress.step % plan.steps_per_epoch == 0
+        if epoch_ended:
+            progress = _end_epoch(parts, state, progress, pace.lap(plan.steps_per_epoch))
+        due = time.monotonic() - saved_at >= plan.config.checkpoint_every_s
+        if epoch_ended or due or stop.number:
+            save(parts.checkpoints, state, progress)
+            saved_at = time.monotonic()
+        if stop.number and progress.step < plan.total_steps:
+            name = signal.Signals(stop.number).name
+            raise Stopped(
+                f"stopped by {name} at step {progress.step}, saved; go on with "
+                f"thinned train --resume {parts.folder}",
+                stop.number,
+            )
+    return state
+
+
+def train_lanes(
+    lanes: Sequence[Parts],
+    states: Sequence[TrainState],
+    progress: Sequence[Progress],
+    stop: StopSignal,
+) -> list[ThinnedError | None]:
+    """Train several runs at once, as lanes of one vmapped program.
+
+    Args:
+        lanes: as for `train`, of plans with the same number of steps, on the same data.
+        states: at ``progress[k].step``, of one structure; donated.
+        progress: where each goes on, all at the same step.
+        stop: as for `train`.
+
+    Returns:
+        For each lane None, or why it diverged; its last good checkpoint stays.
+
+    Raises:
+        Stopped, ThinnedError: as `train`.
+    """
+    plan, pace, saved_at = lanes[0].plan, Pace(lanes=len(lanes)), time.monotonic()
+    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    places, failed = list(progress), [cast("ThinnedError | None", None)] * len(lanes)
+    step = places[0].step
+    while step < plan.total_steps:
+        started = time.monotonic()
+        fetched = [parts.feed.fetch(step, pace.count) for parts in lanes]
+        data, _, count = fetched[0]
+        chunk = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(each[1] for each in fetched))
+        state, sums = lane_steps(state, data, chunk, jnp.int32(count), lanes[0].augment)
+        sums = jax.device_get(sums)
+        pace.took(count, time.monotonic() - started)
+        epoch_ended = (step + count) % plan.steps_per_epoch == 0
+        epoch_s = pace.lap(plan.steps_per_epoch) if epoch_ended else None
+        due = time.monotonic() - saved_at >= plan.config.checkpoint_every_s
+        step += count
+        for lane, parts in enumerate(lanes):
+            if failed[lane] is not None:
+                continue
+            own = jax.tree.map(lambda leaf, lane=lane, count=count: leaf[lane, :count], sums)
+            try:
+                _refuse_nonfinite(own, places[lane].step, parts.checkpoints)
+                places[lane] = Progress(step, places[lane].totals.add(own))
+                if epoch_ended or due or stop.number:
+                    one = jax.tree.map(lambda leaf, lane=lane: leaf[lane], state)
+                    if epoch_ended:
+                        places[lane] = _end_epoch(parts, one, places[lane], epoch_s)
+                    save(parts.checkpoints, one, places[lane])
+            except Diverged as error:
+                failed[lane] = error
+        if epoch_ended or due:
+            saved_at = time.monotonic()
+        if stop.number and step < plan.total_steps:
+            name = signal.Signals(stop.number).name
+            raise Stopped(f"stopped by {name} at step {step}, saved", stop.number)
+    return failed
+
+
+@partial(jax.jit, donate_argnames="state", static_argnames="augment")
+def lane_steps(
+    state: TrainState, data: Batch, chunk: Chunk, count: jax.Array, augment: Augment | None = None
+) -> tuple[TrainState, BatchSums]:
+    """`thinned.engine.step.train_steps` for states and chunks with a leading axis [lane]."""
+
+    def lane(state: TrainState, chunk: Chunk) -> tuple[TrainState, BatchSums]:
+        return train_steps(state, data, chunk, count, augment)
+
+    return jax.vmap(lane)(state, chunk)
+
+
+def save(checkpoints: Checkpoints, state: TrainState, progress: Progress) -> None:
+    """Save a checkpoint, unless the state has gone bad.
+
+    Raises:
+        Diverged: a parameter is NaN or infinite.
+        ThinnedError: saving failed.
+    """
+    arrays = arrays_of(state)
+    finite = jax.tree.map(lambda leaf: bool(np.all(np.isfinite(leaf))), arrays["params"])
+    if not all(jax.tree.leaves(finite)):
+        raise Diverged(_divergence("a parameter", progress.step, checkpoints))
+    checkpoints.save(progress.step, arrays, dataclasses.asdict(progress))
+
+
+def arrays_of(state: TrainState) -> dict[str, Any]:
+    """The part of a state that a checkpoint holds, as a plain nested mapping of arrays."""
+    arrays = {
+        "step": state.step,
+        "params": state.params,
+        "opt_state": state.opt_state,
+        "model_state": state.model_state,
+    }
+    return arrays if state.average is None else {**arrays, "average": state.average}
+
+
+def _advance(
+    parts: Parts, state: TrainState, progress: Progress, pace: Pace
+) -> tuple[TrainState, Progress]:
+    started = time.monotonic()
+    data, chunk, count = parts.feed.fetch(progress.step, pace.count)
+    state, sums = train_steps(state, data, chunk, jnp.int32(count), parts.augment)
+    sums = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], sums)
+    pace.took(count, time.monotonic() - started)
+    _refuse_nonfinite(sums, progress.step, parts.checkpoints)
+    parts.view.advance(int(np.sum(sums.count)))
+    return state, Progress(progress.step + count, progress.totals.add(sums))
+
+
+def _end_epoch(
+    parts: Parts, state: TrainState, progress: Progress, epoch_s: float | None
+) -> Progress:
+    """Evaluate, record, tell; the sums of the next epoch start from nothing."""
+    epoch = parts.plan.epoch_of(progress.step - 1)
+    results = {"train": progress.totals}
+    config = parts.plan.config
+    for split, data in parts.held_out.items():
+        if split == "test" and config.test == "end" and epoch < config.epochs:
+            continue
+        results[split] = evaluate(state.apply_fn, state.variables, data).totals
+    stamp = {"epoch": epoch, "step": progress.step, "time_s": round(time.time(), 3)}
+    # Of training alone: without evaluation, saving and compilation.
+    timed = {"train": {"epoch_s": epoch_s}}
+    parts.log.append(
+        {"split": split, **record(totals), **stamp, **timed.get(split, {})}
+        for split, totals in results.items()
+    )
+    told = ", ".join(
+        f"{split} loss {totals.mean_loss:.4f} accuracy {totals.accuracy:.2%}"
+        for split, totals in results.items()
+    )
+    parts.view.epoch(f"epoch {epoch}/{config.epochs}: {told}")
+    return Progress(progress.step)
+
+
+def record(totals: Totals) -> dict[str, Any]:
+    """Totals as the fields of a record of ``metrics.jsonl``."""
+    return {
+        "loss": totals.mean_loss,
+        "accuracy": totals.accuracy,
+        "correct": totals.correct,
+        "count": totals.count,
+    }
+
+
+def _refuse_nonfinite(sums: BatchSums, step: int, checkpoints: Checkpoints) -> None:
+    bad = np.flatnonzero(~np.isfinite(sums.loss))
+    if len(bad):
+        raise Diverged(_divergence("the training loss", step + int(bad[0]), checkpoints))
+
+
+def _divergence(what: str, step: int, checkpoints: Checkpoints) -> str:
+    steps = checkpoints.steps()
+    kept = (
+        f"the last good checkpoint is step {steps[-1]}" if steps else "no checkpoint was saved yet"
+    )
+    return f"{what} is not finite at step {step}; {kept}; try a smaller --learning-rate"

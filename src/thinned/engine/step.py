@@ -1,0 +1,209 @@
+"""The training state, the step that changes it, and a compiled loop over many steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax.training import train_state
+
+from thinned.core.types import Key, Variables
+from thinned.data.augment import Augment
+from thinned.data.batch import Batch, as_float
+from thinned.dropout.linen import LOSSES
+from thinned.engine.losses import cross_entropy, disagreement, smoothed
+from thinned.engine.metrics import BatchSums, batch_sums
+from thinned.engine.optim import LOSS_NUMBERS, with_numbers
+
+
+class TrainState(train_state.TrainState):
+    """Flax's `TrainState` with the other variable collections of the model beside `params`.
+
+    Attributes:
+        model_state: collections that the forward pass updates, e.g. ``batch_stats``; often empty.
+        average: a moving average of `params` that is evaluated in their stead, or None.
+    """
+
+    model_state: Variables
+    average: Any = None
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """All variables of the model, for its ``apply`` at prediction time."""
+        params = self.params if self.average is None else self.average
+        return {"params": params, **self.model_state}
+
+
+def create_state(
+    model: nn.Module, images: jax.Array, key: Key, tx: optax.GradientTransformation
+) -> TrainState:
+    """Initialise a model and its optimizer.
+
+    Args:
+        model: a Linen module called as ``model(images, train=bool)``.
+        images: an example batch, f32 [batch, height, width, channel]; only its shape matters.
+        key: the key of the stream `params`; parameters equal those of ``model.init(key, images)``.
+        tx: an Optax optimizer.
+
+    Returns:
+        A `TrainState` at step 0.
+    """
+    variables = dict(jax.jit(model.init, static_argnames="train")(key, images, train=False))
+    params = variables.pop("params")
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        apply_fn=model.apply,
+        params=params,
+        tx=tx,
+        opt_state=tx.init(params),
+        model_state=variables,
+    )
+
+
+class Chunk(NamedTuple):
+    """What several steps in a row use, one entry a step; all of it computed from addresses.
+
+    Attributes:
+        order: i32 [step, batch], rows of the training set.
+        keys: keys [step] of the stream `dropout`.
+        rates: the collection ``rates`` of the model, each leaf f32 [step].
+        augment_keys: keys [step] of the stream `augment`; None where nothing is varied.
+        numbers: of optimizer and loss by name, see `thinned.engine.optim.numbers_at`; each
+            f32 [step].
+    """
+
+    order: jax.Array
+    keys: Key
+    rates: Variables
+    augment_keys: Key | None = None
+    numbers: dict[str, jax.Array] | None = None
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    rates: Variables,
+    key: Key,
+    numbers: Mapping[str, jax.Array] | None = None,
+) -> tuple[TrainState, BatchSums]:
+    """One step of gradient descent on the mean loss of a batch.
+
+    To that loss is added whatever layers sow into the collection ``losses`` (a learned rate's
+    regulariser) and what `numbers` ask for; the sums that are returned hold the cross-entropy
+    alone, of labels that are not smoothed.
+
+    Args:
+        state: the state before the step. ``state.apply_fn`` is called as
+            ``apply_fn(variables, images, train=True, rngs={"dropout": key}, mutable=[...])``.
+        batch: the examples.
+        rates: drop probabilities, as the variable collection ``rates`` (see
+            `thinned.dropout.sites.rates_collection`); f32 [], may be traced; empty means each
+            layer's own.
+        key: the dropout key of this step, see `thinned.key_for`.
+        numbers: of optimizer and loss by name, see `thinned.engine.optim.numbers_at`, each f32 [];
+            None leaves the optimizer's as they are, and adds nothing to the loss.
+
+    Returns:
+        The state after the step, and the sums of the batch as the network saw it, masks included.
+    """
+    given = dict(numbers or {})
+    extra = {name: given.pop(name) for name in LOSS_NUMBERS if name in given}
+    size = len(batch.labels)
+
+    def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
+        variables = {"params": params, **state.model_state, **({"rates": rates} if rates else {})}
+        images = as_float(batch.images)
+        if "r_drop" in extra:
+            images = jnp.concatenate([images, images])
+        logits, updates = state.apply_fn(
+            variables,
+            images,
+            train=True,
+            rngs={"dropout": key},
+            mutable=[*state.model_state, LOSSES],
+        )
+        targets = batch.labels if batch.targets is None else batch.targets
+        losses = cross_entropy(logits[:size], targets)
+        total = sum(jax.tree.leaves(updates.get(LOSSES, {})))
+        learned = losses
+        if "label_smoothing" in extra:
+            targets = smoothed(targets, logits.shape[-1], extra["label_smoothing"])
+            learned = cross_entropy(logits[:size], targets)
+        if "r_drop" in extra:
+            again = cross_entropy(logits[size:], targets)
+            divergence = disagreement(logits[:size], logits[size:])
+            learned = 0.5 * (learned + again + extra["r_drop"] * divergence)
+        if batch.weights is not None:
+            learned = learned * batch.weights
+        kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim > 1]
+        if "l1" in extra:
+            total += extra["l1"] * sum(jnp.abs(kernel).sum() for kernel in kernels)
+        if "l2" in extra:
+            total += 0.5 * extra["l2"] * sum(jnp.square(kernel).sum() for kernel in kernels)
+        return learned.mean() + total, (losses, logits[:size], updates)
+
+    grads, (losses, logits, updates) = jax.grad(loss_of, has_aux=True)(state.params)
+    updated = {name: updates[name] for name in state.model_state}
+    if given:
+        state = state.replace(opt_state=with_numbers(state.opt_state, given))
+    state = state.apply_gradients(grads=grads, model_state=updated)
+    if "ema" in extra:
+        state = state.replace(average=_averaged(state, extra["ema"]))
+    return state, batch_sums(losses, logits, batch.labels)
+
+
+def _averaged(state: TrainState, decay: jax.Array) -> Any:
+    """The moving average after a step; young averages forget faster, so that none drags along."""
+    count = jnp.asarray(state.step, jnp.float32)
+    decay = jnp.minimum(decay, count / (count + 9.0))
+    return jax.tree.map(
+        lambda mean, new: decay * mean + (1 - decay) * new, state.average, state.params
+    )
+
+
+@partial(jax.jit, donate_argnames="state", static_argnames="augment")
+def train_steps(
+    state: TrainState,
+    data: Batch,
+    chunk: Chunk,
+    count: jax.Array,
+    augment: Augment | None = None,
+) -> tuple[TrainState, BatchSums]:
+    """The first `count` steps of a chunk as one compiled call.
+
+    The number of steps is traced, so one program serves any number: a run that is stopped in
+    mid-chunk repeats the very same machine code when it goes on, and so the very same bits.
+
+    Args:
+        state: donated: its buffers are reused, do not touch it afterwards.
+        data: the whole training set, on the device.
+        chunk: orders, keys and rates, padded to a fixed number of steps.
+        count: i32 [], at most the number of steps in `chunk`.
+        augment: how images are varied before each step.
+
+    Returns:
+        The state after `count` steps, and sums with a leading axis [step], zero beyond `count`.
+    """
+    steps = chunk.order.shape[0]
+    empty = BatchSums(
+        loss=jnp.zeros(steps, jnp.float32),
+        correct=jnp.zeros(steps, jnp.int32),
+        count=jnp.zeros(steps, jnp.int32),
+    )
+
+    def body(index: jax.Array, carry: tuple[TrainState, BatchSums]) -> tuple[TrainState, BatchSums]:
+        state, sums = carry
+        own = jax.tree.map(lambda leaf: leaf[index], chunk)
+        batch = jax.tree.map(lambda leaf: leaf[own.order], data)
+        if augment is not None:
+            images, targets = augment(as_float(batch.images), batch.labels, own.augment_keys)
+            batch = batch._replace(images=images, targets=targets)
+        state, step_sums = train_step(state, batch, own.rates, own.keys, own.numbers)
+        return state, jax.tree.map(lambda total, one: total.at[index].set(one), sums, step_sums)
+
+    return jax.lax.fori_loop(0, count, body, (state, empty))

@@ -1,0 +1,89 @@
+"""Calling a network: inputs normalised, any number of images in batches of one size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from thinned.core.types import Variables
+from thinned.data.batch import as_float
+
+BATCH_SIZE = 100
+"""Images in one evaluation batch, unless told otherwise: on a CPU, few enough for its caches."""
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """The ``apply`` of a module whose inputs are first brought to mean 0 and deviation 1.
+
+    Attributes:
+        apply_fn: called with (images - mean) / deviation.
+        mean: of the training images in [0, 1], by channel.
+        deviation: their standard deviation, above 0, by channel.
+    """
+
+    apply_fn: Callable[..., Any]
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    def __call__(self, variables: Any, images: jax.Array, **options: Any) -> Any:
+        """See ``flax.linen.Module.apply``."""
+        scaled = (images - jnp.asarray(self.mean)) / jnp.asarray(self.deviation)
+        return self.apply_fn(variables, scaled, **options)
+
+
+@partial(jax.jit, static_argnames="apply_fn")
+def logits_of(apply_fn: Callable[..., Any], variables: Variables, images: jax.Array) -> jax.Array:
+    """Logits f32 [batch, class] with dropout off: the deterministic pass (weight scaling)."""
+    return apply_fn(variables, as_float(images), train=False)
+
+
+def padded_batches(size: int, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows i32 [batch] and mask bool [batch] that cover ``range(size)`` exactly once.
+
+    The last batch is filled up with row 0, masked out, so that one compiled shape serves all.
+    """
+    for start in range(0, size, batch):
+        rows = np.arange(start, start + batch, dtype=np.int32)
+        mask = rows < size
+        yield np.where(mask, rows, 0), mask
+
+
+def predict(
+    apply_fn: Callable[..., Any],
+    variables: Variables,
+    images: np.ndarray,
+    batch_size: int = BATCH_SIZE,
+) -> np.ndarray:
+    """Class probabilities with dropout off.
+
+    Args:
+        apply_fn: the ``apply`` of a module called as ``module(images, train=bool)``.
+        variables: its variables.
+        images: u8 [image, height, width, channel], or f32 in [0, 1].
+        batch_size: images in one compiled call.
+
+    Returns:
+        f32 [image, class], each row summing to 1.
+    """
+    return np.asarray(jax.nn.softmax(predict_logits(apply_fn, variables, images, batch_size)))
+
+
+def predict_logits(
+    apply_fn: Callable[..., Any],
+    variables: Variables,
+    images: Any,
+    batch_size: int = BATCH_SIZE,
+) -> np.ndarray:
+    """Logits f32 [image, class] with dropout off; arguments as for `predict`."""
+    batches = [
+        np.asarray(logits_of(apply_fn, variables, jnp.asarray(images[rows])))[mask]
+        for rows, mask in padded_batches(len(images), min(batch_size, max(len(images), 1)))
+    ]
+    return np.concatenate(batches)

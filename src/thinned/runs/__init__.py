@@ -1,0 +1,1 @@
+"""A run as a folder: train, resume, evaluate, predict, audit, prove, report."""

@@ -1,0 +1,91 @@
+"""`thinned evaluate`: every score of runs on labelled images, as text or as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from thinned.core.types import Split
+from thinned.data.damage import CORRUPTIONS, SEVERITIES, corrupted
+from thinned.runs.predictions import (
+    appraise,
+    common_test,
+    enough_samples,
+    other_images,
+    predictions_of,
+)
+from thinned.runs.run import Run
+from thinned.trust.appraisal import Appraisal, told_apart
+
+
+def evaluate_runs(
+    runs: Sequence[Run],
+    say: Callable[[str], None],
+    *,
+    data: str | None = None,
+    samples: int | Literal["auto"] = 0,
+    calibrated: bool = False,
+    ood: str | None = None,
+    corrupt: bool = False,
+) -> dict[str, Any]:
+    """Score runs, as an ensemble where they are several.
+
+    Args:
+        runs: one, or several.
+        say: called with each piece of the text for people as soon as it is known.
+        data: other data whose test images to use, see `thinned.core.config.DataConfig`.
+        samples, calibrated: see `thinned.runs.predictions.predictions_of`; ``auto`` takes as many
+            samples as are needed, see `thinned.runs.predictions.enough_samples`.
+        ood: other images, to be told from the test images.
+        corrupt: whether to score damaged images, too.
+
+    Returns:
+        Everything as plain values for JSON: those of `thinned.trust.appraisal.Appraisal.as_values`,
+        ``runs``, ``samples``, ``calibrated``, and ``ood`` and ``damage`` where asked for.
+
+    Raises:
+        RequestError: see `common_test`, `predictions_of` and `other_images` in
+            `thinned.runs.predictions`.
+    """
+    test = common_test(runs, data)
+    other = None if ood is None else other_images(runs[0], ood, test)
+    if samples == "auto":
+        enough = enough_samples(runs, test.images)
+        samples = enough.samples
+        say(str(enough))
+    found = appraise(runs, test, samples, calibrated)
+    say(str(found))
+    values: dict[str, Any] = {
+        "runs": [str(run.folder) for run in runs],
+        "samples": samples,
+        "calibrated": calibrated,
+        **found.as_values(),
+    }
+    if other is not None:
+        outside = predictions_of(runs, other.images, samples, calibrated)
+        told = told_apart(found.predictions, outside)
+        values["ood"] = {"data": ood, "images": len(other), "measures": told}
+        say(f"\n{len(other):,} other images ({ood}), told apart by")
+        for name, score in told.items():
+            say(f"{name:<22}AUROC {score['auroc']:.4f}, FPR95 {score['fpr95']:.4f}")
+    if corrupt:
+        values["damage"] = _damaged(
+            test, say, lambda split: appraise(runs, split, samples, calibrated)
+        )
+    return values
+
+
+def _damaged(
+    test: Split, say: Callable[[str], None], appraised: Callable[[Split], Appraisal]
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    say(f"\n{'damage':<11}severity  accuracy    NLL     ECE")
+    for kind in CORRUPTIONS:
+        for severity in SEVERITIES:
+            score = appraised(corrupted(test, kind, severity)).scores
+            rows.append({"kind": kind, "severity": severity, "scores": score})
+            say(
+                f"{kind:<11}{severity:>8}{score['accuracy']:>10.2%}{score['nll']:>8.4f}"
+                f"{score['ece']:>8.4f}"
+            )
+    return rows

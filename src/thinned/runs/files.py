@@ -1,0 +1,234 @@
+"""`thinned predict`: image files in, a table out; nothing half-written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+import numpy as np
+
+from thinned.core.disk import refuse_unwritable, whole, write_whole
+from thinned.core.errors import RequestError, printable
+from thinned.data.decode import SUFFIXES, decode, or_reason
+from thinned.data.files import in_parallel
+from thinned.runs.predictions import enough_samples, predictions_of, strangers, threshold_for
+from thinned.runs.run import Run
+
+Format = Literal["table", "csv", "json", "parquet"]
+_TOGETHER = 1000
+
+
+def predict_files(
+    runs: Sequence[Run],
+    inputs: Sequence[Path],
+    *,
+    samples: int | Literal["auto"] = 0,
+    calibrated: bool = False,
+    risk: float | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Predict image files, a thousand at a time.
+
+    Args:
+        runs: one, or several as an ensemble.
+        inputs: image files, and folders that are searched for them.
+        samples, calibrated: see `thinned.runs.predictions.predictions_of`; ``auto`` takes as many
+            samples as the first thousand files need, see `thinned.runs.predictions.enough_samples`.
+        risk: the part of wrong answers that is wanted among those not marked unsure.
+
+    Yields:
+        For each file ``path``, ``class``, ``probability``; with samples ``entropy``,
+        ``mutual_information`` (nats) and ``deviation``; with a risk ``unsure``; or ``path`` and
+        ``error`` where it cannot be read.
+
+    Raises:
+        RequestError: there is no such file, or no image at all.
+    """
+    files = list(_files(inputs))
+    if not files:
+        raise RequestError("no images are given (JPEG, PNG, WebP, BMP, GIF, TIFF)")
+    for line in strangers(runs):
+        print(line, file=sys.stderr)
+    if samples == "auto":
+        images = [
+            image for image in _read(runs[0], files[:_TOGETHER]) if isinstance(image, np.ndarray)
+        ]
+        samples = 1
+        if images:
+            enough = enough_samples(runs, np.stack(images))
+            samples = enough.samples
+            print(enough, file=sys.stderr)
+    threshold = None
+    if risk is not None:
+        chosen = threshold_for(runs, risk, samples, calibrated)
+        threshold = chosen.confidence
+        print(chosen, file=sys.stderr)
+    for start in range(0, len(files), _TOGETHER):
+        part = files[start : start + _TOGETHER]
+        yield from _rows(runs, part, samples, calibrated, threshold)
+
+
+def _rows(
+    runs: Sequence[Run],
+    files: Sequence[Path],
+    samples: int,
+    calibrated: bool,
+    threshold: float | None,
+) -> Iterator[dict[str, Any]]:
+    facts = runs[0].facts
+    read_all = _read(runs[0], files)
+    images = [image for image in read_all if not isinstance(image, str)]
+    found = predictions_of(runs, np.stack(images), samples, calibrated) if images else None
+    place = 0
+    for path, image in zip(files, read_all, strict=True):
+        if isinstance(image, str) or found is None:
+            yield {"path": _text(path), "error": str(image)}
+            continue
+        probabilities = found.probabilities[place]
+        best = int(probabilities.argmax())
+        row: dict[str, Any] = {
+            "path": _text(path),
+            "class": facts.classes[best],
+            "probability": float(probabilities[best]),
+        }
+        if samples:
+            row["entropy"] = float(found.entropy[place])
+            row["mutual_information"] = float(found.mutual_information[place])
+            row["deviation"] = float(found.deviation[place])
+        if threshold is not None:
+            row["unsure"] = bool(probabilities[best] < threshold)
+        place += 1
+        yield row
+
+
+def _text(path: Path) -> str:
+    """The path as it is, but for bytes that are no UTF-8, which no file of text could hold."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _read(run: Run, files: Sequence[Path]) -> list[np.ndarray | str]:
+    """Each file as an image of the run's own shape, or why it cannot be read."""
+    height, width, channels = run.facts.image_shape
+    fit = run.config.data.fit
+    return list(
+        in_parallel(lambda path: or_reason(decode, path, (height, width), channels, fit), files)
+    )
+
+
+def _files(inputs: Sequence[Path]) -> Iterator[Path]:
+    for path in inputs:
+        try:
+            if path.is_dir():
+                yield from sorted(
+                    each
+                    for each in path.rglob("*")
+                    if each.suffix.lower() in SUFFIXES and not each.is_dir()
+                )
+            elif path.exists():
+                yield path
+            else:
+                raise RequestError(f"{path} does not exist")
+        except OSError as error:
+            raise RequestError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def columns(samples: int | Literal["auto"] = 0, risk: float | None = None) -> dict[str, type]:
+    """Names and types of what `predict_files` gives for each file that can be read."""
+    names = ["path", "class", "probability"]
+    names += ["entropy", "mutual_information", "deviation"] if samples else []
+    names += [] if risk is None else ["unsure"]
+    kinds = {"path": str, "class": str, "unsure": bool}
+    return {name: kinds.get(name, float) for name in names}
+
+
+def write_rows(
+    rows: Iterator[dict[str, Any]], form: Format, out: Path | None, header: dict[str, type]
+) -> int:
+    """Write predictions to a file, whole or not at all, or to the terminal as they come.
+
+    Args:
+        rows: from `predict_files`.
+        form: a table for people, CSV with a header, JSON with one object a line, or Parquet.
+        out: the file; None for the terminal.
+        header: the columns, see `columns`; written even if no file can be read.
+
+    Returns:
+        How many files could not be read.
+
+    Raises:
+        RequestError: Parquet was asked for without a file, or without pyarrow.
+        ThinnedError: the file cannot be written.
+    """
+    if form == "parquet":
+        return _write_parquet(rows, out, header)
+    refuse_unwritable(out)
+    buffer = io.StringIO()
+    target = sys.stdout if out is None else buffer
+    write = {"json": _json_line, "csv": _csv_line, "table": _table_line}[form]
+    errors, begun = 0, form == "json"
+    for row in rows:
+        if not begun:
+            write(target, header, dict(zip(header, header, strict=True)))
+            begun = True
+        if "error" in row:
+            errors += 1
+            print(f"{printable(row['path'])}: {row['error']}", file=sys.stderr)
+            if form != "json":
+                continue
+        write(target, header, row)
+    if out is not None:
+        write_whole(out, buffer.getvalue())
+    return errors
+
+
+def _json_line(target: TextIO, header: dict[str, type], row: dict[str, Any]) -> None:
+    target.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _csv_line(target: TextIO, header: dict[str, type], row: dict[str, Any]) -> None:
+    csv.DictWriter(target, list(header)).writerow(row)
+
+
+def _table_line(target: TextIO, header: dict[str, type], row: dict[str, Any]) -> None:
+    cells = (_cell(row[name]).ljust(_width(name)) for name in header if name != "path")
+    target.write("  ".join(cells) + f"  {printable(row['path'])}\n")
+
+
+def _write_parquet(
+    rows: Iterator[dict[str, Any]], out: Path | None, header: dict[str, type]
+) -> int:
+    if out is None:
+        raise RequestError("--format parquet needs --out FILE")
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise RequestError(
+            "--format parquet needs pyarrow: install it with pip install 'thinned[parquet]'"
+        ) from error
+    refuse_unwritable(out)
+    kinds = {str: pyarrow.string(), float: pyarrow.float64(), bool: pyarrow.bool_()}
+    schema = pyarrow.schema([(name, kinds[kind]) for name, kind in header.items()])
+    held = list(rows)
+    good = [row for row in held if "error" not in row]
+    for row in held:
+        if "error" in row:
+            print(f"{printable(row['path'])}: {row['error']}", file=sys.stderr)
+    with whole(out) as draft:
+        parquet.write_table(pyarrow.Table.from_pylist(good, schema), draft)
+    return len(held) - len(good)
+
+
+def _width(name: str) -> int:
+    return 16 if name == "class" else max(len(name), 6)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "unsure" if value else ""
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,360 @@
+"""Predictions of runs: sampled, averaged, calibrated, scored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.special import logsumexp, softmax
+
+from thinned.core.config import DataConfig
+from thinned.core.disk import write_whole
+from thinned.core.errors import RequestError
+from thinned.core.rng import key_for
+from thinned.core.types import Split
+from thinned.data.sources.load import open_source
+from thinned.dropout.sites import rates_collection
+from thinned.engine.build import make_plan
+from thinned.models.apply import predict_logits
+from thinned.runs.environment import recorded_digest
+from thinned.runs.run import Run
+from thinned.trust import scores
+from thinned.trust.appraisal import Appraisal
+from thinned.trust.sampling import Predictions, averaged, entropy_of, sample_predictions
+
+_PILOT = 500
+_MOST = 1024
+
+
+def predictions_of(
+    runs: Sequence[Run], images: Any, samples: int = 0, calibrated: bool = False
+) -> Predictions:
+    """What one run, or several as an ensemble, predict.
+
+    Args:
+        runs: with the same classes and image shape.
+        images: u8 [image, height, width, channel], or anything that reads so by indexing.
+        samples: thinned networks of each run (Gal & Ghahramani 2016); 0 for one pass with dropout
+            off (weight scaling).
+        calibrated: whether to divide logits by each run's own temperature, see `calibrate`.
+
+    Raises:
+        RequestError: runs do not fit together, cannot be sampled, or were never calibrated.
+    """
+    return averaged(members_of(runs, images, samples, calibrated))
+
+
+def members_of(
+    runs: Sequence[Run], images: Any, samples: int = 0, calibrated: bool = False
+) -> list[Predictions]:
+    """What each of several runs predicts; arguments and errors as for `predictions_of`."""
+    first = runs[0].facts
+    for run in runs[1:]:
+        if (run.facts.classes, run.facts.image_shape) != (first.classes, first.image_shape):
+            raise RequestError(
+                f"{run.folder} and {runs[0].folder} differ in classes or image shape: "
+                "they are no ensemble"
+            )
+    return [_member(run, images, samples, calibrated) for run in runs]
+
+
+def _member(run: Run, images: Any, samples: int, calibrated: bool) -> Predictions:
+    if samples < 0:
+        raise RequestError(f"--samples is {samples}: must be at least 0")
+    state = run.state
+    if samples == 0:
+        logits = predict_logits(state.apply_fn, state.variables, images).astype(np.float64)
+        mean = softmax(logits, 1)
+        energy = -np.asarray(logsumexp(logits, 1))
+        found = Predictions(mean, np.zeros(len(mean)), entropy_of(mean), energy, 1)
+    else:
+        variables = dict(state.variables)
+        rates = make_plan(run.config, run.facts).full_rates
+        if rates and not any(rates.values()):
+            raise RequestError(f"{run.folder} was trained without dropout: it cannot be sampled")
+        if rates:
+            variables["rates"] = rates_collection(rates)
+        key = key_for(run.config.seed, "sample")
+        try:
+            found = sample_predictions(state.apply_fn, variables, images, key, samples)
+        except RequestError as error:
+            raise RequestError(f"{run.folder}: {error}") from error
+    return tempered(found, temperature_of(run)) if calibrated else found
+
+
+def tempered(found: Predictions, temperature: float) -> Predictions:
+    """Predictions whose mean is tempered; what samples disagree about, and the energy, stay."""
+    scaled = scores.with_temperature(found.probabilities, temperature)
+    rest = entropy_of(scaled) - found.mutual_information
+    return found._replace(probabilities=scaled, expected_entropy=rest)
+
+
+class Calibration(NamedTuple):
+    """A fitted temperature.
+
+    Attributes:
+        temperature: above 0, divides logits.
+        before, after: NLL of the validation images without and with it, in nats.
+        images: how many there are.
+        doubt: why it is not to be relied on, for people; empty where there is no reason.
+    """
+
+    temperature: float
+    before: float
+    after: float
+    images: int
+    doubt: str = ""
+
+
+def calibrate(run: Run) -> Calibration:
+    """Fit a run's temperature as `fitted` does, and save it with the run.
+
+    Raises:
+        RequestError: the run has no validation images.
+        ThinnedError: it cannot be saved.
+    """
+    found = fitted(run)
+    saved = {
+        "temperature": found.temperature,
+        "images": found.images,
+        "nll": [found.before, found.after],
+    }
+    write_whole(run.folder / "calibration.json", json.dumps(saved, indent=2) + "\n")
+    return found
+
+
+def fitted(run: Run) -> Calibration:
+    """The temperature for the least NLL on a run's validation images (Guo et al. 2017).
+
+    Raises:
+        RequestError: the run has no validation images.
+    """
+    held = validation_of(run)
+    found = predictions_of([run], held.images).probabilities
+    temperature = scores.fit_temperature(np.log(np.maximum(found, 1e-30)), held.labels)
+    after = scores.with_temperature(found, temperature)
+    if np.all(found.argmax(1) == held.labels):
+        doubt = f"all {len(held):,} validation images are right: nothing tells how sure is too sure"
+    elif any(math.isclose(temperature, bound, rel_tol=1e-3) for bound in scores.TEMPERATURES):
+        doubt = "this is as far as the search goes: probabilities say little about these images"
+    else:
+        doubt = ""
+    before, then = scores.nll(found, held.labels), scores.nll(after, held.labels)
+    return Calibration(temperature, before, then, len(held), doubt)
+
+
+def temperature_of(run: Run) -> float:
+    """The temperature that was fitted for a run.
+
+    Raises:
+        RequestError: none was, or its file is damaged.
+    """
+    path = run.folder / "calibration.json"
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8"))["temperature"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RequestError(
+            f"{run.folder} is not calibrated: run thinned calibrate {run.folder}"
+        ) from error
+
+
+def validation_of(run: Run) -> Split:
+    """A run's validation images.
+
+    Raises:
+        RequestError: it has none.
+    """
+    held = run.dataset.validation
+    if held is None or not len(held):
+        raise RequestError(f"{run.folder} has no validation images: train with --data.validation N")
+    return held
+
+
+class Threshold(NamedTuple):
+    """From which confidence on answers count as sure; its text is a line for people.
+
+    Attributes:
+        confidence: probability of the predicted class; infinite where none is sure enough.
+        coverage: the part of the validation images that it lets through.
+    """
+
+    confidence: float
+    coverage: float
+
+    def __str__(self) -> str:
+        """Below what answers are unsure, and how many of the validation images are not."""
+        if not self.coverage:
+            return (
+                "even the surest answers on validation images are wrong too often: all are unsure"
+            )
+        return (
+            f"unsure below a probability of {self.confidence:.4f}: {self.coverage:.1%} of the "
+            "validation images are above"
+        )
+
+
+def threshold_for(runs: Sequence[Run], risk: float, samples: int, calibrated: bool) -> Threshold:
+    """The confidence from which on, of validation images, at most `risk` of the answers are wrong.
+
+    Raises:
+        RequestError: there are no validation images, the runs held out different ones, or `risk` is
+            no probability.
+    """
+    if not 0 <= risk <= 1:
+        raise RequestError(f"--risk is {risk}: must be a number from 0 to 1")
+    held = validation_of(runs[0])
+    for run in runs[1:]:
+        if not same_images(validation_of(run), held):
+            raise RequestError(
+                f"--risk: {run.folder} held out other validation images than {runs[0].folder}, and "
+                "may have learned from these; give runs of one --seed, or a single run"
+            )
+    found = predictions_of(runs, held.images, samples, calibrated).probabilities
+    curve = scores.risk_coverage(found.max(1), found.argmax(1) == held.labels)
+    # A threshold cannot part images of the same confidence.
+    parted = np.r_[curve.threshold[1:] != curve.threshold[:-1], True]
+    fine = np.flatnonzero((curve.risk <= risk) & parted)
+    if not len(fine):
+        return Threshold(math.inf, 0.0)
+    return Threshold(float(curve.threshold[fine[-1]]), float(curve.coverage[fine[-1]]))
+
+
+def appraise(
+    runs: Sequence[Run], test: Split, samples: int = 0, calibrated: bool = False
+) -> Appraisal:
+    """Score runs, as an ensemble where they are several, on labelled images."""
+    found = predictions_of(runs, test.images, samples, calibrated)
+    return Appraisal(found, test.labels, runs[0].facts.classes)
+
+
+def same_images(one: Split, two: Split) -> bool:
+    """Whether two splits hold the same labelled images in the same order."""
+    return (
+        len(one) == len(two)
+        and np.array_equal(one.labels, two.labels)
+        and all(
+            np.array_equal(first, second)
+            for (first, _), (second, _) in zip(one.parts(), two.parts(), strict=True)
+        )
+    )
+
+
+def common_test(runs: Sequence[Run], data: str | None = None) -> Split:
+    """The test images on which runs are judged as an ensemble.
+
+    Args:
+        runs: the members.
+        data: other data whose test images to use; the runs' own when absent.
+
+    Raises:
+        RequestError: the images cannot be read, or the runs' own are not the same: one may have
+            learned from another's.
+    """
+    test = runs[0].test_images(data)
+    for run in runs[1:] if data is None else ():
+        if run.facts.classes != runs[0].facts.classes or not same_images(run.test_images(), test):
+            raise RequestError(
+                f"{run.folder} and {runs[0].folder} have different test images: they are no "
+                "ensemble on either; compare them with thinned report, or name the images with "
+                "--data.path"
+            )
+    return test
+
+
+def other_images(run: Run, data: str, test: Split) -> Split:
+    """The test images of other data, brought to a run's own size; their labels mean nothing here.
+
+    Args:
+        run: whose size they are brought to.
+        data: what they are, see `DataConfig`.
+        test: the images that they are to be told from.
+
+    Raises:
+        RequestError: they cannot be read, are all among the test images, or the run's images are
+            not square.
+    """
+    height, width, _ = run.facts.image_shape
+    if height != width:
+        raise RequestError(f"other images cannot be brought to {height} x {width}: not square")
+    other = open_source(run.facts.form_of(DataConfig(path=data))).load().test
+    if _digests(other) <= _digests(test):
+        raise RequestError(f"--ood {data}: these are the test images themselves")
+    return other
+
+
+def _digests(split: Split) -> set[bytes]:
+    return {
+        hashlib.sha256(np.ascontiguousarray(image).data).digest()
+        for images, _ in split.parts()
+        for image in images
+    }
+
+
+class Enough(NamedTuple):
+    """How many samples `enough_samples` takes; its text is a line for people.
+
+    Attributes:
+        samples: thinned networks of each run.
+        half_width: of the 95 % interval of the mean probability, averaged over images.
+        narrow: whether that is as narrow as was asked for.
+    """
+
+    samples: int
+    half_width: float
+    narrow: bool
+
+    def __str__(self) -> str:
+        """The samples, and how narrow the interval is."""
+        most = "" if self.narrow else " (the most)"
+        return f"{self.samples} samples{most}, interval ±{self.half_width:.4f}"
+
+
+def enough_samples(runs: Sequence[Run], images: Any, precision: float = 0.005) -> Enough:
+    """How many samples narrow the mean probability to `precision`, at 95 %, averaged over images.
+
+    Begins with 16 and doubles, on up to 500 images, until the half width of the interval of the
+    predicted class's probability is small enough, or 1024 are reached. Of several runs, only the
+    spread within each counts: samples do not narrow what lies between them.
+
+    Args:
+        runs: as for `predictions_of`.
+        images: what is to be predicted.
+        precision: half width, a part of 1, above 0.
+    """
+    pilot = images[np.arange(min(len(images), _PILOT))]
+    samples = 16
+    while True:
+        members = members_of(runs, pilot, samples)
+        squares = np.sum([np.square(member.deviation) for member in members], 0)
+        half = 1.96 * float(np.sqrt(squares / samples).mean()) / len(members)
+        if half <= precision or samples >= _MOST:
+            return Enough(samples, half, half <= precision)
+        samples *= 2
+
+
+def strangers(runs: Sequence[Run]) -> list[str]:
+    """A line for each run that learned from other data than the first, by what it recorded."""
+    first = runs[0]
+    return [
+        f"note: {run.folder} learned from other data than {first.folder}"
+        for run in runs[1:]
+        # Digests alone do not tell: they depend on which images a seed held out.
+        if run.config.data.path != first.config.data.path
+        and recorded_digest(run.folder) != recorded_digest(first.folder)
+    ]
+
+
+def load_runs(folders: Sequence[Path]) -> list[Run]:
+    """Open several runs.
+
+    Raises:
+        RequestError: one of them is none, or none is given.
+    """
+    if not folders:
+        raise RequestError("no run is given")
+    return [Run.open(folder) for folder in folders]

@@ -1,0 +1,1 @@
+"""Many runs at once: arms, seeds, comparison, and published tables run again."""

@@ -1,0 +1,379 @@
+"""Studies: many arms, several seeds each, every run an ordinary run folder, compared in the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import itertools
+import json
+import math
+import signal
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from thinned.core.config import Config, nearest, options, recipe, with_values
+from thinned.core.disk import write_whole
+from thinned.core.errors import RequestError, ThinnedError
+from thinned.data.sources.load import load_data
+from thinned.data.split import fingerprint
+from thinned.engine.loop import Stopped
+from thinned.models.catalog import refuse_unknown
+from thinned.runs.environment import recorded_digest
+from thinned.runs.run import Run, named
+from thinned.studies.arms import Arm
+from thinned.studies.comparison import differences
+from thinned.studies.jobs import Job, left_of, place_of, run_jobs
+from thinned.studies.outcomes import Row, read_outcome
+from thinned.studies.progress import Countdown, watched
+from thinned.studies.workers import share
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is to be run.
+
+    Attributes:
+        base: the config that the arms vary.
+        arms: at least one, of different names.
+        seeds: each arm is run with every one: initialisation, order and masks of a seed are the
+            same in all arms, so that differences are paired.
+        baseline: name of the arm that others are compared with.
+    """
+
+    base: Config
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    baseline: str
+
+    @classmethod
+    def of(
+        cls, base: Config, arms: Sequence[Arm], seeds: Sequence[int], baseline: str | None = None
+    ) -> Study:
+        """A study whose every config was checked; test images are read once, at a run's end.
+
+        Raises:
+            RequestError: no seeds, an arm that cannot be run, two of one folder, or a baseline
+                that is none.
+        """
+        base = dataclasses.replace(base, test="end")
+        if not seeds:
+            raise RequestError("--seeds must be at least 1")
+        names = [arm.name for arm in arms]
+        baseline = names[0] if baseline is None else baseline
+        if baseline not in names:
+            raise RequestError(f"--baseline {baseline} is no arm{_likely(baseline, names)}")
+        folders: dict[str, Arm] = {}
+        for arm in arms:
+            config = arm.config(base, seeds[0])
+            if config.model != "auto":
+                refuse_unknown(config.model)
+            other = folders.setdefault(arm.folder, arm)
+            if other is not arm:
+                raise RequestError(f"arms {other.name} and {arm.name} would share a folder")
+        return cls(base, tuple(arms), tuple(seeds), baseline)
+
+    def to_json(self) -> str:
+        """As the text of ``study.json``."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def open(cls, folder: Path) -> Study:
+        """The study of a folder.
+
+        Raises:
+            RequestError: there is none, or it cannot be read.
+        """
+        path = folder / "study.json"
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            base = values["base"]
+            return cls(
+                with_values(recipe(base["recipe"]), base, str(path)),
+                tuple(Arm(arm["name"], arm["changes"]) for arm in values["arms"]),
+                tuple(values["seeds"]),
+                values["baseline"],
+            )
+        except FileNotFoundError as error:
+            raise RequestError(f"{folder} is no study: it has no study.json") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RequestError(f"{path} cannot be read: {error}") from error
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Every run as (seed, arm): a whole round of arms before the next seed."""
+        return [(seed, arm) for seed in self.seeds for arm in self.arms]
+
+    def cost(self, rows: Sequence[Row]) -> dict[str, float]:
+        """Arm -> time of training over the baseline's, all epochs; NaN where it is not known."""
+        times = {
+            row.arm.name: row.epoch_s * row.arm.config(self.base, self.seeds[0]).epochs
+            for row in rows
+        }
+        return {name: time_s / times.get(self.baseline, math.nan) for name, time_s in times.items()}
+
+
+def run_study(
+    study: Study,
+    folder: Path,
+    tell: Callable[[str], None] = lambda line: None,
+    processes: int = 1,
+    lanes: int | None = None,
+) -> list[Row]:
+    """Run whatever of a study was not run yet.
+
+    Args:
+        study: the definition.
+        folder: of this study alone; when it holds the same study, that one goes on, and seeds and
+            arms may have been added.
+        tell: gets a line for every run.
+        processes: how many share the work, each with its part of the CPU cores.
+        lanes: how many runs are trained at once as lanes of one vmapped program; None for 1 on a
+            CPU, where lanes are slower (docs/studies.md), and 8 on anything else.
+
+    Returns:
+        A row for each arm.
+
+    Raises:
+        RequestError: `folder` holds another study, or one that is running.
+        Stopped: by Ctrl-C or SIGTERM; the run in progress is saved.
+    """
+    if lanes is None:
+        lanes = 1 if jax.default_backend() == "cpu" else 8
+    with _held(folder, study), watched(folder, study.jobs, tell):
+        left = left_of(folder, study.jobs)
+        processes = min(processes, len(left))
+        progress = Countdown(len(study.jobs), tell, len(study.jobs) - len(left))
+        if processes > 1:
+            share(study.base, folder, left, processes, progress)
+        else:
+            run_jobs(study.base, folder, left, progress, lanes, tell)
+    return rows_of(folder)
+
+
+@contextmanager
+def stoppable(command: str) -> Generator[None]:
+    """What Ctrl-C and SIGTERM stop in here is told to go on with that command."""
+    try:
+        yield
+    except (Stopped, KeyboardInterrupt) as error:
+        number = error.exit_code - 128 if isinstance(error, Stopped) else signal.SIGINT
+        told = f"stopped; what was done is saved: go on with {command}"
+        raise Stopped(told, number) from error
+
+
+def refuse_fruitless(folder: Path, rows: Sequence[Row]) -> None:
+    """Refuse to call a study done of which not one run finished.
+
+    Raises:
+        ThinnedError: says why the first did not.
+    """
+    outcomes = [outcome for row in rows for outcome in row.outcomes.values()]
+    if outcomes and all(outcome.status != "finished" for outcome in outcomes):
+        first = outcomes[0]
+        raise ThinnedError(f"{folder}: no run finished; the first {first.status}: {first.reason}")
+
+
+@contextmanager
+def _held(folder: Path, study: Study) -> Generator[None]:
+    """A study's folder, with its definition in it, for this process alone."""
+    if (folder / "config.json").exists():
+        raise RequestError(f"{folder} is a run: give the study another --name")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise RequestError(f"cannot write in {folder}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RequestError(f"{folder} is being run by another process") from error
+        if (folder / "study.json").exists():
+            _refuse_changes(Study.open(folder), study, folder)
+            _refuse_other_data(study, folder)
+        write_whole(folder / "study.json", study.to_json())
+        yield
+
+
+def search(
+    study: Study, folder: Path, trials: int, tell: Callable[[str], None] = lambda line: None
+) -> list[Row]:
+    """Run only those arms that Optuna's sampler chooses, by the mean validation accuracy.
+
+    Arms are tried with all seeds, one arm after another; the baseline first. The sampler is seeded
+    and fed with the same results in the same order, so that a search goes on where it stopped.
+
+    Args:
+        study: its arms are the space that is searched.
+        folder: as for `run_study`.
+        trials: how many arms to try, the baseline among them.
+        tell: as for `run_study`.
+
+    Raises:
+        RequestError: Optuna is not installed, nothing was held out, or as `run_study`.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise RequestError(
+            "--search needs optuna: install it with pip install 'thinned[search]'"
+        ) from error
+    if not study.base.data.validation and load_data(study.base).validation is None:
+        raise RequestError("--search chooses by validation images: give --data.validation N")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    choices = {name: _choices(study, name) for name in study.arms[0].changes}
+    by_place = {tuple(_key(arm, choices).items()): arm for arm in study.arms}
+    sampler = optuna.samplers.TPESampler(seed=study.seeds[0])
+    chooser = optuna.create_study(direction="maximize", sampler=sampler)
+    base = next(arm for arm in study.arms if arm.name == study.baseline)
+    chooser.enqueue_trial(_key(base, choices))
+    rows: list[Row] = []
+    progress = Countdown(trials * len(study.seeds), tell)
+    with _held(folder, study), watched(folder, study.jobs, tell):
+        for _ in range(trials):
+            trial = chooser.ask()
+            key = {n: trial.suggest_int(n, 0, len(v) - 1) for n, v in choices.items()}
+            arm = by_place[tuple(key.items())]
+            left = left_of(folder, [(seed, arm) for seed in study.seeds])
+            progress.past += len(study.seeds) - len(left)
+            run_jobs(study.base, folder, left, progress)
+            rows = [row for row in rows_of(folder) if row.outcomes]
+            score = next(r for r in rows if r.arm == arm).mean("accuracy", "validation")
+            if math.isnan(score):
+                chooser.tell(trial, state=optuna.trial.TrialState.FAIL)
+            else:
+                chooser.tell(trial, score)
+    return rows
+
+
+def _choices(study: Study, name: str) -> list[Any]:
+    found: list[Any] = []
+    for arm in study.arms:
+        if arm.changes[name] not in found:
+            found.append(arm.changes[name])
+    return found
+
+
+def _key(arm: Arm, choices: Mapping[str, list[Any]]) -> dict[str, int]:
+    return {name: values.index(arm.changes[name]) for name, values in choices.items()}
+
+
+def folder_of(runs: Path, name: str | None) -> Path:
+    """Where a study of that name is kept, or the next free ``study-001``."""
+    if name is not None:
+        return named(runs, name)
+    number = next(n for n in itertools.count(1) if not (runs / f"study-{n:03d}").exists())
+    return runs / f"study-{number:03d}"
+
+
+def rows_of(folder: Path) -> list[Row]:
+    """What is known of a study by now.
+
+    Raises:
+        RequestError: there is no study in `folder`.
+    """
+    study = Study.open(folder)
+    outcomes = {
+        arm.name: {
+            seed: found
+            for seed in study.seeds
+            if (found := read_outcome(place_of(folder, arm, seed)))
+        }
+        for arm in study.arms
+    }
+    accuracies = {
+        name: {s: o.scores["test"]["accuracy"] for s, o in tried.items() if "test" in o.scores}
+        for name, tried in outcomes.items()
+    }
+    against = differences(accuracies, study.baseline)
+    return [Row(arm, outcomes[arm.name], against.get(arm.name)) for arm in study.arms]
+
+
+def curves_of(folder: Path, arm: Arm, seed: int) -> list[dict[str, Any]]:
+    """The records of one run of a study, see `thinned.engine.logs.MetricsLog`."""
+    place = place_of(folder, arm, seed)
+    return Run.open(place).metrics if (place / "config.json").exists() else []
+
+
+def run_of(folder: Path, arm: Arm, seed: int) -> Run:
+    """One run of a study.
+
+    Raises:
+        RequestError: it was not begun.
+    """
+    return Run.open(place_of(folder, arm, seed))
+
+
+def _refuse_changes(past: Study, wanted: Study, folder: Path) -> None:
+    changed = [
+        f"{name}: was {before}, asked for {after}"
+        for (name, _, before), (_, _, after) in zip(
+            options(past.base), options(wanted.base), strict=True
+        )
+        if before != after
+    ]
+    changed += list(_changed_arms(past.arms, wanted.arms))
+    if past.baseline != wanted.baseline:
+        changed.append(f"baseline: was {past.baseline}, asked for {wanted.baseline}")
+    missing = sorted(set(past.seeds) - set(wanted.seeds))
+    if missing:
+        changed.append(f"seeds {missing} are gone (they can only be added)")
+    if changed:
+        raise RequestError(f"{folder} holds another study: {'; '.join(changed)}")
+
+
+def _refuse_other_data(study: Study, folder: Path) -> None:
+    """Refuse to go on where the images are not those that earlier runs have learned from."""
+    if not left_of(folder, study.jobs):
+        return
+    seen: list[Any] = []
+    for seed, arm in study.jobs:
+        place = place_of(folder, arm, seed)
+        before = recorded_digest(place)
+        if before is None:
+            continue
+        config = arm.config(study.base, seed)
+        if config.data in seen:
+            continue
+        seen.append(config.data)
+        try:
+            # With the seed of that run: it can decide which images are held out.
+            now = fingerprint(load_data(config))
+        except ThinnedError:
+            # The runs that need them say so.
+            continue
+        if now != before:
+            raise RequestError(
+                f"{config.data.path} holds other images than {place} learned from: "
+                "give the study another --name"
+            )
+
+
+def _likely(name: str, names: Sequence[str]) -> str:
+    """The nearest of many names, or the first few."""
+    said = nearest(name, dict.fromkeys(names))
+    few = said if len(names) <= _SHOWN or "did you mean" in said else ""
+    return few or f"; known: {', '.join(names[:_SHOWN])} and {len(names) - _SHOWN:,} more"
+
+
+def _changed_arms(past: Sequence[Arm], wanted: Sequence[Arm]) -> Iterator[str]:
+    after = {arm.name: arm.changes for arm in wanted}
+    for arm in past:
+        if arm.name not in after:
+            yield f"arm {arm.name} is gone"
+            continue
+        # As JSON, to which a tuple is the list that it was read as.
+        old, new = (json.loads(json.dumps(each)) for each in (arm.changes, after[arm.name]))
+        for option in dict.fromkeys([*old, *new]):
+            if old.get(option) != new.get(option):
+                yield (
+                    f"arm {arm.name}, {option}: was {old.get(option, 'unchanged')}, "
+                    f"asked for {new.get(option, 'unchanged')}"
+                )

@@ -1,0 +1,193 @@
+"""What predictions of labelled images are worth: every usual score, and a text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from thinned.trust import scores
+from thinned.trust.sampling import Predictions
+
+COVERAGES = (0.8, 0.9, 0.95)
+_MATRIX = 20
+"""Classes up to which a confusion matrix fits a terminal."""
+
+
+@dataclass(frozen=True)
+class Appraisal:
+    """Every usual score of predictions of labelled images; its text is a report for people.
+
+    Attributes:
+        predictions: what was predicted.
+        labels: int [example].
+        classes: names of the classes.
+    """
+
+    predictions: Predictions
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """f64 [example, class]."""
+        return self.predictions.probabilities
+
+    @cached_property
+    def right(self) -> np.ndarray:
+        """bool [example], whether the most probable class is the label."""
+        return self.probabilities.argmax(1) == self.labels
+
+    @cached_property
+    def losses(self) -> np.ndarray:
+        """f64 [example], negative log-likelihood of the label, in nats."""
+        return scores.losses(self.probabilities, self.labels)
+
+    @cached_property
+    def confusion(self) -> np.ndarray:
+        """Counts i64 [true class, predicted class]."""
+        return scores.confusion(self.probabilities.argmax(1), self.labels, len(self.classes))
+
+    @cached_property
+    def selective(self) -> scores.RiskCoverage:
+        """Risk and coverage by the probability of the predicted class."""
+        return scores.risk_coverage(self.probabilities.max(1), self.right)
+
+    @cached_property
+    def scores(self) -> dict[str, float]:
+        """Every score by name; losses in nats per example, the others as parts of 1."""
+        p, y = self.probabilities, self.labels
+        low, high = scores.accuracy_interval(int(self.right.sum()), len(y))
+        found = {
+            "accuracy": float(self.right.mean()),
+            "accuracy_low": low,
+            "accuracy_high": high,
+            "nll": scores.nll(p, y),
+            "brier": scores.brier(p, y),
+            "ece": self.bins.error,
+            "adaptive_ece": scores.reliability(p, y, adaptive=True).error,
+            "aurc": self.selective.area,
+        }
+        if len(self.classes) > 5:
+            found["top5"] = scores.top_k(p, y, 5)
+        for coverage in COVERAGES:
+            found[f"accuracy_at_{coverage:g}"] = self.selective.accuracy_at(coverage)
+        return found
+
+    def __str__(self) -> str:
+        """The scores, a line for each class, the confusion matrix, the reliability bins."""
+        parts = [self._lines(), self._per_class(), self._matrix(), self._bins()]
+        return "\n\n".join(filter(None, map("\n".join, parts)))
+
+    @cached_property
+    def bins(self) -> scores.Bins:
+        """Reliability in bins of equal width."""
+        return scores.reliability(self.probabilities, self.labels)
+
+    def as_values(self) -> dict[str, Any]:
+        """Everything as plain values for JSON; NaN is null.
+
+        ``scores`` by name; ``classes``; ``per_class`` rows of precision, recall and F1;
+        ``confusion`` [true][predicted]; ``reliability`` bins; ``risk_coverage`` points.
+        """
+        parts = {
+            "scores": self.scores,
+            "classes": self.classes,
+            "per_class": scores.per_class(self.confusion),
+            "confusion": self.confusion,
+            "reliability": vars(self.bins),
+            "risk_coverage": vars(self.selective),
+        }
+        return {name: _plain(part) for name, part in parts.items()}
+
+    def _lines(self) -> Iterator[str]:
+        found, count = self.scores, len(self.labels)
+        yield (
+            f"accuracy      {found['accuracy']:.2%} ({found['accuracy_low']:.2%} to "
+            f"{found['accuracy_high']:.2%}, Wilson 95 %), {int(self.right.sum()):,} of {count:,} "
+            "images"
+        )
+        if "top5" in found:
+            yield f"top 5         {found['top5']:.2%}"
+        yield f"loss          {found['nll']:.4f} nats (NLL)"
+        yield f"Brier         {found['brier']:.4f} (sum over classes, 0 to 2)"
+        yield (
+            f"ECE           {found['ece']:.4f} ({scores.BINS} bins of equal width), "
+            f"{found['adaptive_ece']:.4f} (of equal count)"
+        )
+        parts = (f"{found[f'accuracy_at_{c:g}']:.2%} at {c:.0%}" for c in COVERAGES)
+        yield f"selective     AURC {found['aurc']:.5f}; accuracy {', '.join(parts)} coverage"
+
+    def _per_class(self) -> Iterator[str]:
+        width = max(5, *(len(name) for name in self.classes))
+        yield f"{'class'.ljust(width)}  images  precision  recall      F1"
+        table = scores.per_class(self.confusion)
+        for name, row, images in zip(self.classes, table, self.confusion.sum(1), strict=True):
+            cells = "".join(f"{value:>10.2%}" if value == value else f"{'-':>10}" for value in row)
+            yield f"{name.ljust(width)}  {int(images):>6,} {cells}"
+
+    def _matrix(self) -> Iterator[str]:
+        if len(self.classes) > _MATRIX:
+            return
+        width = max(5, *(len(name) for name in self.classes))
+        cell = max(len(f"{self.confusion.max()}"), *(min(len(name), 8) for name in self.classes))
+        header = "  ".join(name[:8].rjust(cell) for name in self.classes)
+        yield "confusion: a row for each true class, a column for each predicted one"
+        yield f"{''.ljust(width)}  {header}"
+        for name, row in zip(self.classes, self.confusion, strict=True):
+            yield f"{name.ljust(width)}  " + "  ".join(str(count).rjust(cell) for count in row)
+
+    def _bins(self) -> Iterator[str]:
+        yield "confidence      images  mean confidence  accuracy"
+        bins = self.bins
+        for index in np.flatnonzero(bins.count):
+            low, high = bins.edges[index : index + 2]
+            yield (
+                f"{low:.3f} to {high:.3f}{bins.count[index]:>8,}{bins.confidence[index]:>17.4f}"
+                f"{bins.accuracy[index]:>10.4f}"
+            )
+
+
+def uncertainties(predictions: Predictions) -> dict[str, np.ndarray]:
+    """Measures of uncertainty f64 [image] by name, larger is less sure."""
+    found = {
+        "entropy": predictions.entropy,
+        "1 - max probability": 1 - predictions.probabilities.max(1),
+        "energy": predictions.energy,
+    }
+    if predictions.samples > 1:
+        found["mutual information"] = predictions.mutual_information
+    return found
+
+
+def told_apart(inside: Predictions, outside: Predictions) -> dict[str, dict[str, float]]:
+    """How well other images are told from the test images, by each of `uncertainties`.
+
+    Args:
+        inside: predictions of the test images.
+        outside: predictions of the others, made in the same way.
+
+    Returns:
+        Measure -> {"auroc", "fpr95"}.
+    """
+    within, without = uncertainties(inside), uncertainties(outside)
+    return {
+        name: {
+            "auroc": scores.auroc(within[name], without[name]),
+            "fpr95": scores.fpr_at_95(within[name], without[name]),
+        }
+        for name in within
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and value != value else value

@@ -1,0 +1,279 @@
+"""Monte Carlo dropout: many thinned networks for little more than one pass.
+
+A sample is one thinned network, the same for every image: what is predicted for an image does not
+depend on those beside it, and a mask is drawn once for all of them. What does not depend on the
+dropout key, the trunk, runs once; only what follows the first random site runs for each sample,
+and where that is affine, all samples are one matrix product. Nothing is found by the names of
+layers, so that it works for any module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from thinned.core.errors import RequestError
+from thinned.core.types import Key, Variables
+from thinned.dropout.audit.watch_linen import dropout_on
+from thinned.models.apply import BATCH_SIZE, as_float, padded_batches
+from thinned.trust.partition import Parted, derivatives, is_affine, split_by_key
+
+_BLOCK = 10 * BATCH_SIZE
+"""Images that share the matrices of their samples, where a head is affine."""
+
+
+class SampleSums(NamedTuple):
+    """Sums over the samples of a block of images.
+
+    Attributes:
+        centre: f32 [image, class], probabilities of the first sample. What the others differ by is
+            summed: squares of the probabilities themselves would lose small deviations in f32.
+        shifts: f32 [image, class], of the probabilities less the centre.
+        squares: f32 [image, class], of those squared.
+        entropies: f32 [image], of each sample's probabilities, in nats.
+        energies: f32 [image], the free energy -log sum exp of each sample's logits.
+        samples: i32 [].
+    """
+
+    centre: jax.Array
+    shifts: jax.Array
+    squares: jax.Array
+    entropies: jax.Array
+    energies: jax.Array
+    samples: jax.Array
+
+
+class Predictions(NamedTuple):
+    """What a network, or several, say of images.
+
+    Attributes:
+        probabilities: f64 [image, class], mean over all samples and networks.
+        deviation: f64 [image], standard deviation over samples of the most probable class's
+            probability; 0 without samples.
+        expected_entropy: f64 [image], mean entropy of single samples, in nats.
+        energy: f64 [image], mean free energy -log sum exp of the logits (Liu et al. 2020); higher
+            is less like the training data.
+        samples: thinned networks behind each row; 1 for a plain pass.
+    """
+
+    probabilities: np.ndarray
+    deviation: np.ndarray
+    expected_entropy: np.ndarray
+    energy: np.ndarray
+    samples: int
+
+    @property
+    def entropy(self) -> np.ndarray:
+        """Predictive entropy f64 [image], in nats: all uncertainty there is."""
+        return entropy_of(self.probabilities)
+
+    @property
+    def mutual_information(self) -> np.ndarray:
+        """f64 [image], in nats: how much the samples disagree (BALD, Houlsby et al. 2011)."""
+        return np.maximum(self.entropy - self.expected_entropy, 0.0)
+
+
+def entropy_of(probabilities: np.ndarray) -> np.ndarray:
+    """Shannon entropy over the last axis, in nats; 0 log 0 is 0."""
+    safe = np.where(probabilities > 0, probabilities, 1.0)
+    return -np.sum(probabilities * np.log(safe), -1)
+
+
+@partial(jax.jit, static_argnames=("apply_fn", "affine"))
+def sample_block(
+    apply_fn: Callable[..., Any],
+    variables: Variables,
+    images: jax.Array,
+    key: Key,
+    count: jax.Array,
+    affine: bool = False,
+) -> SampleSums:
+    """Sums over the first `count` samples of a block of images.
+
+    Args:
+        apply_fn: the ``apply`` of a module called as ``module(images, train=bool)``.
+        variables: its variables, the rates to sample with among them.
+        images: u8 or f32 [image, height, width, channel].
+        key: of all samples; sample i uses ``fold_in(key, i)``.
+        count: i32 [], traced: one program serves any number.
+        affine: whether to make a matrix of each thinned network's head, see `is_affine`.
+    """
+    parted = split_by_key(_thinned(apply_fn), key, variables, images[0])
+    fixed, _ = parted.trunk(variables, images[0])
+    varying = jax.lax.map(
+        lambda image: parted.trunk(variables, image)[1], images, batch_size=BATCH_SIZE
+    )
+    together, logits_of = (_by_matrices if affine else _one_by_one)(parted, fixed, varying)
+
+    def body(turn: jax.Array, sums: SampleSums) -> SampleSums:
+        places = turn * together + jnp.arange(together)
+        logits = logits_of(jax.vmap(jax.random.fold_in, (None, 0))(key, places))
+        log_p = jax.nn.log_softmax(logits)
+        # Samples beyond the last count for nothing.
+        real = (places < count).astype(jnp.float32)
+        p = jnp.exp(log_p)
+        centre = jnp.where(turn == 0, p[0], sums.centre)
+        shifts = (p - centre) * real[:, None, None]
+        return SampleSums(
+            centre,
+            sums.shifts + shifts.sum(0),
+            sums.squares + (shifts * shifts).sum(0),
+            sums.entropies - jnp.sum(p * log_p * real[:, None, None], (0, 2)),
+            sums.energies - jnp.sum(jax.nn.logsumexp(logits, -1) * real[:, None], 0),
+            sums.samples + real.sum().astype(jnp.int32),
+        )
+
+    shape = jax.eval_shape(logits_of, key[None]).shape[1:]
+    nothing = jnp.zeros(shape, jnp.float32)
+    empty = SampleSums(nothing, nothing, nothing, nothing[:, 0], nothing[:, 0], jnp.int32(0))
+    return jax.lax.fori_loop(0, -(-count // together), body, empty)
+
+
+_Heads = tuple[int, Callable[[Key], jax.Array]]
+"""How many samples to compute at once, and logits f32 [sample, image, class] from keys [sample]."""
+
+
+def _one_by_one(parted: Parted, fixed: list[Any], varying: list[Any]) -> _Heads:
+    of_images = jax.vmap(parted.head, (None, 0, None))
+    of_samples = jax.vmap(of_images, (None, None, 0))
+    return 4, lambda keys: of_samples(fixed, varying, keys).astype(jnp.float32)
+
+
+def _by_matrices(parted: Parted, fixed: list[Any], varying: list[Any]) -> _Heads:
+    zeros = [jnp.zeros_like(value[0]) for value in varying]
+    rows = jnp.concatenate([value.reshape(len(value), -1) for value in varying], -1)
+
+    def matrix(key: Key) -> tuple[jax.Array, jax.Array]:
+        constant, parts = derivatives(parted, fixed, zeros, key)
+        return constant, jnp.concatenate([part.reshape(len(constant), -1) for part in parts], -1)
+
+    def logits_of(keys: Key) -> jax.Array:
+        constants, matrices = jax.vmap(matrix)(keys)
+        found = jnp.einsum("if,scf->sic", rows, matrices) + constants[:, None]
+        return found.astype(jnp.float32)
+
+    return 10, logits_of
+
+
+def look_at(
+    apply_fn: Callable[..., Any], variables: Variables, image: jax.Array
+) -> tuple[bool, bool]:
+    """Whether a network is random when its dropout is on, and is best sampled by matrices."""
+    key = jax.random.key(0)
+    found: list[tuple[bool, bool]] = []
+
+    def look(variables: Variables, image: jax.Array) -> None:
+        parted = split_by_key(_thinned(apply_fn), key, variables, image)
+        fixed, varying = parted.trunk(variables, image)
+        classes = jax.eval_shape(parted.head, fixed, varying, key).shape[0]
+        # The matrix of a head costs some two heads for each class; it has to serve enough images.
+        few = 10 * classes <= _BLOCK
+        found.append((parted.random, few and is_affine(parted, fixed, varying, key)))
+
+    jax.eval_shape(look, variables, image)
+    random, affine = found[0]
+    # Derivatives do not tell everything: those of a rounded number are constant, too.
+    return random, affine and bool(_matrix_agrees(apply_fn, variables, image))
+
+
+@partial(jax.jit, static_argnames="apply_fn")
+def _matrix_agrees(
+    apply_fn: Callable[..., Any], variables: Variables, image: jax.Array
+) -> jax.Array:
+    key = jax.random.key(0)
+    parted = split_by_key(_thinned(apply_fn), key, variables, image)
+    fixed, varying = parted.trunk(variables, image)
+    _, by_matrix = _by_matrices(parted, fixed, [value[None] for value in varying])
+    logits = parted.head(fixed, varying, key)
+    tolerance = jnp.sqrt(jnp.finfo(logits.dtype).eps) * (1 + jnp.abs(logits).max())
+    return jnp.abs(by_matrix(key[None])[0, 0] - logits).max() <= tolerance
+
+
+def _thinned(apply_fn: Callable[..., Any]) -> Callable[[Key, Any, Any], jax.Array]:
+    """Logits [class] of one image by a network with its dropout on, a function of the key first."""
+
+    def network(key: Key, variables: Variables, image: jax.Array) -> jax.Array:
+        with dropout_on():
+            images = as_float(image)[None]
+            return apply_fn(variables, images, train=False, rngs={"dropout": key})[0]
+
+    return network
+
+
+def sample_predictions(
+    apply_fn: Callable[..., Any],
+    variables: Variables,
+    images: Any,
+    key: Key,
+    samples: int,
+) -> Predictions:
+    """Predictions by Monte Carlo dropout (Gal & Ghahramani 2016).
+
+    Args:
+        apply_fn: the ``apply`` of a module called as ``module(images, train=bool)``.
+        variables: its variables; the collection ``rates``, if any, says how much is dropped.
+        images: u8 [image, height, width, channel], or anything that reads so by indexing.
+        key: of all samples; sample i, the same network for all images, uses ``fold_in(key, i)``.
+        samples: thinned networks, at least 1.
+
+    Raises:
+        RequestError: `samples` is below 1, or nothing in the network is random.
+    """
+    if samples < 1:
+        raise RequestError(f"samples is {samples}: must be at least 1")
+    random, affine = look_at(apply_fn, variables, jnp.asarray(images[np.arange(1)])[0])
+    if not random:
+        raise RequestError("the network drops nothing: it cannot be sampled")
+    parts: list[Predictions] = []
+    block, count = min(_BLOCK if affine else BATCH_SIZE, len(images)), jnp.int32(samples)
+    for rows, mask in padded_batches(len(images), block):
+        batch = jnp.asarray(images[rows])
+        sums = sample_block(apply_fn, variables, batch, key, count, affine)
+        parts.append(_finished(jax.device_get(sums), int(mask.sum())))
+    return joined(parts)
+
+
+def _finished(sums: SampleSums, rows: int) -> Predictions:
+    count = int(sums.samples)
+    centre, shifts, squares = (
+        np.asarray(each, np.float64)[:rows] for each in (sums.centre, sums.shifts, sums.squares)
+    )
+    mean = centre + shifts / count
+    mean = mean / mean.sum(1, keepdims=True)
+    top = mean.argmax(1)[:, None]
+    variance = np.take_along_axis(squares / count - (shifts / count) ** 2, top, 1)[:, 0]
+    scale = count / (count - 1) if count > 1 else 0.0
+    deviation = np.sqrt(np.maximum(variance, 0) * scale)
+    entropies, energies = (
+        np.asarray(each, np.float64)[:rows] / count for each in (sums.entropies, sums.energies)
+    )
+    return Predictions(mean, deviation, entropies, energies, count)
+
+
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """Predictions of several parts of the images, one after another."""
+    return Predictions(
+        np.concatenate([part.probabilities for part in parts]),
+        np.concatenate([part.deviation for part in parts]),
+        np.concatenate([part.expected_entropy for part in parts]),
+        np.concatenate([part.energy for part in parts]),
+        parts[0].samples if parts else 1,
+    )
+
+
+def averaged(members: Sequence[Predictions]) -> Predictions:
+    """A deep ensemble (Lakshminarayanan et al. 2017): the mean of several networks' predictions."""
+    mean = np.mean([member.probabilities for member in members], 0)
+    top = mean.argmax(1)[:, None]
+    tops = np.stack([np.take_along_axis(m.probabilities, top, 1)[:, 0] for m in members])
+    inner = np.mean([np.square(member.deviation) for member in members], 0)
+    # Spread within the networks and between them.
+    deviation = np.sqrt(inner + tops.var(0)) if len(members) > 1 else members[0].deviation
+    entropy = np.mean([member.expected_entropy for member in members], 0)
+    energy = np.mean([member.energy for member in members], 0)
+    return Predictions(mean, deviation, entropy, energy, sum(m.samples for m in members))
