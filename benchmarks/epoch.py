@@ -41,9 +41,9 @@ def ours(bits: str) -> Runner:
     from thinned.data.facts import Facts
     from thinned.data.sources.load import load_data
     from thinned.engine.build import initial_state
+    from thinned.engine.devices import on_device
     from thinned.engine.plan import CHUNK_STEPS, Plan
     from thinned.engine.step import train_steps
-    from thinned.runs.run import on_device
 
     config = with_values(Config(), {"dropout": {"bits": bits}}, "bench")
     dataset = load_data(config)

@@ -26,9 +26,9 @@ from thinned.core.config import Config, DataConfig
 from thinned.data.facts import Facts
 from thinned.data.sources.load import load_data
 from thinned.engine.build import initial_state, make_plan
+from thinned.engine.devices import on_device
 from thinned.engine.feed import Resident, Streamed
 from thinned.engine.step import train_steps
-from thinned.runs.run import on_device
 
 COUNT = int(os.environ.get("IMAGES", "24000"))
 ROUNDS, STEPS = int(os.environ.get("ROUNDS", "15")), 40

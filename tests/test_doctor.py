@@ -7,7 +7,7 @@ import pytest
 from thinned.cli.main import main
 from thinned.core.config import Config, DataConfig, DropoutConfig
 from thinned.runs.doctor import cost, diagnose
-from thinned.runs.run import train
+from thinned.runs.train import train
 
 
 def write(path, data, **options):

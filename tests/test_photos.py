@@ -22,10 +22,11 @@ from thinned.data.batch import Batch, class_weights
 from thinned.data.facts import Facts, statistics_of
 from thinned.data.sources.load import load_data
 from thinned.engine.build import initial_state, make_plan
+from thinned.engine.devices import on_device
 from thinned.engine.feed import Resident, Streamed, steps_within
 from thinned.engine.plan import Plan
 from thinned.engine.step import train_step
-from thinned.runs.run import on_device, train
+from thinned.runs.train import train
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from thinned.cli.main import main
 from thinned.core.config import Config, DataConfig, DropoutConfig
 from thinned.runs import figures, report
 from thinned.runs.predictions import appraise
-from thinned.runs.run import Run, train
+from thinned.runs.run import Run
+from thinned.runs.train import train
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 

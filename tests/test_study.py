@@ -26,10 +26,10 @@ from thinned.engine.step import train_steps
 from thinned.runs import run as runs
 from thinned.studies.arms import Arm, grid, varied
 from thinned.studies.comparison import Difference
+from thinned.studies.jobs import under_way
 from thinned.studies.outcomes import Outcome, Row
-from thinned.studies.progress import under_way
+from thinned.studies.page import told, verdict
 from thinned.studies.study import Study, rows_of, run_of, run_study, search
-from thinned.studies.verdict import told, verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
 
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_is_told_by_the_clock():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("thinned.studies.progress._EVERY_S", 1e6)
+        patch.setattr("thinned.studies.jobs._EVERY_S", 1e6)
         yield
 
 
@@ -287,7 +287,7 @@ def test_a_run_in_progress_tells_how_far_it_is(done, base, tmp_path, monkeypatch
         assert heard.wait(60)
         raise RequestError("enough")
 
-    monkeypatch.setattr("thinned.studies.progress._EVERY_S", 0.001)
+    monkeypatch.setattr("thinned.studies.jobs._EVERY_S", 0.001)
     monkeypatch.setattr("thinned.studies.jobs.train", waits)
     run_study(wanted, copy, tell)
     assert lines[0] == "dropout.rate=0.5, seed 1: epoch 0/2 done"

@@ -19,7 +19,7 @@ from thinned.core.types import Split
 from thinned.runs import evaluate as scoring
 from thinned.runs import predictions as trust
 from thinned.runs import worth
-from thinned.runs.run import train
+from thinned.runs.train import train
 from thinned.trust import scores
 from thinned.trust.sampling import Predictions
 

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from thinned.engine.optim import max_norm as max_norm
     from thinned.models.cnn import CNN as CNN
     from thinned.runs.run import Run as Run
-    from thinned.runs.run import resume as resume
-    from thinned.runs.run import train as train
+    from thinned.runs.train import resume as resume
+    from thinned.runs.train import train as train
     from thinned.studies.study import Study as Study
     from thinned.studies.study import run_study as run_study
 
@@ -64,7 +64,8 @@ _PUBLIC = {
     "engine.evaluation": "evaluate",
     "engine.optim": "max_norm",
     "models.cnn": "CNN",
-    "runs.run": "Run resume train",
+    "runs.run": "Run",
+    "runs.train": "resume train",
     "studies.study": "Study run_study",
 }
 _HOMES = {name: f"thinned.{home}" for home, names in _PUBLIC.items() for name in names.split()}

@@ -58,7 +58,7 @@ class Train:
 
     def __call__(self) -> None:
         """Train, then say where the result is and what can be done with it."""
-        from thinned.runs import run as runs
+        from thinned.runs import train as runs
 
         if self.resume is not None:
             run = runs.resume(self.resume, self.config, quiet=self.quiet)
@@ -123,14 +123,14 @@ class Evaluate:
             _put(json.dumps(values, ensure_ascii=False) if as_json else "\n".join(lines), self.out)
 
     def _compare(self, runs: Sequence[Any]) -> None:
-        from thinned.runs import worth
+        from thinned.runs.evaluate import compare
 
         given = {"--samples": self.samples, "--calibrated": self.calibrated, "--ood": self.ood}
         given |= {"--corrupt": self.corrupt, "--format json": self.format == "json"}
         useless = [name for name, value in given.items() if value]
         if useless:
             raise RequestError(f"--worth compares ways of its own: leave out {', '.join(useless)}")
-        _put(str(worth.compare(runs, self.data_path)), self.out)
+        _put(str(compare(runs, self.data_path)), self.out)
 
 
 @dataclass(frozen=True)
@@ -269,18 +269,14 @@ class Study:
     ] = None
     runs: Annotated[Path, Option("Folder of all runs and studies.")] = Path("runs")
     processes: Annotated[int, Option("Processes that share the runs and the CPU cores.", low=1)] = 1
-    lanes: Annotated[
-        int | None,
-        Option("Runs trained at once in one program; 1 on a CPU, else 8, when absent.", low=1),
-    ] = None
     debug: Annotated[bool, Option("Show the traceback of an error.")] = False
 
     def __call__(self) -> None:
         """Run what was not run yet; print the table, write the page."""
         from thinned.studies import study
-        from thinned.studies.verdict import told
+        from thinned.studies.page import told
 
-        for name in ("seeds", "random", "search", "processes", "lanes"):
+        for name in ("seeds", "random", "search", "processes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RequestError(f"--{name} is {value}: must be at least 1")
@@ -296,7 +292,7 @@ class Study:
         tell = partial(print, flush=True)
         with study.stoppable(f"the same command, --name {folder.relative_to(self.runs)}"):
             if self.search is None:
-                rows = study.run_study(wanted, folder, tell, self.processes, self.lanes)
+                rows = study.run_study(wanted, folder, tell, self.processes)
             else:
                 rows = study.search(wanted, folder, self.search, tell)
         print(f"\n{told(wanted, rows)}", flush=True)
@@ -313,8 +309,6 @@ class Study:
         pairs = [
             (self.search is not None, "--search", self.random is not None, "--random"),
             (self.search is not None, "--search", self.processes > 1, "--processes"),
-            (self.search is not None, "--search", self.lanes is not None, "--lanes"),
-            (self.processes > 1, "--processes", self.lanes is not None, "--lanes"),
         ]
         for one, first, two, second in pairs:
             if one and two:
@@ -450,12 +444,9 @@ class VerifyResume:
 
 @dataclass(frozen=True)
 class Doctor:
-    """Audit the dropout of a run or a config: what really happens, measured; or what it costs."""
+    """Audit the dropout of a run or a config: what really happens, measured."""
 
     target: Annotated[Positional[Path], Option("Run folder, or YAML or JSON file of options.")]
-    cost: Annotated[
-        bool, Option("Measure time, share of the bits, and memory instead, against no dropout.")
-    ] = False
     draws: Annotated[int, Option("Training steps to measure.", "steps", low=8)] = 64
     debug: Annotated[bool, Option("Show the traceback of an error.")] = False
 
@@ -463,13 +454,9 @@ class Doctor:
         """Print the report; fail when any check does."""
         if self.draws < 8:
             raise RequestError(f"--draws is {self.draws}: must be at least 8")
-        if not self.cost:
-            _show_devices(4)
+        _show_devices(4)
         from thinned.runs import doctor
 
-        if self.cost:
-            print(doctor.cost(self.target))
-            return
         found = doctor.diagnose(self.target, self.draws)
         print(found, flush=True)
         if not found.passed:

@@ -22,7 +22,7 @@ class Facts:
         train_size: number of training images.
         mean: of the training images in [0, 1], by channel; None where nothing is normalised.
         deviation: their standard deviation, by channel; None likewise.
-        plain: see `thinned.types.Dataset`.
+        plain: see `thinned.core.types.Dataset`.
     """
 
     name: str

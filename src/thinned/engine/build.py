@@ -1,9 +1,9 @@
-"""From a config and the facts of its data to network, state and plan: wiring without a disk."""
+"""From a config and the facts of its data to everything that a training needs, made once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -27,6 +27,82 @@ from thinned.models.apply import Normalised
 from thinned.models.catalog import RESIDUAL, SMALLEST, is_own, network
 
 
+@dataclass(frozen=True)
+class Built:
+    """What a config makes of the facts of its data; made once by `Built.of`, then handed down.
+
+    Attributes:
+        config: what is asked for.
+        facts: of the data.
+        model: the network; its rates travel beside the batch, not in it.
+        sites: where it drops something.
+        plan: what each step of a run will do.
+        augment: how training images are varied, or None.
+    """
+
+    config: Config
+    facts: Facts
+    model: nn.Module
+    sites: Mapping[str, Site]
+    plan: Plan
+    augment: Augment | None
+
+    @classmethod
+    def of(cls, config: Config, facts: Facts, labels: np.ndarray | None = None) -> Built:
+        """Build it, before anything is written.
+
+        Args:
+            config: what is asked for.
+            facts: of the data.
+            labels: i32 [example] of the training images; needed for balanced sampling.
+
+        Raises:
+            RequestError: an option does not fit the data or the network; says which.
+        """
+        _refuse_unfit_data(config, facts)
+        model = build_model(config, facts)
+        sites = _sites(model, config, facts)
+        _refuse_unfit_sites(config, facts, sites)
+        augment = augment_for(config.augment, facts.image_shape, len(facts.classes), facts.plain)
+        fixed = {name: float(site.rate) for name, site in sites.items() if not site.learned}
+        balanced = labels if config.data.balance == "sampling" else None
+        plan = Plan(config, facts.train_size, fixed, augment is not None, balanced)
+        return cls(config, facts, model, sites, plan, augment)
+
+    def initial_state(self) -> TrainState:
+        """The state at step 0: a pure function of the config and the facts, made anew.
+
+        Training donates it, so it is not kept.
+
+        Raises:
+            RequestError: a network of the user's own cannot be initialised.
+        """
+        config, facts = self.config, self.facts
+        tx = optimizer(Rule.of(config.optim))
+        try:
+            state = create_state(self.model, example(facts), params_key(config), tx)
+        except (TypeError, ValueError, flax_errors.FlaxError) as error:
+            raise self._own(error) from error
+        numbers = numbers_at(config, self.plan.steps_per_epoch)(jnp.int32(0))
+        own = {name: numbers[name] for name in numbers if name not in LOSS_NUMBERS}
+        state = state.replace(
+            opt_state=with_numbers(state.opt_state, own),
+            average=None if config.optim.ema is None else jax.tree.map(jnp.copy, state.params),
+        )
+        if facts.mean is None or facts.deviation is None:
+            return state
+        return state.replace(
+            apply_fn=Normalised(self.model.apply),
+            constants=Normalised.statistics(facts.mean, facts.deviation),
+        )
+
+    def _own(self, error: Exception) -> Exception:
+        if not is_own(self.config.model):
+            return error
+        reason = " ".join(str(error).split())[:200]
+        return RequestError(f"--model {self.config.model} cannot be initialised: {reason}")
+
+
 def model_name(config: Config, facts: Facts) -> str:
     """The network that a config means: ``auto`` is the CNN for small grey images, else ResNet."""
     if config.model != "auto":
@@ -36,7 +112,7 @@ def model_name(config: Config, facts: Facts) -> str:
 
 
 def build_model(config: Config, facts: Facts) -> nn.Module:
-    """The network that a config names; its rates travel beside the batch, not in it."""
+    """The network that a config names; equal configs give the same object."""
     wanted = config.dropout
     spec = DropoutSpec(wanted.kind, bits=wanted.bits)
     if wanted.kind == "block":
@@ -52,33 +128,6 @@ def build_model(config: Config, facts: Facts) -> nn.Module:
 _network = cache(network)
 
 
-def apply_of(model: nn.Module, facts: Facts) -> Callable[..., Any]:
-    """The network's ``apply``, with normalised inputs where the facts hold statistics."""
-    if facts.mean is None or facts.deviation is None:
-        return model.apply
-    return Normalised(model.apply, facts.mean, facts.deviation)
-
-
-def initial_state(config: Config, facts: Facts) -> TrainState:
-    """The state at step 0: a pure function of the config and the facts."""
-    model = build_model(config, facts)
-    tx = optimizer(Rule.of(config.optim))
-    try:
-        state = create_state(model, example(facts), params_key(config), tx)
-    except (TypeError, ValueError, flax_errors.FlaxError) as error:
-        if not is_own(config.model):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise RequestError(f"--model {config.model} cannot be initialised: {reason}") from error
-    numbers = numbers_at(config, max(facts.train_size // config.batch_size, 1))(jnp.int32(0))
-    own = {name: numbers[name] for name in numbers if name not in LOSS_NUMBERS}
-    return state.replace(
-        apply_fn=apply_of(model, facts),
-        opt_state=with_numbers(state.opt_state, own),
-        average=None if config.optim.ema is None else jax.tree.map(jnp.copy, state.params),
-    )
-
-
 def params_key(config: Config) -> Key:
     """The key that initialises the parameters."""
     if config.randomness.derivation == "tutorial":
@@ -86,70 +135,42 @@ def params_key(config: Config) -> Key:
     return key_for(config.seed, "params")
 
 
-def sites_of(config: Config, facts: Facts, batch: int = 1) -> dict[str, Site]:
-    """Where the network drops something, at a batch size."""
-    return dropout_sites(build_model(config, facts), example(facts, batch), train=True)
-
-
-def make_plan(config: Config, facts: Facts, labels: np.ndarray | None = None) -> Plan:
-    """What each step of a run will do.
-
-    Args:
-        config: of the run.
-        facts: of its data.
-        labels: i32 [example] of the training images; needed for balanced sampling.
-
-    Raises:
-        RequestError: a rate is given for a site that the model does not have.
-    """
-    sites = sites_of(config, facts)
+def _sites(model: nn.Module, config: Config, facts: Facts) -> Mapping[str, Site]:
+    sites = dropout_sites(model, example(facts), train=True)
     for name in config.dropout.sites:
         if name not in sites:
             raise RequestError(
                 f"--dropout.sites {name}: model {model_name(config, facts)} has no such site, "
                 f"but {', '.join(sites)}"
             )
-    fixed = {name: float(site.rate) for name, site in sites.items() if not site.learned}
-    balanced = labels if config.data.balance == "sampling" else None
-    varied = make_augment(config, facts) is not None
-    return Plan(config, facts.train_size, fixed, varied, balanced)
+    return sites
 
 
-def make_augment(config: Config, facts: Facts) -> Augment | None:
-    """How training images are varied."""
-    return augment_for(config.augment, facts.image_shape, len(facts.classes), facts.plain)
-
-
-def refuse_unfit(config: Config, facts: Facts) -> None:
-    """Refuse a config that cannot train on its data, before anything is written.
-
-    Raises:
-        RequestError: says which option does not fit.
-    """
+def _refuse_unfit_data(config: Config, facts: Facts) -> None:
     if config.batch_size > facts.train_size:
         raise RequestError(
             f"--batch-size {config.batch_size} is larger than the {facts.train_size} training "
             "images"
         )
-    name = model_name(config, facts)
-    _refuse_small(name, facts.image_shape)
-    _refuse_unreached(config, facts)
-    if config.dropout.kind == "path" and name not in RESIDUAL:
+    _refuse_small(model_name(config, facts), facts.image_shape)
+
+
+def _refuse_unfit_sites(config: Config, facts: Facts, sites: Mapping[str, Site]) -> None:
+    name, kind = model_name(config, facts), config.dropout.kind
+    _refuse_unreached(config, name, sites)
+    if kind == "path" and name not in RESIDUAL:
         raise RequestError(
             f"--dropout.kind path drops residual branches, and model {name} has none: "
             f"take --model {RESIDUAL[0]}"
         )
-    plan = make_plan(config, facts)
-    if config.dropout.kind in MAPS and not plan.sites:
+    if kind in MAPS and all(site.learned for site in sites.values()):
         raise RequestError(
-            f"--dropout.kind {config.dropout.kind} drops parts of feature maps, and model {name} "
-            "has none"
+            f"--dropout.kind {kind} drops parts of feature maps, and model {name} has none"
         )
 
 
-def _refuse_unreached(config: Config, facts: Facts) -> None:
+def _refuse_unreached(config: Config, name: str, sites: Mapping[str, Site]) -> None:
     """Refuse options that would change nothing: a study over them would find nothing."""
-    name = model_name(config, facts)
     usual = {option: value for option, _, value in options(recipe(config.recipe))}
     changed = [option for option, _, value in options(config) if value != usual[option]]
     for option in changed:
@@ -164,13 +185,13 @@ def _refuse_unreached(config: Config, facts: Facts) -> None:
                 f"{flag(f'dropout.{option}')} reaches networks of the package only: write into "
                 f"{name} what it drops, and how"
             )
-    sites = [site for site, found in sites_of(config, facts).items() if not found.learned]
-    if not sites:
+    settable = [site for site, place in sites.items() if not place.learned]
+    if not settable:
         raise RequestError(
             f"{flag(asked[0])} would change nothing: {name} has no layer of thinned whose rate "
             "can be set"
         )
-    if "dropout.input_rate" in asked and INPUT not in sites:
+    if "dropout.input_rate" in asked and INPUT not in settable:
         raise RequestError(f"--dropout.input-rate would change nothing: {name} has no site {INPUT}")
 
 

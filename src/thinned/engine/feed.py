@@ -9,9 +9,11 @@ from typing import Protocol
 import jax.numpy as jnp
 import numpy as np
 
+from thinned.core.config import Config
 from thinned.core.errors import RequestError
 from thinned.core.types import Split
-from thinned.data.batch import Batch
+from thinned.data.batch import Batch, class_weights
+from thinned.engine.devices import on_device
 from thinned.engine.plan import CHUNK_STEPS, Plan
 from thinned.engine.step import Chunk
 
@@ -126,3 +128,38 @@ class Streamed:
             None if weights is None else jnp.asarray(weights),
         )
         return data, chunk, count
+
+
+def feed_of(plan: Plan, split: Split, data: Batch | Split | None = None) -> Feed:
+    """The training images of a plan, on the device or streamed to it as the config wants.
+
+    Args:
+        plan: the course.
+        split: the training images.
+        data: the same where they are to be, see `placed`; found out when absent.
+    """
+    data = placed(plan.config, split) if data is None else data
+    config = plan.config
+    weights = class_weights(split.labels) if config.data.balance == "weights" else None
+    if isinstance(data, Split):
+        return Streamed(plan, split, config.data.memory_mb * 1e6, weights)
+    return Resident(plan, data if weights is None else data._replace(weights=jnp.asarray(weights)))
+
+
+def placed(config: Config, split: Split) -> Batch | Split:
+    """A split on the device, or still on the disk where it does not fit."""
+    return on_device(split) if fits_in_memory(config, split) else split
+
+
+def refuse_narrow(config: Config, split: Split) -> None:
+    """Refuse, before anything is written, to stream through less memory than a step takes."""
+    if not fits_in_memory(config, split):
+        steps_within(config.data.memory_mb * 1e6, config.batch_size, split.images.shape[1:])
+
+
+def fits_in_memory(config: Config, split: Split) -> bool:
+    """Whether a split is to be held on the device as a whole."""
+    wanted = config.data.in_memory
+    return wanted == "yes" or (
+        wanted == "auto" and split.images.nbytes <= config.data.memory_mb * 1e6
+    )

@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 import signal
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +16,15 @@ import numpy as np
 
 from thinned.core.errors import ThinnedError
 from thinned.core.types import Split
-from thinned.data.augment import Augment
 from thinned.data.batch import Batch
-from thinned.engine.checkpoint import Checkpoints
+from thinned.engine.build import Built
+from thinned.engine.checkpoint import Checkpoints, Restored
 from thinned.engine.evaluation import evaluate
 from thinned.engine.feed import Feed
 from thinned.engine.logs import MetricsLog, Silent
 from thinned.engine.metrics import BatchSums, Totals
-from thinned.engine.plan import CHUNK_STEPS, Plan
-from thinned.engine.step import Chunk, TrainState, train_steps
+from thinned.engine.plan import CHUNK_STEPS
+from thinned.engine.step import TrainState, train_steps
 
 
 class Diverged(ThinnedError):
@@ -65,13 +63,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run works with; see `thinned.runs.run.prepare`.
+    """What a run works with; see `thinned.runs.train`.
 
     Attributes:
         folder: the run's folder, to tell people about.
-        plan: the course.
+        built: what is trained, and its course.
         feed: gives the training images of each step.
-        augment: how they are varied, or None.
         held_out: what to evaluate on after each epoch: name of the split -> its data.
         checkpoints: where states are saved.
         log: where metrics are recorded.
@@ -79,9 +76,8 @@ class Parts:
     """
 
     folder: Path
-    plan: Plan
+    built: Built
     feed: Feed
-    augment: Augment | None
     held_out: dict[str, Batch | Split]
     checkpoints: Checkpoints
     log: MetricsLog
@@ -120,13 +116,11 @@ class Pace:
 
     Args:
         seconds: that quarter.
-        lanes: how many runs take these steps at once, and share the time.
     """
 
-    def __init__(self, seconds: float = 0.25, lanes: int = 1) -> None:
+    def __init__(self, seconds: float = 0.25) -> None:
         self.count = 1
         self._seconds = seconds
-        self._lanes = lanes
         self._timed = False
         self._spent = (0, 0.0)
 
@@ -139,9 +133,9 @@ class Pace:
         self._timed = True
 
     def lap(self, steps: int) -> float | None:
-        """Seconds that one run's `steps` take, as those since the last lap; None without any."""
+        """Seconds that `steps` take, as those since the last lap; None without any."""
         (count, seconds), self._spent = self._spent, (0, 0.0)
-        return round(seconds / count * steps / self._lanes, 4) if count else None
+        return round(seconds / count * steps, 4) if count else None
 
 
 def train(parts: Parts, state: TrainState, progress: Progress, stop: StopSignal) -> TrainState:
@@ -161,7 +155,7 @@ def train(parts: Parts, state: TrainState, progress: Progress, stop: StopSignal)
         Stopped: a signal came; the state is saved.
         ThinnedError: saving failed.
     """
-    plan, pace, saved_at = parts.plan, Pace(), time.monotonic()
+    plan, pace, saved_at = parts.built.plan, Pace(), time.monotonic()
     while progress.step < plan.total_steps:
         state, progress = _advance(parts, state, progress, pace)
         epoch_ended = progress.step % plan.steps_per_epoch == 0
@@ -179,76 +173,6 @@ def train(parts: Parts, state: TrainState, progress: Progress, stop: StopSignal)
                 stop.number,
             )
     return state
-
-
-def train_lanes(
-    lanes: Sequence[Parts],
-    states: Sequence[TrainState],
-    progress: Sequence[Progress],
-    stop: StopSignal,
-) -> list[ThinnedError | None]:
-    """Train several runs at once, as lanes of one vmapped program.
-
-    Args:
-        lanes: as for `train`, of plans with the same number of steps, on the same data.
-        states: at ``progress[k].step``, of one structure; donated.
-        progress: where each goes on, all at the same step.
-        stop: as for `train`.
-
-    Returns:
-        For each lane None, or why it diverged; its last good checkpoint stays.
-
-    Raises:
-        Stopped, ThinnedError: as `train`.
-    """
-    plan, pace, saved_at = lanes[0].plan, Pace(lanes=len(lanes)), time.monotonic()
-    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    places, failed = list(progress), [cast("ThinnedError | None", None)] * len(lanes)
-    step = places[0].step
-    while step < plan.total_steps:
-        started = time.monotonic()
-        fetched = [parts.feed.fetch(step, pace.count) for parts in lanes]
-        data, _, count = fetched[0]
-        chunk = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(each[1] for each in fetched))
-        state, sums = lane_steps(state, data, chunk, jnp.int32(count), lanes[0].augment)
-        sums = jax.device_get(sums)
-        pace.took(count, time.monotonic() - started)
-        epoch_ended = (step + count) % plan.steps_per_epoch == 0
-        epoch_s = pace.lap(plan.steps_per_epoch) if epoch_ended else None
-        due = time.monotonic() - saved_at >= plan.config.checkpoint_every_s
-        step += count
-        for lane, parts in enumerate(lanes):
-            if failed[lane] is not None:
-                continue
-            own = jax.tree.map(lambda leaf, lane=lane, count=count: leaf[lane, :count], sums)
-            try:
-                _refuse_nonfinite(own, places[lane].step, parts.checkpoints)
-                places[lane] = Progress(step, places[lane].totals.add(own))
-                if epoch_ended or due or stop.number:
-                    one = jax.tree.map(lambda leaf, lane=lane: leaf[lane], state)
-                    if epoch_ended:
-                        places[lane] = _end_epoch(parts, one, places[lane], epoch_s)
-                    save(parts.checkpoints, one, places[lane])
-            except Diverged as error:
-                failed[lane] = error
-        if epoch_ended or due:
-            saved_at = time.monotonic()
-        if stop.number and step < plan.total_steps:
-            name = signal.Signals(stop.number).name
-            raise Stopped(f"stopped by {name} at step {step}, saved", stop.number)
-    return failed
-
-
-@partial(jax.jit, donate_argnames="state", static_argnames="augment")
-def lane_steps(
-    state: TrainState, data: Batch, chunk: Chunk, count: jax.Array, augment: Augment | None = None
-) -> tuple[TrainState, BatchSums]:
-    """`thinned.engine.step.train_steps` for states and chunks with a leading axis [lane]."""
-
-    def lane(state: TrainState, chunk: Chunk) -> tuple[TrainState, BatchSums]:
-        return train_steps(state, data, chunk, count, augment)
-
-    return jax.vmap(lane)(state, chunk)
 
 
 def save(checkpoints: Checkpoints, state: TrainState, progress: Progress) -> None:
@@ -276,12 +200,18 @@ def arrays_of(state: TrainState) -> dict[str, Any]:
     return arrays if state.average is None else {**arrays, "average": state.average}
 
 
+def with_arrays(state: TrainState, restored: Restored) -> TrainState:
+    """The state with the arrays of a checkpoint, on the device."""
+    arrays = jax.tree.map(jnp.asarray, restored.arrays)
+    return state.replace(**arrays)
+
+
 def _advance(
     parts: Parts, state: TrainState, progress: Progress, pace: Pace
 ) -> tuple[TrainState, Progress]:
     started = time.monotonic()
     data, chunk, count = parts.feed.fetch(progress.step, pace.count)
-    state, sums = train_steps(state, data, chunk, jnp.int32(count), parts.augment)
+    state, sums = train_steps(state, data, chunk, jnp.int32(count), parts.built.augment)
     sums = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], sums)
     pace.took(count, time.monotonic() - started)
     _refuse_nonfinite(sums, progress.step, parts.checkpoints)
@@ -293,9 +223,9 @@ def _end_epoch(
     parts: Parts, state: TrainState, progress: Progress, epoch_s: float | None
 ) -> Progress:
     """Evaluate, record, tell; the sums of the next epoch start from nothing."""
-    epoch = parts.plan.epoch_of(progress.step - 1)
+    epoch = parts.built.plan.epoch_of(progress.step - 1)
     results = {"train": progress.totals}
-    config = parts.plan.config
+    config = parts.built.config
     for split, data in parts.held_out.items():
         if split == "test" and config.test == "end" and epoch < config.epochs:
             continue

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from flax import struct
 from flax.training import train_state
 
 from thinned.core.types import Key, Variables
@@ -27,16 +28,18 @@ class TrainState(train_state.TrainState):
     Attributes:
         model_state: collections that the forward pass updates, e.g. ``batch_stats``; often empty.
         average: a moving average of `params` that is evaluated in their stead, or None.
+        constants: collections that no step changes, as the statistics of inputs; not saved.
     """
 
     model_state: Variables
     average: Any = None
+    constants: Variables = struct.field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, Any]:
         """All variables of the model, for its ``apply`` at prediction time."""
         params = self.params if self.average is None else self.average
-        return {"params": params, **self.model_state}
+        return {"params": params, **self.model_state, **self.constants}
 
 
 def create_state(
@@ -116,7 +119,9 @@ def train_step(
     size = len(batch.labels)
 
     def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
-        variables = {"params": params, **state.model_state, **({"rates": rates} if rates else {})}
+        variables = {"params": params, **state.model_state, **state.constants}
+        if rates:
+            variables["rates"] = rates
         images = as_float(batch.images)
         if "r_drop" in extra:
             images = jnp.concatenate([images, images])

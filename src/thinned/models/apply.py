@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,8 @@ import numpy as np
 from thinned.core.types import Variables
 from thinned.data.batch import as_float
 
+INPUT_STATISTICS = "input_statistics"
+"""The collection of mean and deviation by which `Normalised` brings inputs to scale."""
 BATCH_SIZE = 100
 """Images in one evaluation batch, unless told otherwise: on a CPU, few enough for its caches."""
 
@@ -22,20 +24,31 @@ BATCH_SIZE = 100
 class Normalised:
     """The ``apply`` of a module whose inputs are first brought to mean 0 and deviation 1.
 
+    Mean and deviation are variables, see `statistics`, and no part of the compiled program: seeds
+    that hold out other images share one.
+
     Attributes:
-        apply_fn: called with (images - mean) / deviation.
-        mean: of the training images in [0, 1], by channel.
-        deviation: their standard deviation, above 0, by channel.
+        apply_fn: called with (images - mean) / deviation, and without the statistics.
     """
 
     apply_fn: Callable[..., Any]
-    mean: tuple[float, ...]
-    deviation: tuple[float, ...]
+
+    @staticmethod
+    def statistics(mean: Sequence[float], deviation: Sequence[float]) -> dict[str, Any]:
+        """The collection that `__call__` wants among the variables.
+
+        Args:
+            mean: of the training images in [0, 1], by channel.
+            deviation: their standard deviation, above 0, by channel.
+        """
+        held = {"mean": mean, "deviation": deviation}
+        return {INPUT_STATISTICS: {name: jnp.asarray(part) for name, part in held.items()}}
 
     def __call__(self, variables: Any, images: jax.Array, **options: Any) -> Any:
         """See ``flax.linen.Module.apply``."""
-        scaled = (images - jnp.asarray(self.mean)) / jnp.asarray(self.deviation)
-        return self.apply_fn(variables, scaled, **options)
+        own = variables[INPUT_STATISTICS]
+        rest = {name: held for name, held in variables.items() if name != INPUT_STATISTICS}
+        return self.apply_fn(rest, (images - own["mean"]) / own["deviation"], **options)
 
 
 @partial(jax.jit, static_argnames="apply_fn")

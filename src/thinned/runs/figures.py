@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from thinned.core.pages import INK, Plots
-from thinned.engine.build import make_plan
 from thinned.runs.run import Run
 from thinned.trust import scores
 from thinned.trust.appraisal import Appraisal
@@ -160,7 +159,7 @@ def entropies(found: Appraisal, other: np.ndarray | None, plots: Plots, name: st
 
 def rates(run: Run, plots: Plots, name: str) -> str:
     """The rate of each dropout site over a run."""
-    plan = make_plan(run.config, run.facts)
+    plan = run.built.plan
     steps = np.unique(np.linspace(0, max(plan.total_steps - 1, 0), 200).astype(int))
     params = run.state.params
     learned = [

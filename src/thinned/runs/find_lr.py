@@ -15,9 +15,10 @@ from thinned.core.errors import RequestError
 from thinned.core.pages import Plots
 from thinned.data.facts import Facts
 from thinned.data.sources.load import load_data
-from thinned.engine.build import initial_state, make_augment, make_plan, refuse_unfit
+from thinned.engine.build import Built
+from thinned.engine.devices import use_compilation_cache
+from thinned.engine.feed import feed_of
 from thinned.engine.step import train_steps
-from thinned.runs.run import feed_of, use_compilation_cache
 
 _SMOOTH = 0.9
 _BLOWN = 4.0
@@ -74,9 +75,8 @@ def find_lr(config: Config, low: float = 1e-6, high: float = 10.0, steps: int = 
     use_compilation_cache()
     dataset = load_data(config)
     facts = Facts.of(dataset, config)
-    refuse_unfit(config, facts)
-    state, plan = initial_state(config, facts), make_plan(config, facts, dataset.train.labels)
-    feed, augment = feed_of(plan, dataset.train), make_augment(config, facts)
+    built = Built.of(config, facts, dataset.train.labels)
+    state, feed = built.initial_state(), feed_of(built.plan, dataset.train)
     rates = np.geomspace(low, high, steps)
     losses: list[float] = []
     while len(losses) < steps:
@@ -86,7 +86,7 @@ def find_lr(config: Config, low: float = 1e-6, high: float = 10.0, steps: int = 
         own[:count] = rates[done : done + count]
         numbers = {**(chunk.numbers or {}), "learning_rate": jnp.asarray(own, jnp.float32)}
         chunk = chunk._replace(numbers=numbers)
-        state, sums = train_steps(state, data, chunk, jnp.int32(count), augment)
+        state, sums = train_steps(state, data, chunk, jnp.int32(count), built.augment)
         losses += (np.asarray(sums.loss) / np.maximum(sums.count, 1))[:count].tolist()
         if not np.all(np.isfinite(losses)) or _smoothed(losses)[-1] > _BLOWN * min(losses):
             break

@@ -19,7 +19,6 @@ from thinned.core.rng import key_for
 from thinned.core.types import Split
 from thinned.data.sources.load import open_source
 from thinned.dropout.sites import rates_collection
-from thinned.engine.build import make_plan
 from thinned.models.apply import predict_logits
 from thinned.runs.environment import recorded_digest
 from thinned.runs.run import Run
@@ -74,7 +73,7 @@ def _member(run: Run, images: Any, samples: int, calibrated: bool) -> Prediction
         found = Predictions(mean, np.zeros(len(mean)), entropy_of(mean), energy, 1)
     else:
         variables = dict(state.variables)
-        rates = make_plan(run.config, run.facts).full_rates
+        rates = run.built.plan.full_rates
         if rates and not any(rates.values()):
             raise RequestError(f"{run.folder} was trained without dropout: it cannot be sampled")
         if rates:

@@ -21,12 +21,10 @@ from thinned.core.pages import Plots, table, write_page
 from thinned.core.rng import key_for
 from thinned.dropout.audit.watch_linen import dropout_on
 from thinned.dropout.sites import rates_collection
-from thinned.engine.build import make_plan
 from thinned.models.apply import as_float
 from thinned.runs import figures
-from thinned.runs.predictions import appraise, other_images, predictions_of, same_images
+from thinned.runs.predictions import appraise, other_images, predictions_of, same_images, scores
 from thinned.runs.run import Run
-from thinned.trust import scores
 from thinned.trust.appraisal import COVERAGES, Appraisal, told_apart
 from thinned.trust.sampling import Predictions
 
@@ -223,7 +221,7 @@ def _silence(run: Run) -> str:
     A table of the layers whose outputs ReLU silences where they are not above 0.
     """
     variables, rngs = dict(run.state.variables), {"dropout": key_for(run.config.seed, "sample")}
-    rates = make_plan(run.config, run.facts).full_rates
+    rates = run.built.plan.full_rates
     if rates:
         variables["rates"] = rates_collection(rates)
     off = _shares(run, run.state.variables, {})

@@ -1,52 +1,28 @@
-"""Runs: folders that hold everything of one training, and the wiring that fills them."""
+"""A run: the folder that holds everything of one training, read."""
 
 from __future__ import annotations
 
-import dataclasses
-import fcntl
-import itertools
-import json
-import warnings
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from thinned.core.config import Config, differences, load, to_json, validate
-from thinned.core.disk import cache_folder, write_whole
-from thinned.core.errors import RequestError, ThinnedError
+from thinned.core.config import Config, load, validate
+from thinned.core.errors import RequestError
 from thinned.core.types import Dataset, Split
-from thinned.data.batch import Batch, class_weights
 from thinned.data.facts import Facts
 from thinned.data.sources.load import decodes_files, load_data, open_source
-from thinned.data.split import fingerprint
-from thinned.engine.build import (
-    build_model,
-    initial_state,
-    make_augment,
-    make_plan,
-    model_name,
-    refuse_unfit,
-)
-from thinned.engine.checkpoint import Checkpoints, Restored
+from thinned.engine.build import Built
+from thinned.engine.checkpoint import Checkpoints
+from thinned.engine.devices import use_compilation_cache
 from thinned.engine.evaluation import Evaluation, evaluate
-from thinned.engine.feed import Feed, Resident, Streamed, steps_within
-from thinned.engine.logs import MetricsLog, Plain, Silent, TensorBoardLog, view_for
-from thinned.engine.loop import Diverged, Parts, Progress, StopSignal, arrays_of
-from thinned.engine.loop import train as run_loop
-from thinned.engine.loop import train_lanes as run_lanes
-from thinned.engine.optim import Rule, numbers_at
-from thinned.engine.plan import Plan
+from thinned.engine.feed import placed
+from thinned.engine.logs import MetricsLog, Plain
+from thinned.engine.loop import arrays_of, with_arrays
 from thinned.engine.step import TrainState
 from thinned.models.apply import predict
-from thinned.models.catalog import CATALOG
-from thinned.runs.environment import describe_environment, environment_changes
 
 
 @dataclass(frozen=True)
@@ -97,7 +73,7 @@ class Run:
             plain = self.config.data.path is None
             return Facts.from_json(path.read_text(encoding="utf-8"), plain)
         except (OSError, ValueError, KeyError, TypeError):
-            # Runs of before, or a damaged file: the data themselves still tell.
+            # A damaged file: the data themselves still tell.
             return Facts.of(load_data(self.config), self.config)
 
     @cached_property
@@ -107,8 +83,13 @@ class Run:
         Raises:
             RequestError: they were arrays of a program, or cannot be read any more.
         """
-        _refuse_lost(self)
+        refuse_lost(self)
         return load_data(self.config)
+
+    @cached_property
+    def built(self) -> Built:
+        """What its config made of its data: network, sites, plan; without the data themselves."""
+        return Built.of(self.config, self.facts)
 
     @cached_property
     def state(self) -> TrainState:
@@ -118,7 +99,7 @@ class Run:
             RequestError: there is no checkpoint yet.
         """
         use_compilation_cache()
-        state = initial_state(self.config, self.facts)
+        state = self.built.initial_state()
         found = self.checkpoints.restore(arrays_of(state))
         if found is None:
             raise RequestError(f"{self.folder} has no checkpoint yet: train it first")
@@ -141,7 +122,7 @@ class Run:
         """
         state = self.state
         test = self.test_images(path) if dataset is None else matched(dataset, self.facts)
-        return evaluate(state.apply_fn, state.variables, _placed(self.config, test))
+        return evaluate(state.apply_fn, state.variables, placed(self.config, test))
 
     def test_images(self, path: Path | str | None = None) -> Split:
         """The test images of the run's own data, or of others, with the run's labels.
@@ -164,346 +145,7 @@ class Run:
         return predict(self.state.apply_fn, self.state.variables, np.asarray(images))
 
 
-def train(
-    config: Config | None = None,
-    *,
-    name: str | None = None,
-    runs: Path | str = "runs",
-    quiet: bool = True,
-    dataset: Dataset | None = None,
-) -> Run:
-    """Train a classifier in a run folder, or go on with the run of that name.
-
-    Args:
-        config: what to do; the corrected tutorial by default.
-        name: the run's folder inside `runs`; when it exists, that run is continued. By default a
-            new name that says what is trained.
-        runs: where run folders live.
-        quiet: whether to show nothing.
-        dataset: what `load_data` gave for this config, for programs that train often; or data of
-            your own, e.g. from `thinned.data.sources.arrays.Arrays`, with a config that names none.
-
-    Returns:
-        The finished run.
-
-    Raises:
-        RequestError: the config, the data or an existing run does not allow it.
-        ThinnedError: training or saving failed.
-    """
-    config = Config() if config is None else config
-    validate(config)
-    folder = named(Path(runs), name) if name else None
-    if folder is not None and (folder / "study.json").exists():
-        raise RequestError(f"{folder} is a study: give the run another --name")
-    if folder is not None and (folder / "config.json").exists():
-        return resume(folder, config, quiet=quiet, dataset=dataset)
-    dataset = load_data(config) if dataset is None else dataset
-    facts = Facts.of(dataset, config)
-    refuse_unfit(config, facts)
-    _refuse_narrow(config, dataset.train)
-    made = _made(folder) if folder is not None else _new_folder(Path(runs), config, facts)
-    with _begun(made, config, dataset, facts, Silent() if quiet else Plain()) as run:
-        return _train_in(run, dataset, facts, quiet)
-
-
-def named(runs: Path, name: str) -> Path:
-    """The folder of that name inside `runs`.
-
-    Raises:
-        RequestError: the name would lead out of `runs`, or names `runs` itself.
-    """
-    parts = Path(name).parts
-    if not parts or ".." in parts or Path(name).is_absolute():
-        raise RequestError(f"--name {name!r} leads out of {runs}: give a plain name")
-    return runs / name
-
-
-def resume(
-    folder: Path | str,
-    config: Config | None = None,
-    *,
-    quiet: bool = True,
-    dataset: Dataset | None = None,
-) -> Run:
-    """Continue a run at the very step it stopped; the result is bit-identical to never stopping.
-
-    Args:
-        folder: the run.
-        config: what is asked for now; may differ from the run's in epochs (more) and in how often
-            to save. None asks for what the run was asked before.
-        quiet: whether to show nothing.
-        dataset: as for `train`.
-
-    Raises:
-        RequestError: `config` would change what has already happened.
-    """
-    run = Run.open(folder)
-    config = run.config if config is None else config
-    validate(config)
-    changed = differences(run.config, config)
-    if changed:
-        raise RequestError(f"{folder} is a run of another config: {'; '.join(changed)}")
-    if config.epochs < run.config.epochs:
-        raise RequestError(
-            f"{folder} was asked for {run.config.epochs} epochs; --epochs can only grow"
-        )
-    course = config.optim.schedule
-    if course != "constant" and config.epochs != run.config.epochs:
-        raise RequestError(
-            f"{folder} cannot go on to {config.epochs} epochs: --optim.schedule {course} was laid "
-            f"out over {run.config.epochs}"
-        )
-    if dataset is None:
-        _refuse_lost(run)
-        dataset = load_data(config)
-    with _continued(run, config, dataset) as run:
-        return _train_in(run, dataset, run.facts, quiet)
-
-
-class Busy(RequestError):
-    """Another process trains this run."""
-
-
-class OutOfMemory(ThinnedError):
-    """The device has too little memory for what is trained on it."""
-
-
-@contextmanager
-def _memory_told() -> Generator[None]:
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise OutOfMemory(
-            "the device has too little memory: give a smaller network or --batch-size, or "
-            "--data.in-memory no"
-        ) from error
-
-
-@_memory_told()
-def train_together(
-    configs: Sequence[Config], folders: Sequence[Path], dataset: Dataset
-) -> list[ThinnedError | None]:
-    """Train runs as lanes of one vmapped program, or go on with them.
-
-    Each lane equals the run by itself up to rounding. Lanes have to fit together (see
-    `fits_together`) and to have done the same number of steps; else they are trained singly.
-
-    Args:
-        configs: of the runs.
-        folders: of the runs; those that exist hold runs of these very configs.
-        dataset: of all of them, in memory.
-
-    Returns:
-        For each run None, or why it diverged.
-
-    Raises:
-        RequestError, ThinnedError, Stopped: as `train`.
-        OutOfMemory: fewer lanes may fit; what was saved is good for going on.
-    """
-    facts = Facts.of(dataset, configs[0])
-    use_compilation_cache()
-    placed = _Placed.of(configs[0], dataset)
-    with ExitStack() as stack:
-        prepared: list[tuple[Parts, TrainState, Progress]] = []
-        for config, folder in zip(configs, folders, strict=True):
-            if (folder / "config.json").exists():
-                begun = _continued(Run.open(folder), config, dataset)
-            else:
-                refuse_unfit(config, facts)
-                _refuse_narrow(config, dataset.train)
-                begun = _begun(_made(folder), config, dataset, facts, Silent())
-            run = stack.enter_context(begun)
-            parts, state, found = _prepared(run, dataset, facts, placed)
-            progress = Progress() if found is None else Progress.from_json(found.progress)
-            prepared.append((parts, state, progress))
-        lanes = [each[0] for each in prepared]
-        with StopSignal() as stop:
-            if len({progress.step for _, _, progress in prepared}) == 1:
-                states = [state for _, state, _ in prepared]
-                return run_lanes(lanes, states, [each[2] for each in prepared], stop)
-            return [_alone(*each, stop) for each in prepared]
-
-
-def _alone(
-    parts: Parts, state: TrainState, progress: Progress, stop: StopSignal
-) -> ThinnedError | None:
-    try:
-        run_loop(parts, state, progress, stop)
-    except Diverged as error:
-        return error
-    return None
-
-
-def seed_of_data(config: Config) -> int | None:
-    """The config's seed where it decides which images are which; None where any gives the same.
-
-    Raises:
-        RequestError: the data cannot be found.
-    """
-    data, seed = config.data, config.seed
-    chosen = bool(data.validation) or data.limit is not None
-    return seed if chosen or open_source(data, seed) != open_source(data, seed + 1) else None
-
-
-def fits_together(config: Config, facts: Facts) -> Any:
-    """A value that is equal for configs whose runs can be lanes of one program; None for none."""
-    if config.model not in CATALOG and config.model != "auto":
-        # What a network of the user's own does under vmap is not ours to promise.
-        return None
-    numbers = numbers_at(config, 1)(jnp.int32(0))
-    kind, data = config.dropout.kind, dataclasses.asdict(config.data)
-    return (
-        build_model(config, facts),
-        Rule.of(config.optim),
-        tuple(sorted(numbers)),
-        make_augment(config, facts),
-        (kind, config.batch_size, config.epochs, seed_of_data(config), config.test, config.log),
-        json.dumps(data),
-    )
-
-
-@contextmanager
-def _begun(
-    folder: Path, config: Config, dataset: Dataset, facts: Facts, view: Silent
-) -> Generator[Run]:
-    """A new run's folder, with all in it that is known before training, for this process alone."""
-    with _locked(folder):
-        environment = describe_environment(dataset.name, fingerprint(dataset))
-        write_whole(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
-        write_whole(folder / "data.json", facts.to_json())
-        _list_left_out(folder, dataset, view)
-        write_whole(folder / "config.json", to_json(config))
-        yield Run(folder, config)
-
-
-@contextmanager
-def _continued(run: Run, config: Config, dataset: Dataset) -> Generator[Run]:
-    """A run's folder, for this process alone, once its data are what they were."""
-    facts = run.facts
-    with _locked(run.folder):
-        now = describe_environment(dataset.name, fingerprint(dataset))
-        for line in environment_changes(run.folder / "environment.json", now):
-            Plain().say(line)
-        if Facts.of(dataset, config) != facts:
-            raise RequestError(
-                f"{run.folder} cannot go on: its data are no longer what it began with "
-                f"({facts.train_size:,} training images, {len(facts.classes)} classes)"
-            )
-        write_whole(run.folder / "config.json", to_json(config))
-        yield Run(run.folder, config)
-
-
-@_memory_told()
-def _train_in(run: Run, dataset: Dataset, facts: Facts, quiet: bool) -> Run:
-    use_compilation_cache()
-    parts, state, found = _prepared(run, dataset, facts, _Placed.of(run.config, dataset))
-    progress = Progress() if found is None else Progress.from_json(found.progress)
-    batch, total = run.config.batch_size, parts.plan.total_steps
-    with view_for(quiet, progress.step * batch, total * batch) as view:
-        _announce(view, run, dataset, found, parts.plan)
-        with StopSignal() as stop:
-            run_loop(replace(parts, view=view), state, progress, stop)
-    return run
-
-
-@dataclass(frozen=True)
-class _Placed:
-    """The splits of a dataset where they are to be: on the device, or still on the disk."""
-
-    splits: Mapping[str, Batch | Split]
-
-    @classmethod
-    def of(cls, config: Config, dataset: Dataset) -> _Placed:
-        splits = {name: split for name, split in dataset.splits.items() if len(split)}
-        return cls({name: _placed(config, split) for name, split in splits.items()})
-
-
-def _prepared(
-    run: Run, dataset: Dataset, facts: Facts, placed: _Placed
-) -> tuple[Parts, TrainState, Restored | None]:
-    """What a run works with, and the state and the checkpoint where it begins."""
-    config = run.config
-    state = initial_state(config, facts)
-    found = run.checkpoints.restore(arrays_of(state))
-    kind = TensorBoardLog if config.log == "tensorboard" else MetricsLog
-    log = kind(run.folder / "metrics.jsonl")
-    log.keep_until(0 if found is None else found.step)
-    plan = make_plan(config, facts, dataset.train.labels)
-    parts = Parts(
-        folder=run.folder,
-        plan=plan,
-        feed=_feed(plan, dataset.train, placed.splits["train"]),
-        augment=make_augment(config, facts),
-        held_out={name: data for name, data in placed.splits.items() if name != "train"},
-        checkpoints=run.checkpoints,
-        log=log,
-        view=Silent(),
-    )
-    return parts, state if found is None else with_arrays(state, found), found
-
-
-def feed_of(plan: Plan, split: Split) -> Feed:
-    """The training images of a plan, on the device or streamed to it as the config wants."""
-    return _feed(plan, split, _placed(plan.config, split))
-
-
-def _feed(plan: Plan, split: Split, data: Batch | Split) -> Feed:
-    config = plan.config
-    weights = class_weights(split.labels) if config.data.balance == "weights" else None
-    if isinstance(data, Split):
-        return Streamed(plan, split, config.data.memory_mb * 1e6, weights)
-    return Resident(plan, data if weights is None else data._replace(weights=jnp.asarray(weights)))
-
-
-def _placed(config: Config, split: Split) -> Batch | Split:
-    return on_device(split) if fits_in_memory(config, split) else split
-
-
-def _refuse_narrow(config: Config, split: Split) -> None:
-    """Refuse, before anything is written, to stream through less memory than a step takes."""
-    if not fits_in_memory(config, split):
-        steps_within(config.data.memory_mb * 1e6, config.batch_size, split.images.shape[1:])
-
-
-def fits_in_memory(config: Config, split: Split) -> bool:
-    """Whether a split is to be held on the device as a whole."""
-    wanted = config.data.in_memory
-    return wanted == "yes" or (
-        wanted == "auto" and split.images.nbytes <= config.data.memory_mb * 1e6
-    )
-
-
-def _list_left_out(folder: Path, dataset: Dataset, view: Silent) -> None:
-    if not dataset.left_out:
-        return
-    listed = folder / "left-out.txt"
-    write_whole(listed, "".join(f"{out.path}\t{out.reason}\n" for out in dataset.left_out))
-    count = len(dataset.left_out)
-    files = "1 file" if count == 1 else f"{count:,} files"
-    view.say(f"{files} could not be read and {'is' if count == 1 else 'are'} left out: {listed}")
-
-
-def _announce(view: Silent, run: Run, dataset: Dataset, found: Restored | None, plan: Plan) -> None:
-    for reason in found.skipped if found else ():
-        view.say(f"checkpoint {reason}; going on from the one before it")
-    if found and found.step >= plan.total_steps:
-        view.say(f"{run.folder} is finished: {plan.config.epochs} epochs, {found.step} steps")
-    elif found:
-        view.say(f"resuming {run.folder} at step {found.step} of {plan.total_steps}")
-    else:
-        view.say(f"{run.folder}: {dataset.name}, {len(dataset.train):,} training images")
-        for note in dataset.notes:
-            view.say(note)
-    if not fits_in_memory(plan.config, dataset.train):
-        size = dataset.train.images.nbytes / 1e6
-        held = isinstance(dataset.train.images, np.ndarray)
-        where = "memory, where such a source is held as a whole," if held else "the disk"
-        view.say(f"streaming {size:,.0f} MB of images from {where} (--data.in-memory)")
-
-
-def _refuse_lost(run: Run) -> None:
+def refuse_lost(run: Run) -> None:
     """Refuse to take the package's MNIST for arrays that a program gave."""
     if run.config.data.path is None and not run.facts.plain:
         raise RequestError(
@@ -511,28 +153,6 @@ def _refuse_lost(run: Run) -> None:
             "Python, run.evaluate(dataset=...) or thinned.resume(folder, dataset=...), or evaluate "
             "with --data.path"
         )
-
-
-def with_arrays(state: TrainState, restored: Restored) -> TrainState:
-    """The state with the arrays of a checkpoint, on the device."""
-    arrays = jax.tree.map(jnp.asarray, restored.arrays)
-    return state.replace(**arrays)
-
-
-def on_device(split: Split) -> Batch:
-    """A split on the device; the images stay u8."""
-    images = split.images
-    held = images if isinstance(images, np.ndarray) else images[np.arange(len(images))]
-    return Batch(jnp.asarray(held), jnp.asarray(split.labels))
-
-
-def use_compilation_cache() -> None:
-    """Keep compiled programs on the disk between processes, unless JAX was told where already."""
-    # An entry that a killed process left half written is compiled anew: nothing to worry about.
-    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
-    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder("xla")))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def matched(dataset: Dataset, facts: Facts) -> Split:
@@ -558,40 +178,3 @@ def matched(dataset: Dataset, facts: Facts) -> Split:
         )
     table = np.asarray([known.get(name, -1) for name in dataset.classes], np.int32)
     return Split(test.images, table[test.labels])
-
-
-def _new_folder(runs: Path, config: Config, facts: Facts) -> Path:
-    """A folder that did not exist before, made here: two processes never share one."""
-    for number in itertools.count(1):
-        folder = runs / f"{facts.name}-{model_name(config, facts)}-{number:03d}"
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise RequestError(f"cannot make run folder {folder}: {error.strerror}") from error
-    raise AssertionError("unreachable")
-
-
-def _made(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RequestError(f"cannot make run folder {folder}: {error.strerror}") from error
-    return folder
-
-
-@contextmanager
-def _locked(folder: Path) -> Generator[None]:
-    """Hold the run for this process; the lock goes with the process, however it ends."""
-    try:
-        file = (folder / ".lock").open("w")
-    except OSError as error:
-        raise RequestError(f"cannot write in {folder}: {error.strerror}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise Busy(f"{folder} is being trained by another process") from error
-        yield

@@ -16,7 +16,6 @@ import numpy as np
 
 from thinned.core.config import Config, to_json, validate
 from thinned.core.errors import ThinnedError
-from thinned.engine.build import initial_state
 from thinned.engine.loop import arrays_of
 from thinned.runs.run import Run
 
@@ -95,7 +94,7 @@ def _equal(whole: Run, killed: Run) -> bool:
 
 
 def _verdicts(one: Run, two: Run) -> dict[str, bool]:
-    template = arrays_of(initial_state(one.config, one.facts))
+    template = arrays_of(one.built.initial_state())
     first, second = _leaves(one, template), _leaves(two, template)
     # Bytes, not values: NaN is equal to NaN here, and 0.0 is not equal to -0.0.
     verdicts = {name: first[name].tobytes() == second[name].tobytes() for name in first}

@@ -1,32 +1,26 @@
-"""The runs of a study, one after another or as lanes: each once, whatever becomes of the others."""
+"""The runs of a study, one after another: each once, whatever becomes of the others."""
 
 from __future__ import annotations
 
-import itertools
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from thinned.core.config import Config
 from thinned.core.errors import ThinnedError
 from thinned.core.types import Dataset
-from thinned.data.facts import Facts
 from thinned.data.sources.load import load_data
 from thinned.engine.loop import Diverged, Stopped
-from thinned.runs.run import (
-    Busy,
-    OutOfMemory,
-    Run,
-    fits_in_memory,
-    fits_together,
-    seed_of_data,
-    train,
-    train_together,
-)
+from thinned.runs.run import Run
+from thinned.runs.train import Busy, seed_of_data, train
 from thinned.studies.arms import Arm
 from thinned.studies.outcomes import Outcome, read_outcome, scored, write_outcome
 
+_EVERY_S = 60.0
 _LONGEST = 300
 # A second apart.
 _TRIES = 30
@@ -55,85 +49,28 @@ def run_jobs(
     folder: Path,
     jobs: Sequence[Job],
     report: Callable[[int, str, Outcome], None],
-    lanes: int = 1,
-    tell: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Run jobs in this process, and keep the outcome of each beside it.
 
     Args:
         base: the config that the arms vary.
         folder: of the study.
-        jobs: what is run, in this order as far as lanes allow.
+        jobs: what is run, in this order.
         report: gets seed, arm and outcome of every run.
-        lanes: how many are trained at once, see `thinned.studies.study.run_study`.
-        tell: gets a line where there are fewer lanes than asked for.
 
     Raises:
         Stopped: by Ctrl-C or SIGTERM; the run in progress is saved.
     """
     data = _Data()
-    waiting = list(jobs)
-    while waiting:
-        group = _group(base, waiting, lanes, data)
-        configs = [arm.config(base, seed) for seed, arm in group]
-        places = [place_of(folder, arm, seed) for seed, arm in group]
-        try:
-            outcomes = list(_run_group(configs, places, data))
-        except OutOfMemory:
-            lanes = len(group) // 2
-            tell(f"{len(group)} lanes need more memory than there is: {lanes} from now on")
-            continue
-        waiting = [job for job in waiting if job not in group]
-        for (seed, arm), place, outcome in zip(group, places, outcomes, strict=True):
-            write_outcome(place, outcome)
-            report(seed, arm.name, outcome)
+    for seed, arm in jobs:
+        place = place_of(folder, arm, seed)
+        outcome = _outcome_of(partial(_run_one, arm, base, seed, place, data))
+        write_outcome(place, outcome)
+        report(seed, arm.name, outcome)
 
 
-def _group(base: Config, waiting: Sequence[Job], lanes: int, data: _Data) -> list[Job]:
-    """The first job that waits, and up to `lanes` in all that share its program and its data."""
-    first, *others = waiting
-    key = _key_of(base, first, data) if lanes > 1 else None
-    if key is None:
-        return [first]
-    alike = (job for job in others if _key_of(base, job, data, held=True) == key)
-    return [first, *itertools.islice(alike, lanes - 1)]
-
-
-def _key_of(base: Config, job: Job, data: _Data, held: bool = False) -> Any:
-    """Equal for jobs that can be lanes of one program; None for none, or for data not `held`."""
-    seed, arm = job
-    try:
-        config = arm.config(base, seed)
-        if held and not data.holds(config):
-            return None
-        dataset = data.of(config)
-        fits = fits_in_memory(config, dataset.train)
-        return fits_together(config, Facts.of(dataset, config)) if fits else None
-    except Exception:
-        # It fails for itself, and is told then.
-        return None
-
-
-def _run_group(configs: Sequence[Config], places: Sequence[Path], data: _Data) -> Iterator[Outcome]:
-    if len(configs) == 1:
-        yield _outcome_of(lambda: _run_one(configs[0], places[0], data))
-        return
-    try:
-        dataset = data.of(configs[0])
-        failed = train_together(configs, places, dataset)
-    except (Stopped, OutOfMemory):
-        raise
-    except Exception as error:
-        yield from (_failure(error) for _ in configs)
-        return
-    for place, reason in zip(places, failed, strict=True):
-        if reason is not None:
-            yield Outcome("diverged", str(reason))
-        else:
-            yield _outcome_of(lambda place=place: scored(Run.open(place), dataset))
-
-
-def _run_one(config: Config, place: Path, data: _Data) -> Outcome:
+def _run_one(arm: Arm, base: Config, seed: int, place: Path, data: _Data) -> Outcome:
+    config = arm.config(base, seed)
     dataset = data.of(config)
     tries = 1
     while True:
@@ -182,3 +119,73 @@ class _Data:
             self._held = None
             self._held = (config.data, seed_of_data(config)), load_data(config)
         return self._held[1]
+
+
+@contextmanager
+def watched(folder: Path, jobs: Sequence[Job], tell: Callable[[str], None]) -> Generator[None]:
+    """Tell every minute how far the runs in progress are, which can take an hour each."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_EVERY_S):
+            for line in under_way(folder, jobs):
+                tell(line)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def under_way(folder: Path, jobs: Sequence[Job]) -> list[str]:
+    """A line for every run that was begun and is not over: how many of its epochs are done."""
+    lines: list[str] = []
+    for seed, arm in jobs:
+        place = place_of(folder, arm, seed)
+        if not (place / "config.json").exists() or read_outcome(place) is not None:
+            continue
+        try:
+            run = Run.open(place)
+            done = max((record["epoch"] for record in run.metrics), default=0)
+        except ThinnedError:
+            # Not whole yet.
+            continue
+        lines.append(f"{arm.name}, seed {seed}: epoch {done}/{run.config.epochs} done")
+    return lines
+
+
+class Countdown:
+    """Tells of every run, how many there are yet, and about how long they take.
+
+    Attributes:
+        past: runs that were over before.
+    """
+
+    def __init__(self, total: int, tell: Callable[[str], None], past: int = 0) -> None:
+        self.past = past
+        self._total = total
+        self._tell = tell
+        self._done = 0
+        self._begun = time.monotonic()
+
+    def __call__(self, seed: int, arm: str, outcome: Outcome) -> None:
+        """A run is over."""
+        self._done += 1
+        over = self.past + self._done
+        left = self._total - over
+        result = outcome.status
+        if outcome.scores:
+            result = f"test accuracy {outcome.scores['test']['accuracy']:.2%}"
+        elif outcome.reason:
+            result = f"{outcome.status}: {outcome.reason}"
+        time_left = (time.monotonic() - self._begun) / self._done * left
+        rest = f"; {_duration(time_left)} left" if left > 0 else ""
+        self._tell(f"{over}/{self._total} {arm}, seed {seed}: {result}{rest}")
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds / 60), 60)
+    return f"{hours} h {rest:02d} min" if hours else f"{rest} min" if rest else "under a minute"

@@ -24,16 +24,21 @@ from thinned.core.disk import write_whole
 from thinned.core.errors import RequestError
 from thinned.core.pages import Plots
 from thinned.core.types import Split
-from thinned.engine.build import build_model
 from thinned.models.apply import as_float
 from thinned.runs.environment import describe_environment
 from thinned.runs.predictions import predictions_of
 from thinned.studies.arms import Arm, grid, varied
 from thinned.studies.comparison import differences, interval
 from thinned.studies.outcomes import Row
-from thinned.studies.page import draw_against, draw_bars, mean_curve, plain_ticks, write_study_page
+from thinned.studies.page import (
+    draw_against,
+    draw_bars,
+    mean_curve,
+    plain_ticks,
+    verdict,
+    write_study_page,
+)
 from thinned.studies.study import Study, run_of, run_study
-from thinned.studies.verdict import verdict
 
 Budget = Literal["smoke", "short", "full"]
 _WATCHED = 1000
@@ -312,8 +317,7 @@ def _activations(folder: Path, study: Study, rows: Sequence[Row], figure: Any) -
 
 def _hidden(run: Any, test: Split, layer: str) -> np.ndarray:
     images = as_float(jnp.asarray(test.images[np.arange(min(_WATCHED, len(test)))]))
-    model = build_model(run.config, run.facts)
-    _, seen = model.apply(
+    _, seen = run.state.apply_fn(
         run.state.variables,
         images,
         train=False,

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from thinned.core.config import Config, nearest, options, recipe, with_values
 from thinned.core.disk import write_whole
 from thinned.core.errors import RequestError, ThinnedError
@@ -24,12 +22,12 @@ from thinned.data.split import fingerprint
 from thinned.engine.loop import Stopped
 from thinned.models.catalog import refuse_unknown
 from thinned.runs.environment import recorded_digest
-from thinned.runs.run import Run, named
+from thinned.runs.run import Run
+from thinned.runs.train import named
 from thinned.studies.arms import Arm
 from thinned.studies.comparison import differences
-from thinned.studies.jobs import Job, left_of, place_of, run_jobs
+from thinned.studies.jobs import Countdown, Job, left_of, place_of, run_jobs, watched
 from thinned.studies.outcomes import Row, read_outcome
-from thinned.studies.progress import Countdown, watched
 from thinned.studies.workers import share
 
 _SHOWN = 10
@@ -124,7 +122,6 @@ def run_study(
     folder: Path,
     tell: Callable[[str], None] = lambda line: None,
     processes: int = 1,
-    lanes: int | None = None,
 ) -> list[Row]:
     """Run whatever of a study was not run yet.
 
@@ -134,8 +131,6 @@ def run_study(
             arms may have been added.
         tell: gets a line for every run.
         processes: how many share the work, each with its part of the CPU cores.
-        lanes: how many runs are trained at once as lanes of one vmapped program; None for 1 on a
-            CPU, where lanes are slower (docs/studies.md), and 8 on anything else.
 
     Returns:
         A row for each arm.
@@ -144,8 +139,6 @@ def run_study(
         RequestError: `folder` holds another study, or one that is running.
         Stopped: by Ctrl-C or SIGTERM; the run in progress is saved.
     """
-    if lanes is None:
-        lanes = 1 if jax.default_backend() == "cpu" else 8
     with _held(folder, study), watched(folder, study.jobs, tell):
         left = left_of(folder, study.jobs)
         processes = min(processes, len(left))
@@ -153,7 +146,7 @@ def run_study(
         if processes > 1:
             share(study.base, folder, left, processes, progress)
         else:
-            run_jobs(study.base, folder, left, progress, lanes, tell)
+            run_jobs(study.base, folder, left, progress)
     return rows_of(folder)
 
 

@@ -1,0 +1,50 @@
+"""The device: what is held on it, what it has compiled, and its memory running out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from thinned.core.disk import cache_folder
+from thinned.core.errors import ThinnedError
+from thinned.core.types import Split
+from thinned.data.batch import Batch
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs on the disk between processes, unless JAX was told where already."""
+    # An entry that a killed process left half written is compiled anew: nothing to worry about.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder("xla")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def on_device(split: Split) -> Batch:
+    """A split on the device; the images stay u8."""
+    images = split.images
+    held = images if isinstance(images, np.ndarray) else images[np.arange(len(images))]
+    return Batch(jnp.asarray(held), jnp.asarray(split.labels))
+
+
+class OutOfMemory(ThinnedError):
+    """The device has too little memory for what is trained on it."""
+
+
+@contextmanager
+def memory_told() -> Generator[None]:
+    """What runs out of the device's memory in here says so in one line, and what to do."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OutOfMemory(
+            "the device has too little memory: give a smaller network or --batch-size, or "
+            "--data.in-memory no"
+        ) from error

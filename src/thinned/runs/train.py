@@ -1,0 +1,274 @@
+"""Training in a run folder: begin, go on, and never mix two."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from thinned.core.config import Config, differences, to_json, validate
+from thinned.core.disk import write_whole
+from thinned.core.errors import RequestError
+from thinned.core.types import Dataset
+from thinned.data.facts import Facts
+from thinned.data.sources.load import load_data, open_source
+from thinned.data.split import fingerprint
+from thinned.engine.build import Built, model_name
+from thinned.engine.checkpoint import Restored
+from thinned.engine.devices import memory_told, use_compilation_cache
+from thinned.engine.feed import feed_of, fits_in_memory, placed, refuse_narrow
+from thinned.engine.logs import MetricsLog, Plain, Silent, TensorBoardLog, view_for
+from thinned.engine.loop import Parts, Progress, StopSignal, arrays_of, with_arrays
+from thinned.engine.loop import train as run_loop
+from thinned.engine.plan import Plan
+from thinned.runs.environment import describe_environment, environment_changes
+from thinned.runs.run import Run, refuse_lost
+
+
+def train(
+    config: Config | None = None,
+    *,
+    name: str | None = None,
+    runs: Path | str = "runs",
+    quiet: bool = True,
+    dataset: Dataset | None = None,
+) -> Run:
+    """Train a classifier in a run folder, or go on with the run of that name.
+
+    Args:
+        config: what to do; the corrected tutorial by default.
+        name: the run's folder inside `runs`; when it exists, that run is continued. By default a
+            new name that says what is trained.
+        runs: where run folders live.
+        quiet: whether to show nothing.
+        dataset: what `load_data` gave for this config, for programs that train often; or data of
+            your own, e.g. from `thinned.data.sources.arrays.Arrays`, with a config that names none.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        RequestError: the config, the data or an existing run does not allow it.
+        ThinnedError: training or saving failed.
+    """
+    config = Config() if config is None else config
+    validate(config)
+    folder = named(Path(runs), name) if name else None
+    if folder is not None and (folder / "study.json").exists():
+        raise RequestError(f"{folder} is a study: give the run another --name")
+    if folder is not None and (folder / "config.json").exists():
+        return resume(folder, config, quiet=quiet, dataset=dataset)
+    dataset = load_data(config) if dataset is None else dataset
+    facts = Facts.of(dataset, config)
+    built = Built.of(config, facts, dataset.train.labels)
+    refuse_narrow(config, dataset.train)
+    made = _made(folder) if folder is not None else _new_folder(Path(runs), config, facts)
+    with _begun(made, config, dataset, facts, Silent() if quiet else Plain()) as run:
+        return _train_in(run, dataset, built, quiet)
+
+
+def resume(
+    folder: Path | str,
+    config: Config | None = None,
+    *,
+    quiet: bool = True,
+    dataset: Dataset | None = None,
+) -> Run:
+    """Continue a run at the very step it stopped; the result is bit-identical to never stopping.
+
+    Args:
+        folder: the run.
+        config: what is asked for now; may differ from the run's in epochs (more) and in how often
+            to save. None asks for what the run was asked before.
+        quiet: whether to show nothing.
+        dataset: as for `train`.
+
+    Raises:
+        RequestError: `config` would change what has already happened.
+    """
+    run = Run.open(folder)
+    config = run.config if config is None else config
+    validate(config)
+    changed = differences(run.config, config)
+    if changed:
+        raise RequestError(f"{folder} is a run of another config: {'; '.join(changed)}")
+    if config.epochs < run.config.epochs:
+        raise RequestError(
+            f"{folder} was asked for {run.config.epochs} epochs; --epochs can only grow"
+        )
+    course = config.optim.schedule
+    if course != "constant" and config.epochs != run.config.epochs:
+        raise RequestError(
+            f"{folder} cannot go on to {config.epochs} epochs: --optim.schedule {course} was laid "
+            f"out over {run.config.epochs}"
+        )
+    if dataset is None:
+        refuse_lost(run)
+        dataset = load_data(config)
+    built = Built.of(config, run.facts, dataset.train.labels)
+    with _continued(run, config, dataset) as run:
+        return _train_in(run, dataset, built, quiet)
+
+
+def named(runs: Path, name: str) -> Path:
+    """The folder of that name inside `runs`.
+
+    Raises:
+        RequestError: the name would lead out of `runs`, or names `runs` itself.
+    """
+    parts = Path(name).parts
+    if not parts or ".." in parts or Path(name).is_absolute():
+        raise RequestError(f"--name {name!r} leads out of {runs}: give a plain name")
+    return runs / name
+
+
+class Busy(RequestError):
+    """Another process trains this run."""
+
+
+def seed_of_data(config: Config) -> int | None:
+    """The config's seed where it decides which images are which; None where any gives the same.
+
+    Raises:
+        RequestError: the data cannot be found.
+    """
+    data, seed = config.data, config.seed
+    chosen = bool(data.validation) or data.limit is not None
+    return seed if chosen or open_source(data, seed) != open_source(data, seed + 1) else None
+
+
+@contextmanager
+def _begun(
+    folder: Path, config: Config, dataset: Dataset, facts: Facts, view: Silent
+) -> Generator[Run]:
+    """A new run's folder, with all in it that is known before training, for this process alone."""
+    with _locked(folder):
+        environment = describe_environment(dataset.name, fingerprint(dataset))
+        write_whole(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+        write_whole(folder / "data.json", facts.to_json())
+        _list_left_out(folder, dataset, view)
+        write_whole(folder / "config.json", to_json(config))
+        yield Run(folder, config)
+
+
+@contextmanager
+def _continued(run: Run, config: Config, dataset: Dataset) -> Generator[Run]:
+    """A run's folder, for this process alone, once its data are what they were."""
+    facts = run.facts
+    with _locked(run.folder):
+        now = describe_environment(dataset.name, fingerprint(dataset))
+        for line in environment_changes(run.folder / "environment.json", now):
+            Plain().say(line)
+        if Facts.of(dataset, config) != facts:
+            raise RequestError(
+                f"{run.folder} cannot go on: its data are no longer what it began with "
+                f"({facts.train_size:,} training images, {len(facts.classes)} classes)"
+            )
+        write_whole(run.folder / "config.json", to_json(config))
+        yield Run(run.folder, config)
+
+
+@memory_told()
+def _train_in(run: Run, dataset: Dataset, built: Built, quiet: bool) -> Run:
+    use_compilation_cache()
+    state, progress = built.initial_state(), Progress()
+    restored = run.checkpoints.restore(arrays_of(state))
+    if restored is not None:
+        state, progress = with_arrays(state, restored), Progress.from_json(restored.progress)
+    parts = _parts(run, dataset, built, progress.step)
+    batch, total = run.config.batch_size, built.plan.total_steps
+    with view_for(quiet, progress.step * batch, total * batch) as view:
+        _announce(view, run, dataset, restored, built.plan)
+        with StopSignal() as stop:
+            run_loop(replace(parts, view=view), state, progress, stop)
+    return run
+
+
+def _parts(run: Run, dataset: Dataset, built: Built, step: int) -> Parts:
+    """What a run works with from that step on; what was recorded after it is forgotten."""
+    config = run.config
+    where = {name: placed(config, split) for name, split in dataset.splits.items() if len(split)}
+    train = where.pop("train")
+    kind = TensorBoardLog if config.log == "tensorboard" else MetricsLog
+    log = kind(run.folder / "metrics.jsonl")
+    log.keep_until(step)
+    return Parts(
+        folder=run.folder,
+        built=built,
+        feed=feed_of(built.plan, dataset.train, train),
+        held_out=where,
+        checkpoints=run.checkpoints,
+        log=log,
+        view=Silent(),
+    )
+
+
+def _list_left_out(folder: Path, dataset: Dataset, view: Silent) -> None:
+    if not dataset.left_out:
+        return
+    listed = folder / "left-out.txt"
+    write_whole(listed, "".join(f"{out.path}\t{out.reason}\n" for out in dataset.left_out))
+    count = len(dataset.left_out)
+    files = "1 file" if count == 1 else f"{count:,} files"
+    view.say(f"{files} could not be read and {'is' if count == 1 else 'are'} left out: {listed}")
+
+
+def _announce(view: Silent, run: Run, dataset: Dataset, found: Restored | None, plan: Plan) -> None:
+    for reason in found.skipped if found else ():
+        view.say(f"checkpoint {reason}; going on from the one before it")
+    if found and found.step >= plan.total_steps:
+        view.say(f"{run.folder} is finished: {plan.config.epochs} epochs, {found.step} steps")
+    elif found:
+        view.say(f"resuming {run.folder} at step {found.step} of {plan.total_steps}")
+    else:
+        view.say(f"{run.folder}: {dataset.name}, {len(dataset.train):,} training images")
+        for note in dataset.notes:
+            view.say(note)
+    if not fits_in_memory(plan.config, dataset.train):
+        size = dataset.train.images.nbytes / 1e6
+        held = isinstance(dataset.train.images, np.ndarray)
+        where = "memory, where such a source is held as a whole," if held else "the disk"
+        view.say(f"streaming {size:,.0f} MB of images from {where} (--data.in-memory)")
+
+
+def _new_folder(runs: Path, config: Config, facts: Facts) -> Path:
+    """A folder that did not exist before, made here: two processes never share one."""
+    for number in itertools.count(1):
+        folder = runs / f"{facts.name}-{model_name(config, facts)}-{number:03d}"
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RequestError(f"cannot make run folder {folder}: {error.strerror}") from error
+    raise AssertionError("unreachable")
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"cannot make run folder {folder}: {error.strerror}") from error
+    return folder
+
+
+@contextmanager
+def _locked(folder: Path) -> Generator[None]:
+    """Hold the run for this process; the lock goes with the process, however it ends."""
+    try:
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise RequestError(f"cannot write in {folder}: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise Busy(f"{folder} is being trained by another process") from error
+        yield
