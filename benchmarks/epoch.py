@@ -40,14 +40,17 @@ def ours(bits: str) -> Runner:
     from thinned.core.config import Config, with_values
     from thinned.data.facts import Facts
     from thinned.data.sources.load import load_data
-    from thinned.engine.build import initial_state
+    from thinned.engine.build import Built
     from thinned.engine.devices import on_device
     from thinned.engine.plan import CHUNK_STEPS, Plan
     from thinned.engine.step import train_steps
 
     config = with_values(Config(), {"dropout": {"bits": bits}}, "bench")
     dataset = load_data(config)
-    state, data = initial_state(config, Facts.of(dataset, config)), on_device(dataset.train)
+    state, data = (
+        Built.of(config, Facts.of(dataset, config)).initial_state(),
+        on_device(dataset.train),
+    )
     plan, done = Plan(config, len(dataset.train), {"Dropout_0": 0.5}), 0
 
     def run(steps: int) -> None:

@@ -25,7 +25,7 @@ from PIL import Image
 from thinned.core.config import Config, DataConfig
 from thinned.data.facts import Facts
 from thinned.data.sources.load import load_data
-from thinned.engine.build import initial_state, make_plan
+from thinned.engine.build import Built
 from thinned.engine.devices import on_device
 from thinned.engine.feed import Resident, Streamed
 from thinned.engine.step import train_steps
@@ -59,12 +59,13 @@ def main() -> None:
         dataset = load_data(config)
         decoded = COUNT / (time.perf_counter() - start)
         facts = Facts.of(dataset, config)
-        plan, process = make_plan(config, facts), psutil.Process()
+        built, process = Built.of(config, facts), psutil.Process()
+        plan = built.plan
         print(f"{COUNT:,} photos, {megabytes:.0f} MB decoded, limit {limit:.0f} MB")
         print(f"decoded once at {decoded:.0f} images/s on {os.cpu_count()} cores")
         streamed = Streamed(plan, dataset.train, limit * 1e6)
         feeds = {"streamed": streamed}
-        states = {name: initial_state(config, facts) for name in ("streamed", "memory")}
+        states = {name: built.initial_state() for name in ("streamed", "memory")}
         done = {"streamed": 0, "memory": 0}
 
         def run(name: str) -> float:

@@ -1,9 +1,9 @@
 """Models per hour: one study against a process for each of its arms, interleaved.
 
-Run: python benchmarks/study.py     (ARMS=4 IMAGES=6000 EPOCHS=2 ROUNDS=5, MODEL=cnn, LANES=0)
+Run: python benchmarks/study.py     (ARMS=4 IMAGES=6000 EPOCHS=2 ROUNDS=5, MODEL=cnn)
 
 Both sides start as new processes and find the same compiled programs on the disk, filled before
-the first round. With LANES=n the study trains n arms at once, as lanes of one program.
+the first round.
 """
 
 import os
@@ -17,7 +17,7 @@ from pathlib import Path
 
 ARMS, ROUNDS = int(os.environ.get("ARMS", "4")), int(os.environ.get("ROUNDS", "5"))
 IMAGES, EPOCHS = os.environ.get("IMAGES", "6000"), os.environ.get("EPOCHS", "2")
-MODEL, LANES = os.environ.get("MODEL", "cnn"), os.environ.get("LANES", "0")
+MODEL = os.environ.get("MODEL", "cnn")
 RATES = [round(0.9 * index / max(ARMS - 1, 1), 3) for index in range(ARMS)]
 
 
@@ -29,8 +29,7 @@ def thinned(folder: Path, *words: str) -> None:
 
 def study(folder: Path) -> None:
     vary = f"dropout.rate={','.join(map(str, RATES))}"
-    lanes = ["--lanes", LANES] if int(LANES) else []
-    thinned(folder, "study", "--name", "s", "--seeds", "1", "--vary", vary, *lanes)
+    thinned(folder, "study", "--name", "s", "--seeds", "1", "--vary", vary)
 
 
 def separate(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""`thinned doctor`: the audit of runs and configs, its exit code, and the cost meter."""
+"""`thinned doctor`: the audit of runs and configs, and its exit code."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 from thinned.cli.main import main
 from thinned.core.config import Config, DataConfig, DropoutConfig
-from thinned.runs.doctor import cost, diagnose
+from thinned.runs.doctor import diagnose
 from thinned.runs.train import train
 
 
@@ -47,21 +47,6 @@ def test_a_schedule_that_never_turns_dropout_on_is_caught(tiny_data, tmp_path):
         "the schedule turns dropout on at some step"
     ]
     assert diagnose(write(tmp_path / "d.json", tiny_data, epochs=21, dropout=late), draws=8).passed
-
-
-@pytest.mark.parametrize("kind", ["element", "channel", "block", "connect", "concrete"])
-def test_the_cost_meter_measures_ratio_share_and_bytes(tiny_data, tmp_path, kind):
-    found = cost(write(tmp_path / "c.json", tiny_data, dropout={"kind": kind}))
-    assert len(found.ratios) > 20
-    assert all(ratio > 0 for ratio in found.ratios)
-    assert found.share > 0
-    # Masks are drawn again: at most scalars, and concrete's inputs, are kept beside what a plain
-    # network keeps.
-    mask_bytes = 20 * 2 * 2 * 64 * 4
-    assert abs(found.bytes_with - found.bytes_without) <= (
-        mask_bytes + 2000 if kind == "concrete" else 2000
-    )
-    assert "interleaved" in str(found)
 
 
 @pytest.mark.parametrize(

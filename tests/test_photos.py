@@ -21,7 +21,7 @@ from thinned.data import inspect as datatools
 from thinned.data.batch import Batch, class_weights
 from thinned.data.facts import Facts, statistics_of
 from thinned.data.sources.load import load_data
-from thinned.engine.build import initial_state, make_plan
+from thinned.engine.build import Built
 from thinned.engine.devices import on_device
 from thinned.engine.feed import Resident, Streamed, steps_within
 from thinned.engine.plan import Plan
@@ -126,7 +126,7 @@ def test_a_stream_gives_the_rows_of_the_plan_in_bounded_buffers(photos, memory):
     options = config(photos)
     dataset = load_data(options)
     facts = Facts.of(dataset, options)
-    plan = make_plan(options, facts)
+    plan = Built.of(options, facts).plan
     resident = Resident(plan, on_device(dataset.train))
     streamed = Streamed(plan, dataset.train, memory * 1e6)
     step = 3
@@ -178,7 +178,7 @@ def test_every_kind_of_dropout_works_in_the_residual_network(photos, tmp_path, k
 
 def test_weights_multiply_losses():
     facts = Facts("x", ("a", "b"), (8, 8, 1), 4)
-    state = initial_state(Config(), facts)
+    state = Built.of(Config(batch_size=4), facts).initial_state()
     images = jnp.ones((4, 8, 8, 1)) * jnp.linspace(0, 1, 4)[:, None, None, None]
     labels = jnp.asarray([0, 1, 0, 1])
     key, step = jax.random.key(0), jax.jit(train_step)

@@ -15,10 +15,8 @@ from conftest import blobs
 import thinned
 from thinned.core.config import Config, DataConfig, MlpConfig, with_values
 from thinned.core.errors import RequestError, ThinnedError
-from thinned.data.facts import Facts
 from thinned.data.sources.arrays import Arrays
 from thinned.data.sources.load import load_data
-from thinned.engine.build import make_augment
 from thinned.runs.verify import differing
 
 
@@ -226,7 +224,7 @@ def test_arrays_of_a_program_are_trained_on_evaluated_and_gone_on_with(tmp_path)
     whole = thinned.train(config, dataset=data, runs=tmp_path)
     # Neither taken for the package's MNIST, which is not normalised, nor evaluated on it.
     assert whole.facts.mean is not None
-    assert make_augment(config, whole.facts) is not None
+    assert whole.built.augment is not None
     assert whole.evaluate(dataset=data).totals.count == len(data.test)
     for ask in (whole.evaluate, partial(thinned.resume, whole.folder)):
         with pytest.raises(RequestError, match=r"learned from arrays of a program.*dataset="):
@@ -234,10 +232,3 @@ def test_arrays_of_a_program_are_trained_on_evaluated_and_gone_on_with(tmp_path)
     short = thinned.train(dataclasses.replace(config, epochs=1), dataset=data, runs=tmp_path)
     grown = thinned.resume(short.folder, config, dataset=data)
     assert differing(whole, grown) == []
-
-
-def test_facts_saved_before_plain_data_were_told_apart_are_still_read(finished):
-    values = json.loads(finished.facts.to_json())
-    del values["plain"]
-    for plain in (True, False):
-        assert Facts.from_json(json.dumps(values), plain).plain is plain

@@ -16,7 +16,7 @@ from thinned.data.batch import Batch
 from thinned.data.facts import Facts
 from thinned.data.sources.load import open_source
 from thinned.dropout.sites import DropoutSpec, rates_collection
-from thinned.engine.build import initial_state
+from thinned.engine.build import Built
 from thinned.engine.evaluation import evaluate
 from thinned.engine.optim import adam
 from thinned.engine.plan import CHUNK_STEPS, Plan
@@ -31,7 +31,7 @@ SITES = {"Dropout_0": 0.5}
 def losses_of(config: Config, dataset: Dataset, steps: int, at_once: int) -> np.ndarray:
     """Ours, in chunks: the training loss at each step."""
     plan = Plan(config, len(dataset.train), SITES)
-    state = initial_state(config, Facts.of(dataset, config))
+    state = Built.of(config, Facts.of(dataset, config)).initial_state()
     data = Batch(jnp.asarray(dataset.train.images), jnp.asarray(dataset.train.labels))
     losses, done = [], 0
     while done < steps:
@@ -125,7 +125,7 @@ def test_one_program_serves_any_number_of_steps_rate_schedule_and_learning_rate(
         config = Config(batch_size=10, learning_rate=learning_rate, dropout=dropout)
         plan, state = (
             Plan(config, 700, SITES),
-            initial_state(config, Facts.of(SMALL, config)),
+            Built.of(config, Facts.of(SMALL, config)).initial_state(),
         )
         chunk, count = plan.chunk(0, steps)
         data = Batch(jnp.asarray(SMALL.train.images), jnp.asarray(SMALL.train.labels))

@@ -19,11 +19,9 @@ from jax.tree import leaves
 from thinned.cli.main import main
 from thinned.core.config import recipe, with_values
 from thinned.core.errors import RequestError
-from thinned.engine.build import initial_state, make_plan
 from thinned.engine.loop import Pace
-from thinned.engine.loop import train_lanes as run_lanes
 from thinned.engine.step import train_steps
-from thinned.runs import run as runs
+from thinned.runs import train as runs
 from thinned.studies.arms import Arm, grid, varied
 from thinned.studies.comparison import Difference
 from thinned.studies.jobs import under_way
@@ -98,8 +96,8 @@ def test_an_arms_run_is_the_same_as_a_run_by_itself(done, base, tmp_path):
 def test_arms_of_one_seed_begin_alike_and_see_the_same_order(done):
     _, folder, rows, _ = done
     opened = [run_of(folder, row.arm, 1) for row in rows]
-    plans = [make_plan(run.config, run.facts) for run in opened]
-    states = [initial_state(run.config, run.facts) for run in opened]
+    plans = [run.built.plan for run in opened]
+    states = [run.built.initial_state() for run in opened]
     for plan, state in zip(plans[1:], states[1:], strict=True):
         assert np.array_equal(plan.chunk(0, 5)[0].order, plans[0].chunk(0, 5)[0].order)
         pairs = zip(leaves(state.params), leaves(states[0].params), strict=True)
@@ -213,13 +211,6 @@ def test_a_network_that_raises_fails_alone(base, tmp_path, monkeypatch):
     assert rows[0].outcomes[0].reason == "ValueError: shapes do not fit"
     assert [row.outcomes[0].status for row in rows] == ["failed", "finished"]
 
-    def broken(*_):
-        raise TypeError("no lanes of this")
-
-    monkeypatch.setattr("thinned.studies.jobs.train_together", broken)
-    rows = run_study(wanted, tmp_path / "lanes", lanes=2)
-    assert [row.outcomes[0].reason for row in rows] == ["TypeError: no lanes of this"] * 2
-
 
 def test_a_run_that_went_astray_without_infinities_counts_as_diverged(base, tmp_path):
     wanted = study(with_values(base, {"optim": {"name": "sgd"}}, ""), "learning_rate=0.01,1000")
@@ -237,9 +228,6 @@ def test_a_time_that_nobody_could_take_is_null(base, tmp_path):
     text = (tmp_path / "s" / "all" / "seed-0" / "outcome.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail)["epoch_s"] is None
     assert "nan" not in told(wanted, rows)
-    # As it was once written.
-    (tmp_path / "s" / "all" / "seed-0" / "outcome.json").write_text(text.replace("null", "NaN"))
-    assert rows_of(tmp_path / "s") == rows
 
 
 def test_twice_the_epochs_cost_twice_the_time(base):
@@ -256,13 +244,13 @@ def test_twice_the_epochs_cost_twice_the_time(base):
 
 
 def test_an_epochs_time_is_that_of_its_steps_without_the_first():
-    pace = Pace(lanes=2)
+    pace = Pace()
     pace.took(1, 100.0)
     assert pace.lap(10) is None
     pace.took(2, 3.0)
     pace.took(3, 2.0)
-    # One second a step, which two runs share.
-    assert pace.lap(10) == 5.0
+    # Five steps in five seconds.
+    assert pace.lap(10) == 10.0
     assert pace.lap(10) is None
 
 
@@ -376,101 +364,6 @@ def test_processes_share_the_runs_and_change_nothing(done, base, tmp_path):
     for one, two in zip(rows, shared, strict=True):
         # Another number of threads may round otherwise.
         np.testing.assert_allclose(one.values("nll"), two.values("nll"), rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("model", "kind"), [("mlp", "element"), ("mlp", "gaussian"), ("cnn", "element")]
-)
-def test_lane_k_is_run_k_up_to_rounding(base, tmp_path, model, kind):
-    scheduled = {
-        "model": model,
-        "mlp": {"hidden": [12] if model == "mlp" else [1024, 1024, 1024]},
-        "dropout": {"schedule": "linear", "schedule_epochs": 1, "kind": kind},
-        "optim": {"ema": 0.9, "schedule": "cosine"},
-    }
-    wanted = study(
-        with_values(base, scheduled, "test"), "dropout.rate=0,0.5", "learning_rate=0.001,0.01"
-    )
-    singly = run_study(wanted, tmp_path / "singly", lanes=1)
-    lines: list[str] = []
-    together = run_study(wanted, tmp_path / "together", lines.append, lanes=3)
-    assert len(lines) == 8
-    for one, two in zip(singly, together, strict=True):
-        for seed in wanted.seeds:
-            runs_ = [run_of(tmp_path / name, one.arm, seed) for name in ("singly", "together")]
-            pairs = zip(*(leaves(run.state.variables) for run in runs_), strict=True)
-            for mine, other in pairs:
-                np.testing.assert_allclose(mine, other, rtol=1e-3, atol=1e-4)
-            assert [r["split"] for r in runs_[0].metrics] == [r["split"] for r in runs_[1].metrics]
-        np.testing.assert_allclose(one.values("nll"), two.values("nll"), rtol=1e-4)
-
-
-def test_seeds_share_lanes_where_the_data_are_the_same_for_all(base, tmp_path, monkeypatch):
-    widths = []
-
-    def counted(lanes, *rest):
-        widths.append(len(lanes))
-        return run_lanes(lanes, *rest)
-
-    monkeypatch.setattr("thinned.runs.run.run_lanes", counted)
-    whole = with_values(base, {"epochs": 1, "data": {"validation": 0}}, "")
-    wanted = study(whole, seeds=(0, 1, 2))
-    (singly,) = run_study(wanted, tmp_path / "singly")
-    (together,) = run_study(wanted, tmp_path / "together", lanes=4)
-    assert widths == [3]
-    np.testing.assert_allclose(singly.values("nll"), together.values("nll"), rtol=1e-4)
-    # Which images are held out is the seed's to say.
-    run_study(study(base, seeds=(0, 1)), tmp_path / "held", lanes=4)
-    assert widths == [3]
-
-
-def test_lanes_that_stop_go_on_and_a_lane_that_diverges_stops_alone(base, tmp_path):
-    wanted = study(base, "learning_rate=0.001,1e30,0.01", seeds=(0,))
-    rows = run_study(wanted, tmp_path / "s", lanes=4)
-    assert [o.status for row in rows for o in row.outcomes.values()] == [
-        "finished",
-        "diverged",
-        "finished",
-    ]
-    # As if killed after the first epoch of both.
-    for rate in ("0.001", "0.01"):
-        place = tmp_path / "s" / f"learning_rate={rate}" / "seed-0"
-        (place / "outcome.json").unlink()
-        steps = sorted((place / "checkpoints").iterdir(), key=lambda each: int(each.name))
-        shutil.rmtree(steps[-1])
-    again = run_study(wanted, tmp_path / "s", lanes=4)
-    for one, two in zip(rows, again, strict=True):
-        assert one.values("nll") == two.values("nll")
-
-
-def test_lanes_that_do_not_fit_into_memory_become_fewer(base, tmp_path, monkeypatch):
-    wanted = study(base, "learning_rate=0.001,0.002,0.005,0.01,0.02", seeds=(0,))
-    alone = run_study(wanted, tmp_path / "alone", lanes=1)
-    widths = []
-
-    def small_device(lanes, *rest):
-        widths.append(len(lanes))
-        if len(lanes) > 2:
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
-        return run_lanes(lanes, *rest)
-
-    monkeypatch.setattr("thinned.runs.run.run_lanes", small_device)
-    lines: list[str] = []
-    rows = run_study(wanted, tmp_path / "s", lines.append, lanes=5)
-    # The fifth has no mate and is trained singly.
-    assert widths == [5, 2, 2]
-    assert lines[0] == "5 lanes need more memory than there is: 2 from now on"
-    for one, two in zip(alone, rows, strict=True):
-        np.testing.assert_allclose(one.values("nll"), two.values("nll"), rtol=1e-4)
-
-    def no_device(*_):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
-
-    monkeypatch.setattr("thinned.runs.run.run_loop", no_device)
-    other = study(base, "learning_rate=0.001", seeds=(0,))
-    (row,) = run_study(other, tmp_path / "none")
-    assert row.outcomes[0].status == "failed"
-    assert "too little memory: give a smaller" in row.outcomes[0].reason
 
 
 @pytest.mark.parametrize(
@@ -627,8 +520,6 @@ def test_optuna_chooses_arms_by_validation(base, tmp_path):
         (["--vary", "epochs=1:50:1", "--baseline", "epoch=50"], "did you mean 'epochs=50'"),
         (["--search", "2", "--random", "2"], "--search and --random exclude"),
         (["--search", "2", "--processes", "2"], "--search and --processes exclude"),
-        (["--search", "2", "--lanes", "2"], "--search and --lanes exclude"),
-        (["--lanes", "2", "--processes", "2"], "--processes and --lanes exclude"),
         (["--name", "a/../../x"], "leads out of"),
     ],
 )
@@ -680,3 +571,13 @@ def test_a_run_is_no_study_and_a_damaged_one_is_told(done, tmp_path):
     outcome = json.loads((folder / "dropout.rate=0" / "seed-0" / "outcome.json").read_text())
     assert set(outcome["scores"]) == {"test", "validation"}
     assert outcome["epoch_s"] > 0
+
+
+def test_a_device_without_memory_fails_the_run_in_one_line(base, tmp_path, monkeypatch):
+    def no_device(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
+
+    monkeypatch.setattr("thinned.runs.train.run_loop", no_device)
+    (row,) = run_study(study(base, "learning_rate=0.001", seeds=(0,)), tmp_path / "none")
+    assert row.outcomes[0].status == "failed"
+    assert "too little memory: give a smaller" in row.outcomes[0].reason

@@ -59,12 +59,8 @@ class Facts:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, plain: bool = False) -> Facts:
+    def from_json(cls, text: str) -> Facts:
         """The inverse of `to_json`.
-
-        Args:
-            text: the JSON.
-            plain: what holds where the text, of a run of before, does not say.
 
         Raises:
             ValueError, KeyError, TypeError: the text is damaged.
@@ -79,7 +75,7 @@ class Facts:
             int(values["train_size"]),
             mean,
             deviation,
-            bool(values.get("plain", plain)),
+            bool(values["plain"]),
         )
 
 

@@ -70,8 +70,7 @@ class Run:
         """
         path = self.folder / "data.json"
         try:
-            plain = self.config.data.path is None
-            return Facts.from_json(path.read_text(encoding="utf-8"), plain)
+            return Facts.from_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, KeyError, TypeError):
             # A damaged file: the data themselves still tell.
             return Facts.of(load_data(self.config), self.config)

@@ -80,8 +80,7 @@ def read_outcome(place: Path) -> Outcome | None:
     """The outcome of the run in that folder; None when it is not over."""
     try:
         text = (place / "outcome.json").read_text(encoding="utf-8")
-        # NaN is no JSON, but was once written for a time that nobody had measured.
-        return Outcome(**json.loads(text, parse_constant=lambda _: None))
+        return Outcome(**json.loads(text))
     except (OSError, ValueError, TypeError):
         return None
 
