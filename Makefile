@@ -30,7 +30,7 @@ train: $(BIN)/thinned ## Train the tutorial's classifier on real MNIST (10 epoch
 	$(BIN)/thinned train
 
 test: $(VENV)/.test ## Run the tests
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: lint types ## Formatting, lint, types, import contract, quick --help
 

@@ -1,17 +1,12 @@
 """The audit finds what really goes wrong in public programs, and nothing where all is well."""
 
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+import printed_tutorial
 import pytest
 from flax import linen as nn
 from flax import nnx
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import printed_tutorial
 
 from thinned.core.errors import RequestError
 from thinned.dropout import linen as L

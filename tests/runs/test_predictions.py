@@ -17,8 +17,8 @@ from thinned.core.config import Config, DataConfig, DropoutConfig
 from thinned.core.errors import RequestError
 from thinned.core.types import Split
 from thinned.runs import evaluate as scoring
-from thinned.runs import predictions as trust
 from thinned.runs import evaluate as worth
+from thinned.runs import predictions as trust
 from thinned.runs.train import train
 from thinned.trust import scores
 from thinned.trust.sampling import Predictions

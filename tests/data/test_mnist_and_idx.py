@@ -39,7 +39,7 @@ def test_embedded_mnist_is_the_original_byte_for_byte():
 
 
 def test_embedded_mnist_takes_little_room_and_carries_its_licence():
-    folder = Path(mnist.__file__).parent / "embedded"
+    folder = Path(mnist.__file__).parent.parent / "embedded"
     assert sum(path.stat().st_size for path in folder.glob("*.xz")) <= 9_500_000
     assert "CC BY-SA 3.0" in (folder / "LICENSE-mnist.md").read_text()
 
