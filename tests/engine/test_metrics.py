@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as reference
 
 from thinned.engine.losses import cross_entropy
-from thinned.engine.metrics import BatchSums, Totals, batch_sums, confusion
+from thinned.engine.metrics import BatchSums, Totals, batch_sums, confusion_counts
 
 
 def case(count, classes, seed):
@@ -40,13 +40,14 @@ def test_padding_counts_for_nothing(sizes, seed):
     assert int(padded.correct) == int(alone.correct)
     assert float(padded.loss) == pytest.approx(float(alone.loss), rel=1e-5)
     assert np.array_equal(
-        confusion(logits, labels, mask), confusion(logits[:count], labels[:count], mask[:count])
+        confusion_counts(logits, labels, mask),
+        confusion(logits[:count], labels[:count], mask[:count]),
     )
 
 
 def test_confusion_is_that_of_scikit_learn():
     logits, labels = case(500, 5, 0)
-    counts = confusion(logits, labels, jnp.ones(500, bool))
+    counts = confusion_counts(logits, labels, jnp.ones(500, bool))
     assert np.array_equal(counts, reference.confusion_matrix(labels, np.argmax(logits, 1)))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from thinned.studies.comparison import differences, holm, interval, seeds_needed
+from thinned.studies.comparison import holm, interval, paired_differences, seeds_needed
 
 
 def test_differences_are_paired_by_seed_as_scipys():
@@ -14,7 +14,7 @@ def test_differences_are_paired_by_seed_as_scipys():
     base = dict(enumerate(random.normal(0.9, 0.01, 8).tolist()))
     other = {seed: value + 0.003 + random.normal(0, 0.002) for seed, value in base.items()}
     other[99] = 0.1  # A seed that the baseline did not finish counts for nothing.
-    found = differences({"a": base, "b": other}, "a")["b"]
+    found = paired_differences({"a": base, "b": other}, "a")["b"]
     seeds = sorted(base)
     reference = stats.ttest_rel([other[s] for s in seeds], [base[s] for s in seeds])
     assert found.seeds == 8
@@ -64,24 +64,24 @@ def test_few_seeds_among_many_tests_are_not_enough_however_large_the_difference(
 
 
 def test_what_cannot_be_said_is_no_number():
-    one = differences({"a": {0: 0.5}, "b": {0: 0.6}}, "a")["b"]
+    one = paired_differences({"a": {0: 0.5}, "b": {0: 0.6}}, "a")["b"]
     assert one.seeds == 1
     assert one.mean == pytest.approx(0.1)
     assert math.isnan(one.p_value)
     assert not one.is_told
-    none = differences({"a": {0: 0.5}, "b": {}}, "a")["b"]
+    none = paired_differences({"a": {0: 0.5}, "b": {}}, "a")["b"]
     assert none.seeds == 0
     assert math.isnan(none.mean)
-    same = differences({"a": {0: 0.5, 1: 0.25}, "b": {0: 0.5, 1: 0.25}}, "a")["b"]
+    same = paired_differences({"a": {0: 0.5, 1: 0.25}, "b": {0: 0.5, 1: 0.25}}, "a")["b"]
     assert same.p_value == 1.0
     # Two equal steps of a score that moves in steps are no certainty.
-    shifted = differences({"a": {0: 0.5, 1: 0.25}, "b": {0: 0.75, 1: 0.5}}, "a")["b"]
+    shifted = paired_differences({"a": {0: 0.5, 1: 0.25}, "b": {0: 0.75, 1: 0.5}}, "a")["b"]
     assert math.isnan(shifted.p_value)
     # Neither are decimals that are equal but for the rounding of floats.
-    decimals = differences({"a": {0: 0.2, 1: 0.7}, "b": {0: 0.25, 1: 0.75}}, "a")["b"]
+    decimals = paired_differences({"a": {0: 0.2, 1: 0.7}, "b": {0: 0.25, 1: 0.75}}, "a")["b"]
     assert math.isnan(decimals.p_value)
     assert not decimals.is_told
-    noise = differences({"a": {0: 0.3, 1: 0.3}, "b": {0: 0.1 + 0.2, 1: 0.3}}, "a")["b"]
+    noise = paired_differences({"a": {0: 0.3, 1: 0.3}, "b": {0: 0.1 + 0.2, 1: 0.3}}, "a")["b"]
     assert noise.p_value == 1.0
     assert seeds_needed(0.0, 1.0) is None
     assert seeds_needed(1e-9, 1.0) is None
@@ -100,7 +100,7 @@ def test_arms_that_were_not_tried_change_nothing_for_the_others():
         "a": {0: 0.91, 1: 0.915, 2: 0.92},
         "b": {0: 0.90, 1: 0.93, 2: 0.91},
     }
-    few = differences(tried, "base")
-    many = differences(tried | {f"untried {number}": {} for number in range(28)}, "base")
+    few = paired_differences(tried, "base")
+    many = paired_differences(tried | {f"untried {number}": {} for number in range(28)}, "base")
     assert few["a"].needed is not None
     assert (many["a"], many["b"]) == (few["a"], few["b"])

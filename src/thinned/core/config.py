@@ -496,7 +496,7 @@ def options(config: Any, prefix: str = "") -> Iterator[tuple[str, Option, Any]]:
             yield f"{prefix}{name}", typing.get_args(hint)[1], value
 
 
-def differences(past: Config, wanted: Config) -> list[str]:
+def changed_options(past: Config, wanted: Config) -> list[str]:
     """The flags that would change what a run has already done, as ``--flag: was X, asked Y``."""
     return [
         f"{flag(name)}: was {_shown(before)}, asked for {_shown(after)}"

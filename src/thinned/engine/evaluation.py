@@ -14,7 +14,7 @@ import numpy as np
 from thinned.core.types import Split, Variables
 from thinned.data.batch import Batch
 from thinned.engine.losses import cross_entropy
-from thinned.engine.metrics import BatchSums, Totals, batch_sums, confusion
+from thinned.engine.metrics import BatchSums, Totals, batch_sums, confusion_counts
 from thinned.models.apply import BATCH_SIZE, logits_of, padded_batches
 
 
@@ -58,7 +58,7 @@ def eval_step(
     labels = data.labels[rows]
     logits = logits_of(apply_fn, variables, data.images[rows])
     sums = batch_sums(cross_entropy(logits, labels), logits, labels, mask)
-    return sums, confusion(logits, labels, mask)
+    return sums, confusion_counts(logits, labels, mask)
 
 
 def evaluate(

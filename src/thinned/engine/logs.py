@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -141,17 +140,12 @@ class Bar(Silent):
 
     def __init__(self, done: int, total: int) -> None:
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+        from rich.progress import TimeRemainingColumn as TimeLeft
 
-        self._progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[rate]}"),
-            transient=True,
-        )
-        self._task = self._progress.add_task("", completed=done, total=total, rate="compiling")
-        self._left = total - done
-        self._speed = Speed()
+        speed = TextColumn("{task.fields[speed]}")
+        columns = (TextColumn("training"), BarColumn(), TaskProgressColumn(), speed, TimeLeft())
+        self._progress = Progress(*columns, transient=True)
+        self._task = self._progress.add_task("", completed=done, total=total, speed="compiling")
 
     def __enter__(self) -> Bar:
         self._progress.start()
@@ -175,27 +169,11 @@ class Bar(Silent):
 
     def advance(self, images: int) -> None:
         """Move the bar."""
-        self._left -= images
-        rate = self._speed.update(images)
-        text = f"{rate:,.0f} images/s, {_duration(self._left / rate)} left" if rate else "compiling"
-        self._progress.update(self._task, advance=images, rate=text)
-
-
-class Speed:
-    """Images per second, smoothed; the first call only starts the clock (it held a compilation)."""
-
-    def __init__(self) -> None:
-        self._last: float | None = None
-        self._rate = 0.0
-
-    def update(self, images: int) -> float:
-        """Count `images`, and return the rate; 0 until it is known."""
-        now = time.monotonic()
-        if self._last is not None:
-            rate = images / max(now - self._last, 1e-9)
-            self._rate = 0.9 * self._rate + 0.1 * rate if self._rate else rate
-        self._last = now
-        return self._rate
+        self._progress.update(self._task, advance=images)
+        # From the second call on: the first held a compilation.
+        speed = self._progress.tasks[0].speed
+        if speed:
+            self._progress.update(self._task, speed=f"{speed:,.0f} images/s")
 
 
 def view_for(quiet: bool, done: int, total: int) -> Silent:
@@ -203,8 +181,3 @@ def view_for(quiet: bool, done: int, total: int) -> Silent:
     if quiet:
         return Silent()
     return Bar(done, total) if sys.stdout.isatty() else Plain()
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

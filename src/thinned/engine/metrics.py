@@ -44,7 +44,7 @@ def batch_sums(
     )
 
 
-def confusion(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
+def confusion_counts(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
     """Counts i32 [true class, predicted class] over the unmasked examples of one batch.
 
     Ties go to the lower class, as in ``argmax``.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from thinned.core.config import Config, differences, to_json, validate
+from thinned.core.config import Config, changed_options, to_json, validate
 from thinned.core.disk import write_whole
 from thinned.core.errors import RequestError
 from thinned.core.types import Dataset
@@ -95,7 +95,7 @@ def resume(
     run = Run.open(folder)
     config = run.config if config is None else config
     validate(config)
-    changed = differences(run.config, config)
+    changed = changed_options(run.config, config)
     if changed:
         raise RequestError(f"{folder} is a run of another config: {'; '.join(changed)}")
     if config.epochs < run.config.epochs:

@@ -53,7 +53,9 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return scores.bootstrap(np.asarray(values, float), 10_000, level=LEVEL)
 
 
-def differences(arms: Mapping[str, Mapping[int, float]], baseline: str) -> dict[str, Difference]:
+def paired_differences(
+    arms: Mapping[str, Mapping[int, float]], baseline: str
+) -> dict[str, Difference]:
     """Every other arm against the baseline, paired by seed.
 
     Args:

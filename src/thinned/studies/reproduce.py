@@ -28,7 +28,7 @@ from thinned.models.apply import as_float
 from thinned.runs.environment import describe_environment
 from thinned.runs.predictions import predictions_of
 from thinned.studies.arms import Arm, grid, varied
-from thinned.studies.comparison import differences, interval
+from thinned.studies.comparison import interval, paired_differences
 from thinned.studies.outcomes import Row
 from thinned.studies.page import (
     draw_against,
@@ -414,7 +414,7 @@ def _is_told(better: Row, worse: Row) -> bool:
         }
         for row in (better, worse)
     }
-    found = differences(right, worse.arm.name)[better.arm.name]
+    found = paired_differences(right, worse.arm.name)[better.arm.name]
     return found.is_told and found.mean > 0
 
 

@@ -25,7 +25,7 @@ from thinned.runs.environment import recorded_digest
 from thinned.runs.run import Run
 from thinned.runs.train import named
 from thinned.studies.arms import Arm
-from thinned.studies.comparison import differences
+from thinned.studies.comparison import paired_differences
 from thinned.studies.jobs import Countdown, Job, left_of, place_of, run_jobs, watched
 from thinned.studies.outcomes import Row, read_outcome
 from thinned.studies.workers import share
@@ -285,7 +285,7 @@ def rows_of(folder: Path) -> list[Row]:
         name: {s: o.scores["test"]["accuracy"] for s, o in tried.items() if "test" in o.scores}
         for name, tried in outcomes.items()
     }
-    against = differences(accuracies, study.baseline)
+    against = paired_differences(accuracies, study.baseline)
     return [Row(arm, outcomes[arm.name], against.get(arm.name)) for arm in study.arms]
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from scipy import stats
 
 BINS = 15
 TEMPERATURES = (math.exp(-4.0), math.exp(4.0))
@@ -91,16 +93,12 @@ def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(np.sum(np.square(distance), 1)))
 
 
-def accuracy_interval(correct: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval (1927) of an accuracy, 95 % by default."""
+def accuracy_interval(correct: int, count: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval (1927) of an accuracy."""
     if not count:
         return 0.0, 1.0
-    share, square = correct / count, z * z
-    middle = (share + square / (2 * count)) / (1 + square / count)
-    half = (
-        z / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count**2))
-    )
-    return max(0.0, middle - half), min(1.0, middle + half)
+    found: Any = stats.binomtest(correct, count).proportion_ci(level, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def top_k(probabilities: np.ndarray, labels: np.ndarray, k: int) -> float:
