@@ -6,7 +6,7 @@ WORKERS ?= 2
 # Where one PyTorch build is enough, name it: make bench TORCH=torch==2.13.0
 TORCH ?= torch
 
-.PHONY: help train test check lint types bench docs notebook clean
+.PHONY: help train test nightly check lint types bench docs notebook clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ train: $(BIN)/thinned ## Train the tutorial's classifier on real MNIST (10 epoch
 
 test: $(VENV)/.test ## Run the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+nightly: $(VENV)/.test ## Run the long tests, too
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'long or not long'
 
 check: lint types ## Formatting, lint, types, import contract, quick --help
 

@@ -41,9 +41,9 @@ autodoc_default_options = {"members": True}
 napoleon_google_docstring = True
 napoleon_use_ivar = True
 doctest_global_setup = """
-from thinned.arms import *
-from thinned.comparison import *
-from thinned.config import Config
+from thinned.studies.arms import *
+from thinned.studies.comparison import *
+from thinned.core.config import Config
 from thinned.dropout.schedules import *
 """
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -31,6 +31,7 @@ def load(path, **options):
 
 @pytest.mark.skipif(not MNIST.exists(), reason="the files of MNIST are not here")
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.long
 def test_the_true_mnist_of_tfds_is_read_without_tensorflow(tmp_path, monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
     from tensorflow_datasets.core.download import extractor

@@ -23,6 +23,7 @@ def test_the_notebook_is_the_page():
     assert all(not cell.get("outputs") for cell in saved["cells"])
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_the_tutorial_runs_and_all_it_asserts_holds(monkeypatch, tmp_path):
     monkeypatch.setenv("THINNED_QUICK", "1")

@@ -41,7 +41,7 @@ def test_padding_counts_for_nothing(sizes, seed):
     assert float(padded.loss) == pytest.approx(float(alone.loss), rel=1e-5)
     assert np.array_equal(
         confusion_counts(logits, labels, mask),
-        confusion(logits[:count], labels[:count], mask[:count]),
+        confusion_counts(logits[:count], labels[:count], mask[:count]),
     )
 
 
