@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import itertools
 import json
 import warnings
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinned.core.config import Config, differences, load, to_json, validate
-from thinned.core.disk import cache_folder, write_whole
+from thinned.core.disk import Busy, cache_folder, held, read_regular, write_whole
 from thinned.core.errors import RequestError, ThinnedError
 from thinned.core.types import Dataset, Split
 from thinned.data.batch import Batch, class_weights
@@ -37,7 +36,7 @@ from thinned.engine.build import (
 from thinned.engine.checkpoint import Checkpoints, Restored
 from thinned.engine.evaluation import Evaluation, evaluate
 from thinned.engine.feed import Feed, Resident, Streamed, steps_within
-from thinned.engine.logs import MetricsLog, Plain, Silent, TensorBoardLog, view_for
+from thinned.engine.logs import MetricsLog, Plain, Silent, TensorBoardLog, view_for, warn
 from thinned.engine.loop import Diverged, Parts, Progress, StopSignal, arrays_of
 from thinned.engine.loop import train as run_loop
 from thinned.engine.loop import train_lanes as run_lanes
@@ -47,6 +46,8 @@ from thinned.engine.step import TrainState
 from thinned.models.apply import predict
 from thinned.models.catalog import CATALOG
 from thinned.runs.environment import describe_environment, environment_changes
+
+_TRAINED = "being trained"
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Run:
         path = self.folder / "data.json"
         try:
             plain = self.config.data.path is None
-            return Facts.from_json(path.read_text(encoding="utf-8"), plain)
+            return Facts.from_json(read_regular(path), plain)
         except (OSError, ValueError, KeyError, TypeError):
             # Runs of before, or a damaged file: the data themselves still tell.
             return Facts.of(load_data(self.config), self.config)
@@ -123,7 +124,7 @@ class Run:
         if found is None:
             raise RequestError(f"{self.folder} has no checkpoint yet: train it first")
         for reason in found.skipped:
-            Plain().say(f"checkpoint {reason}; using the one before it")
+            warn(f"checkpoint {reason}; using the one before it")
         return with_arrays(state, found)
 
     def evaluate(
@@ -240,19 +241,7 @@ def resume(
     run = Run.open(folder)
     config = run.config if config is None else config
     validate(config)
-    changed = differences(run.config, config)
-    if changed:
-        raise RequestError(f"{folder} is a run of another config: {'; '.join(changed)}")
-    if config.epochs < run.config.epochs:
-        raise RequestError(
-            f"{folder} was asked for {run.config.epochs} epochs; --epochs can only grow"
-        )
-    course = config.optim.schedule
-    if course != "constant" and config.epochs != run.config.epochs:
-        raise RequestError(
-            f"{folder} cannot go on to {config.epochs} epochs: --optim.schedule {course} was laid "
-            f"out over {run.config.epochs}"
-        )
+    _refuse_changes(run, config)
     if dataset is None:
         _refuse_lost(run)
         dataset = load_data(config)
@@ -260,8 +249,21 @@ def resume(
         return _train_in(run, dataset, run.facts, quiet)
 
 
-class Busy(RequestError):
-    """Another process trains this run."""
+def _refuse_changes(run: Run, config: Config) -> None:
+    """Refuse what would change the steps that a run has done."""
+    changed = differences(run.config, config)
+    if changed:
+        raise RequestError(f"{run.folder} is a run of another config: {'; '.join(changed)}")
+    if config.epochs < run.config.epochs:
+        raise RequestError(
+            f"{run.folder} was asked for {run.config.epochs} epochs; --epochs can only grow"
+        )
+    course = config.optim.schedule
+    if course != "constant" and config.epochs != run.config.epochs:
+        raise RequestError(
+            f"{run.folder} cannot go on to {config.epochs} epochs: --optim.schedule {course} was "
+            f"laid out over {run.config.epochs}"
+        )
 
 
 class OutOfMemory(ThinnedError):
@@ -369,7 +371,10 @@ def _begun(
     folder: Path, config: Config, dataset: Dataset, facts: Facts, view: Silent
 ) -> Generator[Run]:
     """A new run's folder, with all in it that is known before training, for this process alone."""
-    with _locked(folder):
+    with held(folder, _TRAINED):
+        # Looked at before, but data take a while to load.
+        if (folder / "config.json").exists() or (folder / "study.json").exists():
+            raise Busy(f"{folder} was begun by another process meanwhile: give the command again")
         environment = describe_environment(dataset.name, fingerprint(dataset))
         write_whole(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
         write_whole(folder / "data.json", facts.to_json())
@@ -382,10 +387,11 @@ def _begun(
 def _continued(run: Run, config: Config, dataset: Dataset) -> Generator[Run]:
     """A run's folder, for this process alone, once its data are what they were."""
     facts = run.facts
-    with _locked(run.folder):
+    with held(run.folder, _TRAINED):
+        _refuse_changes(Run.open(run.folder), config)
         now = describe_environment(dataset.name, fingerprint(dataset))
         for line in environment_changes(run.folder / "environment.json", now):
-            Plain().say(line)
+            warn(line)
         if Facts.of(dataset, config) != facts:
             raise RequestError(
                 f"{run.folder} cannot go on: its data are no longer what it began with "
@@ -426,7 +432,9 @@ def _prepared(
     """What a run works with, and the state and the checkpoint where it begins."""
     config = run.config
     state = initial_state(config, facts)
-    found = run.checkpoints.restore(arrays_of(state))
+    # One object: what it passes over is removed once something later is saved.
+    checkpoints = run.checkpoints
+    found = checkpoints.restore(arrays_of(state))
     kind = TensorBoardLog if config.log == "tensorboard" else MetricsLog
     log = kind(run.folder / "metrics.jsonl")
     log.keep_until(0 if found is None else found.step)
@@ -437,7 +445,7 @@ def _prepared(
         feed=_feed(plan, dataset.train, placed.splits["train"]),
         augment=make_augment(config, facts),
         held_out={name: data for name, data in placed.splits.items() if name != "train"},
-        checkpoints=run.checkpoints,
+        checkpoints=checkpoints,
         log=log,
         view=Silent(),
     )
@@ -487,7 +495,7 @@ def _list_left_out(folder: Path, dataset: Dataset, view: Silent) -> None:
 
 def _announce(view: Silent, run: Run, dataset: Dataset, found: Restored | None, plan: Plan) -> None:
     for reason in found.skipped if found else ():
-        view.say(f"checkpoint {reason}; going on from the one before it")
+        warn(f"checkpoint {reason}; going on from the one before it")
     if found and found.step >= plan.total_steps:
         view.say(f"{run.folder} is finished: {plan.config.epochs} epochs, {found.step} steps")
     elif found:
@@ -580,18 +588,3 @@ def _made(folder: Path) -> Path:
     except OSError as error:
         raise RequestError(f"cannot make run folder {folder}: {error.strerror}") from error
     return folder
-
-
-@contextmanager
-def _locked(folder: Path) -> Generator[None]:
-    """Hold the run for this process; the lock goes with the process, however it ends."""
-    try:
-        file = (folder / ".lock").open("w")
-    except OSError as error:
-        raise RequestError(f"cannot write in {folder}: {error.strerror}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise Busy(f"{folder} is being trained by another process") from error
-        yield
