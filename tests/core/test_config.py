@@ -29,7 +29,8 @@ def configs() -> st.SearchStrategy[Config]:
         Config,
         data=st.builds(
             DataConfig,
-            path=st.none() | st.sampled_from([Path("a b"), Path("/données/图")]),
+            path=st.none()
+            | st.sampled_from([Path("a b"), Path("/données/图"), Path("/😀/\udc80")]),
             validation=st.integers(0, 10**6),
             limit=st.none() | st.integers(1, 10**6),
         ),

@@ -1,3 +1,4 @@
+import json
 import os
 import random
 import subprocess
@@ -55,8 +56,6 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
 
 
-# Orbax leaves futures of the failed read behind, whose errors nobody asks for.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @given(
     which=st.floats(0, 1, exclude_max=True),
     where=st.floats(0, 1, exclude_max=True),
@@ -112,6 +111,154 @@ def test_a_kill_while_an_old_one_is_removed_leaves_none_that_looks_finished(save
     assert sorted(entry.name for entry in saved.folder.iterdir()) == ["3", "4", "5"]
 
 
+SPECIAL = ["a[1]", "a*", "a?", "a\\b", "a\\", "a\udc80", "😀 %41#|"]
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+def test_any_path_can_be_trained_in(tmp_path, name, capfd):
+    # What a pattern of the name would also find.
+    other = Checkpoints(tmp_path / "ab" / "checkpoints")
+    other.save(7, arrays(7), {})
+    checkpoints = Checkpoints(tmp_path / name / "checkpoints")
+    for step in (1, 2):
+        checkpoints.save(step, arrays(step), {})
+    found = checkpoints.restore(arrays(0))
+    assert digest(found.arrays) == digest(arrays(2))
+    assert found.skipped == ()
+    assert other.steps() == [7]
+    assert "".join(capfd.readouterr()) == ""
+
+
+class Unreadable(Checkpoints):
+    """On a disk that gives back other bytes than were written."""
+
+    def _read(self, step, template):
+        raise ValueError("not what was written")
+
+
+def test_what_cannot_be_read_back_is_told_at_the_first_save_and_nothing_is_removed(saved):
+    before = saved.steps()
+    with pytest.raises(ThinnedError, match="cannot save checkpoint 9 .* cannot be read back"):
+        Unreadable(saved.folder).save(9, arrays(9), {})
+    assert saved.steps() == [*before, 9]
+
+
+def test_what_was_passed_over_goes_and_what_was_restored_stays(tmp_path):
+    """A backup of step 10 was put beside three damaged checkpoints of later steps."""
+    checkpoints = Checkpoints(tmp_path)
+    for step in (10, 20, 30, 40):
+        checkpoints.save(step, arrays(step), {})
+    # All but the newest three went; the backup comes back.
+    Checkpoints(tmp_path / "backup").save(10, arrays(10), {})
+    (tmp_path / "backup" / "10").rename(tmp_path / "10")
+    (tmp_path / "backup").rmdir()
+    for step in (20, 30, 40):
+        for path in files_of(tmp_path / str(step)):
+            path.write_bytes(b"")
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.restore(arrays(0)).step == 10
+    assert (checkpoints.steps(), checkpoints.usable()) == ([10, 20, 30, 40], [10])
+    checkpoints.save(11, arrays(11), {})
+    assert checkpoints.steps() == [10, 11]
+    checkpoints.save(12, arrays(12), {})
+    assert checkpoints.steps() == [10, 11, 12]
+    # Also where nobody looked at what is there.
+    Checkpoints(tmp_path).save(5, arrays(5), {})
+    assert checkpoints.steps() == [5, 10, 11, 12]
+
+
+@given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_no_bit_of_the_progress_can_change_unnoticed(progress_saved, where, bit):
+    checkpoints, path, whole = progress_saved
+    content = bytearray(whole)
+    content[int(where * len(content))] ^= 1 << bit
+    path.write_bytes(content)
+    found = checkpoints.restore(arrays(0))
+    if found.step == 2:
+        assert found.progress == {"step": 2, "totals": {"loss": 0.1 + 0.2, "count": 7}}
+    else:
+        assert found.skipped[0].startswith("2: ")
+
+
+@pytest.fixture(scope="module")
+def progress_saved(tmp_path_factory) -> tuple[Checkpoints, Path, bytes]:
+    checkpoints = Checkpoints(tmp_path_factory.mktemp("progress"))
+    for step in (1, 2):
+        checkpoints.save(step, arrays(step), {"totals": {"loss": 0.1 + 0.2, "count": 7}})
+    path = checkpoints.folder / "2" / "progress" / "metadata"
+    return checkpoints, path, path.read_bytes()
+
+
+def test_a_digest_of_before_that_covers_arrays_alone_is_still_good(saved):
+    path = saved.folder / "3" / "progress" / "metadata"
+    path.write_text(json.dumps({"step": 3, "loss": 1.5, "digest": digest(arrays(3))}))
+    assert saved.restore(arrays(0)).progress == {"step": 3, "loss": 1.5}
+    path.write_text(json.dumps({"step": 3, "loss": 1.5, "digest": digest(arrays(2))}))
+    assert saved.restore(arrays(0)).step == 2
+    path.write_text(json.dumps({"3tep": 3, "loss": 1.5, "digest": digest(arrays(3))}))
+    assert saved.restore(arrays(0)).step == 2
+
+
+def test_a_checkpoint_under_another_name_is_not_taken_for_it(saved):
+    (saved.folder / "3").rename(saved.folder / "30")
+    found = saved.restore(arrays(0))
+    assert found.step == 2
+    assert found.skipped == ("30: it was saved at step 3",)
+
+
+def test_only_folders_that_we_name_are_checkpoints(saved):
+    for name in ("007", "²", "٣"):
+        (saved.folder / name).mkdir()
+    (saved.folder / "9").write_text("")
+    os.mkfifo(saved.folder / "10")
+    assert saved.steps() == [1, 2, 3]
+
+
+def test_a_pipe_in_a_checkpoint_is_passed_over_and_not_waited_for(saved):
+    for path in files_of(saved.folder / "3"):
+        path.unlink()
+        os.mkfifo(path)
+    found = saved.restore(arrays(0))
+    assert found.step == 2
+    assert "neither a file nor a folder" in found.skipped[0]
+
+
+def test_damage_is_told_in_one_line_without_the_tracebacks_of_threads(saved, capfd):
+    for name in ("manifest.ocdbt", "_METADATA"):
+        for step in (2, 3):
+            (saved.folder / str(step) / "arrays" / name).write_bytes(b"")
+        assert saved.restore(arrays(0)).step == 1
+    assert "".join(capfd.readouterr()) == ""
+
+
+def test_too_few_open_files_are_no_damage(saved, tmp_path):
+    code = f"""
+    import os, resource
+    import numpy as np
+    from pathlib import Path
+    from thinned.checkpoint import Checkpoints
+    from thinned.errors import ThinnedError
+    checkpoints = Checkpoints(Path({str(saved.folder)!r}))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
+    for work in (
+        lambda: checkpoints.restore({{"a": np.zeros(1)}}),
+        lambda: checkpoints.save(9, {{"a": np.zeros(1)}}, {{}}),
+    ):
+        try:
+            work()
+        except ThinnedError as error:
+            print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    assert all("more files may be open" in line for line in lines)
+    assert "Traceback" not in done.stderr
+    assert saved.steps() == [1, 2, 3]
+
+
 def test_arrays_of_another_shape_are_not_accepted(saved):
     other = arrays(0) | {"params": {"dense": {"kernel": np.zeros((4, 3), np.float32)}}}
     with pytest.raises(ThinnedError, match="no usable checkpoint"):
@@ -139,6 +286,7 @@ def test_a_disk_that_is_full_is_told_and_nothing_is_lost(saved):
     )
     assert out.stdout.startswith("cannot save checkpoint 9")
     assert "earlier checkpoints are untouched" in out.stdout
+    assert "Traceback" not in out.stderr
     assert saved.steps() == [1, 2, 3]
     assert {path: path.read_bytes() for path in before} == before
 

@@ -2,9 +2,11 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -13,11 +15,17 @@ import pytest
 from conftest import blobs
 
 import thinned
+from thinned.cli.main import main
 from thinned.core.config import Config, DataConfig, MlpConfig, with_values
 from thinned.core.errors import RequestError, ThinnedError
+from thinned.core.types import Dataset
 from thinned.data.sources.arrays import Arrays
 from thinned.data.sources.load import load_data
+from thinned.engine.logs import MetricsLog
+from thinned.engine.loop import StopSignal
+from thinned.runs.environment import environment_changes, git_revision, recorded_digest
 from thinned.runs.verify import differing
+from thinned.studies.workers import usable_cores
 
 
 def config_for(tiny_data: Path, **changes) -> Config:
@@ -104,8 +112,6 @@ def test_what_would_change_the_past_is_refused(finished, changes, message):
 
 
 def test_other_versions_or_data_are_told_first(finished, tmp_path, capsys):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(finished.folder, copy)
     path = copy / "environment.json"
@@ -114,23 +120,29 @@ def test_other_versions_or_data_are_told_first(finished, tmp_path, capsys):
     environment["data"]["sha256"] = "0"
     path.write_text(json.dumps(environment))
     thinned.resume(copy)
-    out = capsys.readouterr().out
-    assert "note: jax was 0.0.1" in out
-    assert "note: the data are not those the run began with" in out
+    told = capsys.readouterr()
+    assert "note: jax was 0.0.1" in told.err
+    assert "note: the data are not those the run began with" in told.err
+    # Where a table may be expected.
+    assert told.out == ""
 
 
 def test_a_damaged_newest_checkpoint_costs_an_epoch_but_no_bits(finished, tmp_path, capsys):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(finished.folder, copy)
     newest = finished.checkpoints.steps()[-1]
     for path in (copy / "checkpoints" / str(newest)).rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
+    assert main(["evaluate", str(copy), "--format", "json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)
+    assert f"checkpoint {newest}: " in told.err
+    assert "using the one before it" in told.err
     again = thinned.resume(copy, quiet=False)
-    assert f"checkpoint {newest}" in capsys.readouterr().out
+    assert f"checkpoint {newest}" in capsys.readouterr().err
     assert differing(finished, again) == []
+    assert again.checkpoints.steps()[-1] == newest
 
 
 def test_divergence_stops_with_the_step_and_keeps_the_last_good_checkpoint(tiny_data, tmp_path):
@@ -147,6 +159,116 @@ def test_a_second_process_is_kept_out(finished):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(RequestError, match="being trained by another process"):
             thinned.resume(finished.folder)
+
+
+def test_any_name_can_be_trained_in_and_gone_on_with(tiny_data, tmp_path):
+    config = config_for(tiny_data, epochs=1)
+    run = thinned.train(config, name="a[1]\\😀", runs=tmp_path / "b*" / "\udc80")
+    grown = thinned.resume(run.folder, dataclasses.replace(config, epochs=2))
+    assert grown.evaluate().totals.correct == grown.metrics[-1]["correct"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Slow(Dataset):
+    """Data that take so long to look at that meanwhile something else happens."""
+
+    meanwhile: list = dataclasses.field(default_factory=list)
+
+    def __getattribute__(self, name):
+        if name == "train" and (waiting := object.__getattribute__(self, "meanwhile")):
+            waiting.pop()()
+        return super().__getattribute__(name)
+
+
+def slow(dataset: Dataset, meanwhile) -> Slow:
+    fields = {each.name: getattr(dataset, each.name) for each in dataclasses.fields(dataset)}
+    return Slow(**fields, meanwhile=[meanwhile])
+
+
+def test_a_name_that_another_process_took_meanwhile_is_refused(tiny_data, tmp_path):
+    first, second = (config_for(tiny_data, epochs=1, seed=seed) for seed in (0, 1))
+
+    def meanwhile() -> None:
+        thinned.train(first, name="x", runs=tmp_path)
+
+    dataset = slow(load_data(second), meanwhile)
+    with pytest.raises(RequestError, match="begun by another process meanwhile"):
+        thinned.train(second, name="x", runs=tmp_path, dataset=dataset)
+    run = thinned.Run.open(tmp_path / "x")
+    assert run.config == first
+    assert len(run.metrics) == 2
+
+
+def test_a_thread_can_train(finished, tmp_path):
+    runs: list[thinned.Run] = []
+    config = dataclasses.replace(finished.config, epochs=1)
+    thread = threading.Thread(target=lambda: runs.append(thinned.train(config, runs=tmp_path)))
+    thread.start()
+    thread.join()
+    assert len(runs[0].metrics) == 2
+
+
+def test_a_second_signal_goes_to_whoever_listened_before():
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    try:
+        with StopSignal() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert (stop.number, heard) == (signal.SIGINT, [])
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert heard == [signal.SIGINT] * 2
+
+
+def test_the_revision_is_that_of_the_package_and_not_of_who_uses_it(tmp_path, monkeypatch):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    installed = tmp_path / ".venv" / "site-packages" / "thinned"
+    source = tmp_path / "src" / "thinned"
+    for folder in (installed, source):
+        folder.mkdir(parents=True)
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "one"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    # As in a hook of another repository.
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+    assert head.stdout.startswith(git_revision(source))
+    assert git_revision(installed) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "5", '{"packages": []}', '{"packages": 5}', '{"data": "x"}', "{", "\udcff"]
+)
+def test_any_environment_can_be_compared(tmp_path, text):
+    path = tmp_path / "environment.json"
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    now = {"packages": {"jax": "1"}, "device": {}, "data": {"sha256": "0"}}
+    assert all(line.startswith("note: ") for line in environment_changes(path, now))
+    assert recorded_digest(tmp_path) is None
+
+
+def test_a_pipe_among_the_files_of_a_run_is_not_waited_for(finished, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished.folder, copy)
+    for name in ("environment.json", "data.json", "metrics.jsonl"):
+        (copy / name).unlink()
+        os.mkfifo(copy / name)
+    with pytest.raises(ThinnedError, match="metrics.jsonl: it is no regular file"):
+        thinned.resume(copy)
+
+
+def test_lines_that_are_no_records_are_passed_over(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    whole = {"split": "train", "epoch": 1, "step": 2}
+    log.path.write_text('5\n[]\n{}\n"x"\n{"split": "tr\n' + json.dumps(whole) + "\n")
+    log.keep_until(2)
+    assert log.read() == [whole]
+
+
+def test_cores_are_counted_where_the_system_does_not_say_which():
+    assert usable_cores(None) == list(range(os.cpu_count()))
+    assert usable_cores(lambda process: {5, 2}) == [2, 5]
 
 
 def start(folder: Path, config: Config, *, name: str = "killed") -> subprocess.Popen[str]:

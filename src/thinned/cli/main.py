@@ -577,7 +577,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"thinned: {printable(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("thinned: stopped before there was anything to save", file=sys.stderr)
+        print("thinned: stopped at once; what was saved before stays", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output has gone: there is nobody left to tell.

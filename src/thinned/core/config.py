@@ -557,10 +557,10 @@ def nearest(word: str, known: Mapping[str, Any]) -> str:
 
 
 def _read_mapping(path: Path) -> Mapping[str, Any]:
-    import yaml  # JSON is a subset of YAML, so one reader serves both.
+    import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RequestError(f"cannot read config {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -568,6 +568,16 @@ def _read_mapping(path: Path) -> Mapping[str, Any]:
     if not isinstance(values, Mapping):
         raise RequestError(f"{path} holds no options: expected lines like 'epochs: 3'")
     return values
+
+
+def _parsed(text: str) -> Any:
+    import yaml
+
+    try:
+        # What is JSON is read as JSON: YAML takes the two halves of an emoji for two characters.
+        return json.loads(text)
+    except ValueError:
+        return yaml.safe_load(text)
 
 
 def _first_line(error: Exception) -> str:

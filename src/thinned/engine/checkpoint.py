@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import os
+import json
+import logging
 import shutil
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from thinned.core.disk import ensure_descriptors, ensure_room, plain_path, refuse_irregular
 from thinned.core.errors import ThinnedError
 
 KEPT = 3
@@ -45,15 +51,25 @@ class Checkpoints:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._passed: set[int] = set()
+        self._proven = False
 
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints, ascending."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(entry.name) for entry in self.folder.iterdir() if entry.name.isdigit())
+        names = [entry.name for entry in self.folder.iterdir() if entry.is_dir()]
+        return sorted(int(name) for name in names if _is_number(name))
+
+    def usable(self) -> list[int]:
+        """`steps` without those that `restore` passed over."""
+        return [step for step in self.steps() if step not in self._passed]
 
     def save(self, step: int, arrays: Any, progress: dict[str, Any]) -> None:
-        """Save one checkpoint, then remove all but the newest `KEPT`.
+        """Save one checkpoint, then remove what `restore` passed over, and all but `KEPT`.
+
+        The first one is read back before anything is removed: what cannot be restored here is
+        noticed at once, not in the end.
 
         Args:
             step: steps done.
@@ -64,24 +80,32 @@ class Checkpoints:
             ThinnedError: the disk is full, read-only, or fails otherwise.
         """
         arrays = jax.tree.map(np.asarray, jax.device_get(arrays))
-        progress = {**progress, "digest": digest(arrays)}
+        # As it will come back: what JSON has no word for is equal then.
+        progress = json.loads(json.dumps({**progress, "step": step}))
+        sealed = {**progress, "sha256": _seal(arrays, progress)}
         items = ocp.args.Composite(
-            arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(progress)
+            arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(sealed)
         )
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._clear_unfinished()
-            self._ensure_room(sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
+            # Orbax reports these from its threads, in pages of tracebacks; this asks first.
+            ensure_descriptors()
+            # As much again for Orbax's own files.
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+            ensure_room(self.folder, 2 * size + 65_536)
             if step in self.steps():
                 # It can only be a damaged one that resuming passed over.
                 self._discard(step)
-            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
-                writer.save(self.folder.resolve() / str(step), items)
-            for old in self.steps()[:-KEPT]:
-                self._discard(old)
+            self._passed.discard(step)
+            with _hushed(), plain_path(self.folder) as folder, _orbax() as writer:
+                writer.save(folder / str(step), items)
+            self._prove(step, arrays)
+            self._forget(step)
         except (OSError, ValueError, RuntimeError) as error:
             raise ThinnedError(
                 f"cannot save checkpoint {step} in {self.folder}: {_reason(error)}; "
-                "earlier checkpoints are untouched: make room and resume"
+                "earlier checkpoints are untouched: mend this and resume"
             ) from error
 
     def restore(self, template: Any) -> Restored | None:
@@ -96,41 +120,61 @@ class Checkpoints:
         skipped: list[str] = []
         for step in reversed(self.steps()):
             try:
+                # Else every checkpoint would seem damaged.
+                ensure_descriptors()
+            except OSError as error:
+                raise ThinnedError(f"cannot read {self.folder}: {_reason(error)}") from error
+            try:
                 arrays, progress = self._read(step, template)
                 return Restored(step, arrays, progress, tuple(skipped))
+            except MemoryError:
+                raise
             # Damage can surface as nearly any error of Orbax, TensorStore or JSON.
             except Exception as error:
                 skipped.append(f"{step}: {_reason(error)}")
+                self._passed.add(step)
         if skipped:
             raise ThinnedError(f"no usable checkpoint in {self.folder}: {'; '.join(skipped)}")
         return None
 
     def _read(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
+        refuse_irregular(self.folder / str(step))
         template = jax.tree.map(np.asarray, jax.device_get(template))
         items = ocp.args.Composite(
             arrays=ocp.args.StandardRestore(template), progress=ocp.args.JsonRestore()
         )
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-            restored = reader.restore(self.folder.resolve() / str(step), items)
+        with _hushed(), plain_path(self.folder) as folder, _orbax() as reader:
+            restored = reader.restore(folder / str(step), items)
         arrays, progress = restored.arrays, dict(restored.progress)
-        if progress.get("digest") != digest(arrays):
-            raise ValueError("the arrays differ from the digest saved with them")
+        _refuse_changed(arrays, progress)
+        if progress.get("step") != step:
+            raise ValueError(f"it was saved at step {progress.get('step')}")
         if _shapes(arrays) != _shapes(template):
             raise ValueError("the arrays are not those of this model")
         return arrays, progress
 
-    def _ensure_room(self, size: int) -> None:
-        """Reserve and release room for `size` bytes, and as much again for Orbax's own files.
+    def _prove(self, step: int, arrays: Any) -> None:
+        """Read back the first checkpoint saved.
 
-        Orbax reports a full disk from its threads, in pages of tracebacks; this asks first.
+        Raises:
+            OSError: it cannot be restored here.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        probe = self.folder / ".room"
+        if self._proven:
+            return
         try:
-            with probe.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, 2 * size + 65_536)
-        finally:
-            probe.unlink(missing_ok=True)
+            self._read(step, arrays)
+        except Exception as error:
+            told = f"it cannot be read back ({_reason(error)})"
+            raise OSError(errno.EIO, told) from error
+        self._proven = True
+
+    def _forget(self, saved: int) -> None:
+        """Remove what was passed over, and what is older than the newest `KEPT` up to `saved`."""
+        whole = [step for step in self.usable() if step <= saved]
+        for step in self.steps():
+            if step in self._passed or step in whole[:-KEPT]:
+                self._discard(step)
+        self._passed.clear()
 
     def _discard(self, step: int) -> None:
         """Remove a checkpoint so that a kill in the midst leaves none that looks finished."""
@@ -144,6 +188,30 @@ class Checkpoints:
                 shutil.rmtree(entry, ignore_errors=True)
 
 
+def _orbax() -> ocp.Checkpointer:
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+
+
+def _refuse_changed(arrays: Any, progress: dict[str, Any]) -> None:
+    """Refuse what differs from the digest saved with it; takes that out of `progress`.
+
+    Raises:
+        ValueError: it differs.
+    """
+    if "sha256" in progress:
+        same = progress.pop("sha256") == _seal(arrays, progress)
+    else:
+        # Checkpoints of 0.1.0 have a digest of the arrays alone.
+        same = progress.pop("digest", None) == digest(arrays)
+    if not same:
+        raise ValueError("it differs from the digest saved with it")
+
+
+def _seal(arrays: Any, progress: dict[str, Any]) -> str:
+    told = json.dumps(progress, sort_keys=True)
+    return hashlib.sha256(f"{digest(arrays)} {told}".encode()).hexdigest()
+
+
 def digest(arrays: Any) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of all arrays of a pytree, as hex."""
     total = hashlib.sha256()
@@ -152,6 +220,47 @@ def digest(arrays: Any) -> str:
         total.update(f"{jax.tree_util.keystr(path)} {value.dtype} {value.shape}".encode())
         total.update(value.tobytes())
     return total.hexdigest()
+
+
+class _NoTracebacks(logging.Filter):
+    """Of records with a traceback: what they tell is raised, too, and told in one line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.exc_info
+
+
+_NO_TRACEBACKS = _NoTracebacks()
+
+
+class _Stragglers:
+    """Passes over reads that were under way when another failed: their event loop is closed."""
+
+    def __init__(self, before: Callable[[Any], None]) -> None:
+        self._before = before
+
+    def __call__(self, unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self._before(unraisable)
+
+
+@contextmanager
+def _hushed() -> Generator[None]:
+    """Keep the threads of Orbax and TensorStore from printing the error that is raised anyway."""
+    logger, before = logging.getLogger("absl"), sys.unraisablehook
+    logger.addFilter(_NO_TRACEBACKS)
+    if not isinstance(before, _Stragglers):
+        sys.unraisablehook = _Stragglers(before)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_NO_TRACEBACKS)
+    # Not after an error: stragglers may still come.
+    sys.unraisablehook = before
+
+
+def _is_number(name: str) -> bool:
+    # Not "007" or "²", which are no names that we give.
+    return name.isascii() and name.isdecimal() and name == str(int(name))
 
 
 def _shapes(arrays: Any) -> list[tuple[str, tuple[int, ...], np.dtype[Any]]]:

@@ -11,7 +11,9 @@ from types import TracebackType
 from typing import Any
 
 from thinned.core.disk import write_whole
-from thinned.core.errors import RequestError, ThinnedError
+from thinned.core.errors import RequestError, ThinnedError, printable
+
+_ALWAYS = {"split", "epoch", "step"}
 
 
 class MetricsLog:
@@ -40,21 +42,33 @@ class MetricsLog:
             raise ThinnedError(f"cannot write {self.path}: {error.strerror}") from error
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole records; a line that a killed process cut short is passed over."""
+        """All whole records; a line that a killed process cut short is passed over.
+
+        Raises:
+            ThinnedError: it cannot be read, or is a pipe, which would be waited for.
+        """
         if not self.path.exists():
             return []
-        records: list[dict[str, Any]] = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return records
+        if not self.path.is_file():
+            raise ThinnedError(f"cannot read {self.path}: it is no regular file")
+        try:
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise ThinnedError(f"cannot read {self.path}: {error.strerror or error}") from error
+        return [record for line in text.splitlines() if (record := _record(line)) is not None]
 
     def keep_until(self, step: int) -> None:
         """Forget what was recorded after `step`: a resumed run will record it again."""
         kept = [record for record in self.read() if record["step"] <= step]
         write_whole(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and found.keys() >= _ALWAYS else None
 
 
 class TensorBoardLog(MetricsLog):
@@ -97,6 +111,11 @@ class TensorBoardLog(MetricsLog):
                         writer.add_scalar(tag, record[name], record["step"])
         except OSError as error:
             raise ThinnedError(f"cannot write events: {error.strerror or error}") from error
+
+
+def warn(line: str) -> None:
+    """A line that is no result: to the error stream, so that CSV and JSON stay whole."""
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 class Silent:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,15 +86,19 @@ class Parts:
 
 
 class StopSignal:
-    """Remembers the first Ctrl-C or SIGTERM; the second acts as if nobody listened."""
+    """Remembers the first Ctrl-C or SIGTERM; the second acts as if nobody listened.
+
+    Only the main thread can listen: in another, nothing is noticed.
+    """
 
     def __init__(self) -> None:
         self.number: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._notice)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._notice)
         return self
 
     def __exit__(
@@ -102,13 +107,16 @@ class StopSignal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._let_go()
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         self.number = number
-        for each in self._before:
-            signal.signal(each, signal.SIG_DFL)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        for number, handler in self._before.items():
+            # None is one that Python did not set and cannot set again.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class Pace:
@@ -262,7 +270,7 @@ def _refuse_nonfinite(sums: BatchSums, step: int, checkpoints: Checkpoints) -> N
 
 
 def _divergence(what: str, step: int, checkpoints: Checkpoints) -> str:
-    steps = checkpoints.steps()
+    steps = checkpoints.usable()
     kept = (
         f"the last good checkpoint is step {steps[-1]}" if steps else "no checkpoint was saved yet"
     )

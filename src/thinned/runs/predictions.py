@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import logsumexp, softmax
 
 from thinned.core.config import DataConfig
-from thinned.core.disk import write_whole
+from thinned.core.disk import read_regular, write_whole
 from thinned.core.errors import RequestError
 from thinned.core.rng import key_for
 from thinned.core.types import Split
@@ -155,7 +155,7 @@ def temperature_of(run: Run) -> float:
     """
     path = run.folder / "calibration.json"
     try:
-        return float(json.loads(path.read_text(encoding="utf-8"))["temperature"])
+        return float(json.loads(read_regular(path))["temperature"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(
             f"{run.folder} is not calibrated: run thinned calibrate {run.folder}"

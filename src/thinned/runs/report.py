@@ -17,14 +17,16 @@ from flax import linen as nn
 from PIL import Image
 
 from thinned.core.config import to_json
+from thinned.core.disk import read_regular
 from thinned.core.pages import Plots, table, write_page
 from thinned.core.rng import key_for
+from thinned.data.batch import as_float
 from thinned.dropout.audit.watch_linen import dropout_on
 from thinned.dropout.sites import rates_collection
-from thinned.models.apply import as_float
 from thinned.runs import figures
-from thinned.runs.predictions import appraise, other_images, predictions_of, same_images, scores
+from thinned.runs.predictions import appraise, other_images, predictions_of, same_images
 from thinned.runs.run import Run
+from thinned.trust import scores
 from thinned.trust.appraisal import COVERAGES, Appraisal, told_apart
 from thinned.trust.sampling import Predictions
 
@@ -255,7 +257,7 @@ def _shares(run: Run, variables: Any, rngs: dict[str, Any]) -> dict[str, float]:
 
 def _repeat(run: Run) -> str:
     try:
-        environment = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
+        environment = json.loads(read_regular(run.folder / "environment.json"))
     except (OSError, ValueError):
         environment = {}
     shown = html.escape(json.dumps(environment, indent=2))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from thinned.core.config import Config, load, validate
+from thinned.core.disk import read_regular
 from thinned.core.errors import RequestError
 from thinned.core.types import Dataset, Split
 from thinned.data.facts import Facts
@@ -19,7 +20,7 @@ from thinned.engine.checkpoint import Checkpoints
 from thinned.engine.devices import use_compilation_cache
 from thinned.engine.evaluation import Evaluation, evaluate
 from thinned.engine.feed import placed
-from thinned.engine.logs import MetricsLog, Plain
+from thinned.engine.logs import MetricsLog, warn
 from thinned.engine.loop import arrays_of, with_arrays
 from thinned.engine.step import TrainState
 from thinned.models.apply import predict
@@ -70,7 +71,7 @@ class Run:
         """
         path = self.folder / "data.json"
         try:
-            return Facts.from_json(path.read_text(encoding="utf-8"))
+            return Facts.from_json(read_regular(path))
         except (OSError, ValueError, KeyError, TypeError):
             # A damaged file: the data themselves still tell.
             return Facts.of(load_data(self.config), self.config)
@@ -103,7 +104,7 @@ class Run:
         if found is None:
             raise RequestError(f"{self.folder} has no checkpoint yet: train it first")
         for reason in found.skipped:
-            Plain().say(f"checkpoint {reason}; using the one before it")
+            warn(f"checkpoint {reason}; using the one before it")
         return with_arrays(state, found)
 
     def evaluate(

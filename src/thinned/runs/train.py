@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 from collections.abc import Generator
@@ -13,22 +12,24 @@ from pathlib import Path
 import numpy as np
 
 from thinned.core.config import Config, changed_options, to_json, validate
-from thinned.core.disk import write_whole
+from thinned.core.disk import Busy, held, write_whole
 from thinned.core.errors import RequestError
 from thinned.core.types import Dataset
 from thinned.data.facts import Facts
 from thinned.data.sources.load import load_data, open_source
 from thinned.data.split import fingerprint
 from thinned.engine.build import Built, model_name
-from thinned.engine.checkpoint import Restored
+from thinned.engine.checkpoint import Checkpoints, Restored
 from thinned.engine.devices import memory_told, use_compilation_cache
 from thinned.engine.feed import feed_of, fits_in_memory, placed, refuse_narrow
-from thinned.engine.logs import MetricsLog, Plain, Silent, TensorBoardLog, view_for
+from thinned.engine.logs import MetricsLog, Plain, Silent, TensorBoardLog, view_for, warn
 from thinned.engine.loop import Parts, Progress, StopSignal, arrays_of, with_arrays
 from thinned.engine.loop import train as run_loop
 from thinned.engine.plan import Plan
 from thinned.runs.environment import describe_environment, environment_changes
 from thinned.runs.run import Run, refuse_lost
+
+_TRAINED = "being trained"
 
 
 def train(
@@ -95,19 +96,7 @@ def resume(
     run = Run.open(folder)
     config = run.config if config is None else config
     validate(config)
-    changed = changed_options(run.config, config)
-    if changed:
-        raise RequestError(f"{folder} is a run of another config: {'; '.join(changed)}")
-    if config.epochs < run.config.epochs:
-        raise RequestError(
-            f"{folder} was asked for {run.config.epochs} epochs; --epochs can only grow"
-        )
-    course = config.optim.schedule
-    if course != "constant" and config.epochs != run.config.epochs:
-        raise RequestError(
-            f"{folder} cannot go on to {config.epochs} epochs: --optim.schedule {course} was laid "
-            f"out over {run.config.epochs}"
-        )
+    _refuse_changes(run, config)
     if dataset is None:
         refuse_lost(run)
         dataset = load_data(config)
@@ -128,8 +117,21 @@ def named(runs: Path, name: str) -> Path:
     return runs / name
 
 
-class Busy(RequestError):
-    """Another process trains this run."""
+def _refuse_changes(run: Run, config: Config) -> None:
+    """Refuse what would change the steps that a run has done."""
+    changed = changed_options(run.config, config)
+    if changed:
+        raise RequestError(f"{run.folder} is a run of another config: {'; '.join(changed)}")
+    if config.epochs < run.config.epochs:
+        raise RequestError(
+            f"{run.folder} was asked for {run.config.epochs} epochs; --epochs can only grow"
+        )
+    course = config.optim.schedule
+    if course != "constant" and config.epochs != run.config.epochs:
+        raise RequestError(
+            f"{run.folder} cannot go on to {config.epochs} epochs: --optim.schedule {course} was "
+            f"laid out over {run.config.epochs}"
+        )
 
 
 def seed_of_data(config: Config) -> int | None:
@@ -148,7 +150,10 @@ def _begun(
     folder: Path, config: Config, dataset: Dataset, facts: Facts, view: Silent
 ) -> Generator[Run]:
     """A new run's folder, with all in it that is known before training, for this process alone."""
-    with _locked(folder):
+    with held(folder, _TRAINED):
+        # Looked at before, but data take a while to load.
+        if (folder / "config.json").exists() or (folder / "study.json").exists():
+            raise Busy(f"{folder} was begun by another process meanwhile: give the command again")
         environment = describe_environment(dataset.name, fingerprint(dataset))
         write_whole(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
         write_whole(folder / "data.json", facts.to_json())
@@ -161,10 +166,11 @@ def _begun(
 def _continued(run: Run, config: Config, dataset: Dataset) -> Generator[Run]:
     """A run's folder, for this process alone, once its data are what they were."""
     facts = run.facts
-    with _locked(run.folder):
+    with held(run.folder, _TRAINED):
+        _refuse_changes(Run.open(run.folder), config)
         now = describe_environment(dataset.name, fingerprint(dataset))
         for line in environment_changes(run.folder / "environment.json", now):
-            Plain().say(line)
+            warn(line)
         if Facts.of(dataset, config) != facts:
             raise RequestError(
                 f"{run.folder} cannot go on: its data are no longer what it began with "
@@ -178,10 +184,12 @@ def _continued(run: Run, config: Config, dataset: Dataset) -> Generator[Run]:
 def _train_in(run: Run, dataset: Dataset, built: Built, quiet: bool) -> Run:
     use_compilation_cache()
     state, progress = built.initial_state(), Progress()
-    restored = run.checkpoints.restore(arrays_of(state))
+    # One object: what it passes over is removed once something later is saved.
+    checkpoints = run.checkpoints
+    restored = checkpoints.restore(arrays_of(state))
     if restored is not None:
         state, progress = with_arrays(state, restored), Progress.from_json(restored.progress)
-    parts = _parts(run, dataset, built, progress.step)
+    parts = _parts(run, dataset, built, checkpoints, progress.step)
     batch, total = run.config.batch_size, built.plan.total_steps
     with view_for(quiet, progress.step * batch, total * batch) as view:
         _announce(view, run, dataset, restored, built.plan)
@@ -190,7 +198,7 @@ def _train_in(run: Run, dataset: Dataset, built: Built, quiet: bool) -> Run:
     return run
 
 
-def _parts(run: Run, dataset: Dataset, built: Built, step: int) -> Parts:
+def _parts(run: Run, dataset: Dataset, built: Built, checkpoints: Checkpoints, step: int) -> Parts:
     """What a run works with from that step on; what was recorded after it is forgotten."""
     config = run.config
     where = {name: placed(config, split) for name, split in dataset.splits.items() if len(split)}
@@ -203,7 +211,7 @@ def _parts(run: Run, dataset: Dataset, built: Built, step: int) -> Parts:
         built=built,
         feed=feed_of(built.plan, dataset.train, train),
         held_out=where,
-        checkpoints=run.checkpoints,
+        checkpoints=checkpoints,
         log=log,
         view=Silent(),
     )
@@ -221,7 +229,7 @@ def _list_left_out(folder: Path, dataset: Dataset, view: Silent) -> None:
 
 def _announce(view: Silent, run: Run, dataset: Dataset, found: Restored | None, plan: Plan) -> None:
     for reason in found.skipped if found else ():
-        view.say(f"checkpoint {reason}; going on from the one before it")
+        warn(f"checkpoint {reason}; going on from the one before it")
     if found and found.step >= plan.total_steps:
         view.say(f"{run.folder} is finished: {plan.config.epochs} epochs, {found.step} steps")
     elif found:
@@ -257,18 +265,3 @@ def _made(folder: Path) -> Path:
     except OSError as error:
         raise RequestError(f"cannot make run folder {folder}: {error.strerror}") from error
     return folder
-
-
-@contextmanager
-def _locked(folder: Path) -> Generator[None]:
-    """Hold the run for this process; the lock goes with the process, however it ends."""
-    try:
-        file = (folder / ".lock").open("w")
-    except OSError as error:
-        raise RequestError(f"cannot write in {folder}: {error.strerror}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise Busy(f"{folder} is being trained by another process") from error
-        yield

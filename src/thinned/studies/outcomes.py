@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from thinned.core.disk import write_whole
+from thinned.core.disk import read_regular, write_whole
 from thinned.core.types import Dataset
 from thinned.runs.predictions import appraise
 from thinned.runs.run import Run
@@ -79,7 +79,7 @@ class Row:
 def read_outcome(place: Path) -> Outcome | None:
     """The outcome of the run in that folder; None when it is not over."""
     try:
-        text = (place / "outcome.json").read_text(encoding="utf-8")
+        text = read_regular(place / "outcome.json")
         return Outcome(**json.loads(text))
     except (OSError, ValueError, TypeError):
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import itertools
 import json
 import math
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from thinned.core.config import Config, nearest, options, recipe, with_values
-from thinned.core.disk import write_whole
+from thinned.core.disk import held, read_regular, write_whole
 from thinned.core.errors import RequestError, ThinnedError
 from thinned.data.sources.load import load_data
 from thinned.data.split import fingerprint
@@ -90,7 +89,7 @@ class Study:
         """
         path = folder / "study.json"
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(read_regular(path))
             base = values["base"]
             return cls(
                 with_values(recipe(base["recipe"]), base, str(path)),
@@ -176,18 +175,13 @@ def refuse_fruitless(folder: Path, rows: Sequence[Row]) -> None:
 @contextmanager
 def _held(folder: Path, study: Study) -> Generator[None]:
     """A study's folder, with its definition in it, for this process alone."""
-    if (folder / "config.json").exists():
-        raise RequestError(f"{folder} is a run: give the study another --name")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
     except OSError as error:
         raise RequestError(f"cannot write in {folder}: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RequestError(f"{folder} is being run by another process") from error
+    with held(folder, "being run"):
+        if (folder / "config.json").exists():
+            raise RequestError(f"{folder} is a run: give the study another --name")
         if (folder / "study.json").exists():
             _refuse_changes(Study.open(folder), study, folder)
             _refuse_other_data(study, folder)

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from multiprocessing import connection, resource_tracker
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +20,8 @@ from thinned.studies.outcomes import Outcome
 
 # Between two looks at whether a signal came.
 _PATIENCE_S = 0.2
+# Linux has it.
+_AFFINITY: Callable[[int], Set[int]] | None = getattr(os, "sched_getaffinity", None)
 
 
 def share(
@@ -46,7 +48,7 @@ def share(
     # SIGTERM alone, which ends one that still begins without a word, and lets the others save.
     # The tracker's start, within that of the first worker, would let the signal through again.
     resource_tracker.ensure_running()
-    cores = sorted(os.sched_getaffinity(0))
+    cores = usable_cores()
     with StopSignal() as stop:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -78,6 +80,15 @@ def share(
         raise ThinnedError(
             f"a process of the study ended early: go on with the same command, --name {folder.name}"
         )
+
+
+def usable_cores(affinity: Callable[[int], Set[int]] | None = _AFFINITY) -> list[int]:
+    """The CPU cores that this process may use, ascending.
+
+    Args:
+        affinity: the system's answer for a process; None where it has none: then all of them.
+    """
+    return list(range(os.cpu_count() or 1)) if affinity is None else sorted(affinity(0))
 
 
 def _listen(
@@ -116,7 +127,7 @@ def _work(
 ) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # None where there are more processes than cores.
-    if cores:
+    if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     try:
         run_jobs(base, folder, jobs, lambda *said: mouth.send(said))
