@@ -13,12 +13,11 @@ import numpy as np
 from flax import errors as flax_errors
 from flax import linen as nn
 
-from thinned.core.config import Config, MlpConfig, flag, options, recipe
+from thinned.core.config import Config, MlpConfig, flag, options, recipe, told
 from thinned.core.errors import RequestError
 from thinned.core.rng import key_for, stream_root
 from thinned.core.types import Key
 from thinned.data.augment import Augment, augment_for
-from thinned.data.facts import Facts
 from thinned.dropout.sites import INPUT, MAPS, DropoutSpec, Site, dropout_sites
 from thinned.engine.optim import LOSS_NUMBERS, Rule, numbers_at, optimizer, with_numbers
 from thinned.engine.plan import Plan
@@ -131,6 +130,7 @@ def refuse_unfit(config: Config, facts: Facts) -> None:
             f"--batch-size {config.batch_size} is larger than the {facts.train_size} training "
             "images"
         )
+    _refuse_endless(config, facts.train_size // config.batch_size)
     name = model_name(config, facts)
     _refuse_small(name, facts.image_shape)
     _refuse_unreached(config, facts)
@@ -145,6 +145,13 @@ def refuse_unfit(config: Config, facts: Facts) -> None:
             f"--dropout.kind {config.dropout.kind} drops parts of feature maps, and model {name} "
             "has none"
         )
+
+
+def _refuse_endless(config: Config, steps_per_epoch: int) -> None:
+    """Refuse lengths of more steps than the 32 bits that count them can hold."""
+    for option, described, value in options(config):
+        if described.unit == "epochs" and (value or 0) * steps_per_epoch >= 2**31:
+            raise RequestError(f"{flag(option)} is {told(value)}: more than 2^31 steps")
 
 
 def _refuse_unreached(config: Config, facts: Facts) -> None:

@@ -11,8 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from thinned.core.disk import write_whole
-from thinned.core.errors import RequestError, ThinnedError
+from thinned.core.errors import ThinnedError, need
 
 
 class MetricsLog:
@@ -70,13 +69,9 @@ class TensorBoardLog(MetricsLog):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise RequestError(
-                "--log tensorboard needs tensorboardX: install it with "
-                "pip install 'thinned[tensorboard]'"
-            ) from error
+        refuse_missing_log("tensorboard")
+        from tensorboardX import SummaryWriter
+
         self._open: Any = SummaryWriter
 
     def append(self, records: Iterable[dict[str, Any]]) -> None:
@@ -98,6 +93,16 @@ class TensorBoardLog(MetricsLog):
                         writer.add_scalar(tag, record[name], record["step"])
         except OSError as error:
             raise ThinnedError(f"cannot write events: {error.strerror or error}") from error
+
+
+def refuse_missing_log(kind: str) -> None:
+    """Say before there is a run's folder that its log cannot be written.
+
+    Raises:
+        RequestError: the package that writes logs of that kind is not installed.
+    """
+    if kind == "tensorboard":
+        need("tensorboardX", "--log tensorboard", "tensorboard")
 
 
 class Silent:

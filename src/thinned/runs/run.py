@@ -6,6 +6,7 @@ import dataclasses
 import fcntl
 import itertools
 import json
+import sys
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,13 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from thinned.core.config import Config, differences, load, to_json, validate
+from thinned.core.config import Config, differences, load, refuse_idle, to_json, validate
 from thinned.core.disk import cache_folder, write_whole
 from thinned.core.errors import RequestError, ThinnedError
 from thinned.core.types import Dataset, Split
 from thinned.data.batch import Batch, class_weights
 from thinned.data.facts import Facts
-from thinned.data.sources.load import decodes_files, load_data, open_source
+from thinned.data.sources.load import decodes_files, open_source
 from thinned.data.split import fingerprint
 from thinned.engine.build import (
     build_model,
@@ -37,7 +38,14 @@ from thinned.engine.build import (
 from thinned.engine.checkpoint import Checkpoints, Restored
 from thinned.engine.evaluation import Evaluation, evaluate
 from thinned.engine.feed import Feed, Resident, Streamed, steps_within
-from thinned.engine.logs import MetricsLog, Plain, Silent, TensorBoardLog, view_for
+from thinned.engine.logs import (
+    MetricsLog,
+    Plain,
+    Silent,
+    TensorBoardLog,
+    refuse_missing_log,
+    view_for,
+)
 from thinned.engine.loop import Diverged, Parts, Progress, StopSignal, arrays_of
 from thinned.engine.loop import train as run_loop
 from thinned.engine.loop import train_lanes as run_lanes
@@ -71,9 +79,7 @@ class Run:
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise RequestError(f"{folder} is no run folder: it has no config.json")
-        config = load(folder / "config.json")
-        validate(config)
-        return cls(folder, config)
+        return cls(folder, validate(load(folder / "config.json")))
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -123,7 +129,8 @@ class Run:
         if found is None:
             raise RequestError(f"{self.folder} has no checkpoint yet: train it first")
         for reason in found.skipped:
-            Plain().say(f"checkpoint {reason}; using the one before it")
+            # Beside the output, which may be JSON.
+            print(f"checkpoint {reason}; using the one before it", file=sys.stderr)
         return with_arrays(state, found)
 
     def evaluate(
@@ -190,13 +197,14 @@ def train(
         RequestError: the config, the data or an existing run does not allow it.
         ThinnedError: training or saving failed.
     """
-    config = Config() if config is None else config
-    validate(config)
+    config = validate(Config() if config is None else config)
     folder = named(Path(runs), name) if name else None
     if folder is not None and (folder / "study.json").exists():
         raise RequestError(f"{folder} is a study: give the run another --name")
     if folder is not None and (folder / "config.json").exists():
         return resume(folder, config, quiet=quiet, dataset=dataset)
+    refuse_idle(config)
+    refuse_missing_log(config.log)
     dataset = load_data(config) if dataset is None else dataset
     facts = Facts.of(dataset, config)
     refuse_unfit(config, facts)
@@ -238,8 +246,7 @@ def resume(
         RequestError: `config` would change what has already happened.
     """
     run = Run.open(folder)
-    config = run.config if config is None else config
-    validate(config)
+    config = run.config if config is None else validate(config)
     changed = differences(run.config, config)
     if changed:
         raise RequestError(f"{folder} is a run of another config: {'; '.join(changed)}")
@@ -253,10 +260,11 @@ def resume(
             f"{folder} cannot go on to {config.epochs} epochs: --optim.schedule {course} was laid "
             f"out over {run.config.epochs}"
         )
+    refuse_missing_log(config.log)
     if dataset is None:
         _refuse_lost(run)
         dataset = load_data(config)
-    with _continued(run, config, dataset) as run:
+    with _continued(run, config, dataset, Silent() if quiet else Plain()) as run:
         return _train_in(run, dataset, run.facts, quiet)
 
 
@@ -309,7 +317,7 @@ def train_together(
         prepared: list[tuple[Parts, TrainState, Progress]] = []
         for config, folder in zip(configs, folders, strict=True):
             if (folder / "config.json").exists():
-                begun = _continued(Run.open(folder), config, dataset)
+                begun = _continued(Run.open(folder), config, dataset, Silent())
             else:
                 refuse_unfit(config, facts)
                 _refuse_narrow(config, dataset.train)
@@ -379,13 +387,13 @@ def _begun(
 
 
 @contextmanager
-def _continued(run: Run, config: Config, dataset: Dataset) -> Generator[Run]:
+def _continued(run: Run, config: Config, dataset: Dataset, view: Silent) -> Generator[Run]:
     """A run's folder, for this process alone, once its data are what they were."""
     facts = run.facts
     with _locked(run.folder):
         now = describe_environment(dataset.name, fingerprint(dataset))
         for line in environment_changes(run.folder / "environment.json", now):
-            Plain().say(line)
+            view.say(line)
         if Facts.of(dataset, config) != facts:
             raise RequestError(
                 f"{run.folder} cannot go on: its data are no longer what it began with "
