@@ -130,7 +130,7 @@ def test_every_program_of_the_pages_runs(program, tmp_path):
     # The three lines that train do so on a hundred images here.
     program = program.replace(
         "thinned.Config(epochs=1)",
-        "thinned.Config(epochs=1, data=__import__('thinned.core.config').config.DataConfig(limit=100))",
+        "thinned.Config(epochs=1, data=thinned.DataConfig(limit=100))",
     )
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
 

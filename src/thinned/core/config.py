@@ -351,7 +351,7 @@ class Config:
 
     `recipe` names the defaults that the other options began with; given here it fills in none of
     them. So begin with `thinned.core.config.recipe(name)` and lay your own over it (`with_values`,
-    ``dataclasses.replace``); `validate` refuses a config that has not one value of its recipe.
+    ``dataclasses.replace``); no new run begins with a config that has not one value of its recipe.
     """
 
     recipe: Annotated[
@@ -492,7 +492,7 @@ def validate(config: Section, prefix: str = "") -> Section:
 
     Raises:
         RequestError: the first option that is wrong, named as its flag; options that exclude one
-            another; or a recipe of which no value is followed.
+            another; or an unknown recipe.
     """
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise RequestError(f"{told(config)} is no thinned.Config")
@@ -501,7 +501,7 @@ def validate(config: Section, prefix: str = "") -> Section:
         values[name] = _checked(hint, getattr(config, name), f"{prefix}{name}")
     checked = dataclasses.replace(config, **values)
     if isinstance(checked, Config):
-        _refuse_unfollowed(checked)
+        recipe(checked.recipe)
         _refuse_contradictions(checked.dropout)
         _refuse_unused(checked.optim)
     return checked
@@ -573,13 +573,15 @@ def usual_values(names: Iterable[str]) -> dict[str, Any]:
 
 
 def refuse_idle(config: Config) -> None:
-    """Refuse a config for a new run that sets what would change nothing.
+    """Refuse a config for a new run that says what the run would not do.
 
-    Not part of `validate`: a run that has such an option can still be opened.
+    Not part of `validate`: a run of before that has such an option can still be opened.
 
     Raises:
-        RequestError: names the option, and the one that it goes with.
+        RequestError: an option that would change nothing, with the one that it goes with; or a
+            recipe of which no value is followed.
     """
+    _refuse_unfollowed(config)
     for name, needed in idle(config).items():
         raise RequestError(f"{flag(name)} changes nothing here: it goes with {needed}")
 
@@ -706,8 +708,10 @@ def _read_mapping(path: Path) -> Mapping[str, Any]:
         values = _parsed(content.decode())
     except RecursionError as error:
         raise RequestError(f"{where} is no config: it is nested too deeply") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RequestError(f"{where} is neither YAML nor JSON: {_first_line(error)}") from error
+    except ValueError as error:
+        raise RequestError(f"{where}: {error}") from error
     if not isinstance(values, dict):
         raise RequestError(f"{where} holds no options: expected lines like 'epochs: 3'")
     return typing.cast(dict[str, Any], values)
@@ -717,17 +721,18 @@ def _parsed(text: str) -> Any:
     if text.lstrip().startswith("{"):
         try:
             return json.loads(text, object_pairs_hook=_once)
-        except json.JSONDecodeError:
-            # YAML has braces, too; what is neither gets its message, which names the line.
+        except ValueError:
+            # YAML has braces, too; what is no good either way is told with its line.
             pass
     return _plain(yaml.compose(text, _Nodes))
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of JSON with these names, each of them given once."""
     seen: dict[str, Any] = {}
     for name, value in pairs:
         if name in seen:
-            raise ValueError(f"{told(name)} is given twice")
+            raise ValueError(f"{name} is given twice")
         seen[name] = value
     return seen
 
@@ -755,13 +760,13 @@ def _plain(node: Any) -> Any:
     if isinstance(node, yaml.ScalarNode):
         if node.tag != "tag:yaml.org,2002:str":
             raise ValueError(f"{_line(node)} has a tag, {told(node.tag)}")
-        return node.value if node.style else _scalar(node.value)
+        return node.value if node.style else _scalar(node.value, node)
     found: dict[str, Any] = {}
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode):
             raise ValueError(f"{_line(key)} has a key that is no name")
         if key.value in found:
-            raise ValueError(f"{_line(key)} gives {told(key.value)} again")
+            raise ValueError(f"{_line(key)} gives {told(key.value)} a second time")
         found[key.value] = _plain(value)
     return found
 
@@ -778,7 +783,7 @@ _NUMBERS: Mapping[str, Callable[[str], Any]] = {
 }
 
 
-def _scalar(text: str) -> Any:
+def _scalar(text: str, node: Any) -> Any:
     """What a word without quotes means in YAML 1.2 (its core schema, chapter 10.3.2).
 
     So ``no`` and ``on`` are words, as the choices that they name; 1e-3 is a number.
@@ -787,6 +792,8 @@ def _scalar(text: str) -> Any:
         return _WORDS[text]
     for pattern, number in _NUMBERS.items():
         if re.fullmatch(pattern, text):
+            if len(text) > _LONGEST:
+                raise ValueError(f"{_line(node)} has a number of thousands of digits")
             return number(text)
     return text
 
@@ -843,6 +850,8 @@ def _single(kind: Any, value: Any, where: str) -> Any:
         pass
     if not isinstance(value, kind):
         raise RequestError(f"{where} is {told(value)}: expected {kind.__name__}")
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise RequestError(f"{where} is {told(value)}: too large a number")
     if isinstance(value, str) and ("\0" in value or len(value) > _LONGEST):
         raise RequestError(f"{where} is {told(value)}: no name of anything")
     return value

@@ -5,8 +5,9 @@ from __future__ import annotations
 import html
 import io
 import os
+import sys
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +82,19 @@ def plain(text: str) -> str:
 def _matplotlib() -> tuple[Any, Any]:
     """Matplotlib and its figures; no window or notebook of pyplot's plays a part."""
     need("matplotlib", "a figure", "report")
+    fresh = "matplotlib" not in sys.modules
+    # A backend that it does not know would be an error, though nothing here asks for any.
+    backend = os.environ.pop("MPLBACKEND", "")
     try:
         import matplotlib as mpl
         from matplotlib import figure
-    except ValueError:
-        # It does not know the backend that MPLBACKEND names; nothing here asks for one.
-        if not os.environ.pop("MPLBACKEND", ""):
-            raise
-        return _matplotlib()
+    finally:
+        if backend:
+            os.environ["MPLBACKEND"] = backend
+    if fresh and backend:
+        # For the notebook that set it.
+        with suppress(ValueError):
+            mpl.rcParams["backend"] = backend
     return mpl, figure
 
 

@@ -18,6 +18,7 @@ from thinned.core.errors import RequestError
 from thinned.core.rng import key_for, stream_root
 from thinned.core.types import Key
 from thinned.data.augment import Augment, augment_for
+from thinned.data.facts import Facts
 from thinned.dropout.sites import INPUT, MAPS, DropoutSpec, Site, dropout_sites
 from thinned.engine.optim import LOSS_NUMBERS, Rule, numbers_at, optimizer, with_numbers
 from thinned.engine.plan import Plan

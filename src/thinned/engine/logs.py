@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from thinned.core.disk import write_whole
 from thinned.core.errors import ThinnedError, need
 
 

@@ -73,7 +73,8 @@ class Chunk(NamedTuple):
         keys: keys [step] of the stream `dropout`.
         rates: the collection ``rates`` of the model, each leaf f32 [step].
         augment_keys: keys [step] of the stream `augment`; None where nothing is varied.
-        numbers: of optimizer and loss by name, see `thinned.engine.optim.numbers_at`; each f32 [step].
+        numbers: of optimizer and loss by name, see `thinned.engine.optim.numbers_at`; each
+            f32 [step].
     """
 
     order: jax.Array
@@ -104,8 +105,8 @@ def train_step(
             `thinned.dropout.sites.rates_collection`); f32 [], may be traced; empty means each
             layer's own.
         key: the dropout key of this step, see `thinned.key_for`.
-        numbers: of optimizer and loss by name, see `thinned.engine.optim.numbers_at`, each f32 []; None
-            leaves the optimizer's as they are, and adds nothing to the loss.
+        numbers: of optimizer and loss by name, see `thinned.engine.optim.numbers_at`, each f32 [];
+            None leaves the optimizer's as they are, and adds nothing to the loss.
 
     Returns:
         The state after the step, and the sums of the batch as the network saw it, masks included.

@@ -1,7 +1,7 @@
 """Convolution and pooling in the forms that are fast where they run.
 
 On a CPU, XLA rewrites the backward convolutions into its fast form only outside loops (JAX issue
-12868); inside the compiled loop of `thinned.engine.step.train_steps` they would be some 20 times slower.
+12868); inside the compiled loop of `thinned.engine.step` they would be some 20 times slower.
 Here the gradients are written in that fast form from the start. What was chosen, and by which
 measurement: docs/performance.md.
 """

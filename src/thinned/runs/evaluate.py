@@ -34,8 +34,8 @@ def evaluate_runs(
         runs: one, or several.
         say: called with each piece of the text for people as soon as it is known.
         data: other data whose test images to use, see `thinned.core.config.DataConfig`.
-        samples, calibrated: see `thinned.runs.predictions.predictions_of`; ``auto`` takes as many samples as
-            are needed, see `thinned.runs.predictions.enough_samples`.
+        samples, calibrated: see `thinned.runs.predictions.predictions_of`; ``auto`` takes as many
+            samples as are needed, see `thinned.runs.predictions.enough_samples`.
         ood: other images, to be told from the test images.
         corrupt: whether to score damaged images, too.
 
@@ -44,7 +44,8 @@ def evaluate_runs(
         ``runs``, ``samples``, ``calibrated``, and ``ood`` and ``damage`` where asked for.
 
     Raises:
-        RequestError: see `common_test`, `predictions_of` and `other_images` of `thinned.runs.predictions`.
+        RequestError: see `common_test`, `predictions_of` and `other_images` in
+            `thinned.runs.predictions`.
     """
     test = common_test(runs, data)
     other = None if ood is None else other_images(runs[0], ood, test)

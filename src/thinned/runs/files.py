@@ -37,8 +37,8 @@ def predict_files(
     Args:
         runs: one, or several as an ensemble.
         inputs: image files, and folders that are searched for them.
-        samples, calibrated: see `thinned.runs.predictions.predictions_of`; ``auto`` takes as many samples as
-            the first thousand files need, see `thinned.runs.predictions.enough_samples`.
+        samples, calibrated: see `thinned.runs.predictions.predictions_of`; ``auto`` takes as many
+            samples as the first thousand files need, see `thinned.runs.predictions.enough_samples`.
         risk: the part of wrong answers that is wanted among those not marked unsure.
 
     Yields:

@@ -25,7 +25,7 @@ from thinned.core.errors import RequestError, ThinnedError
 from thinned.core.types import Dataset, Split
 from thinned.data.batch import Batch, class_weights
 from thinned.data.facts import Facts
-from thinned.data.sources.load import decodes_files, open_source
+from thinned.data.sources.load import decodes_files, load_data, open_source
 from thinned.data.split import fingerprint
 from thinned.engine.build import (
     build_model,

@@ -65,7 +65,7 @@ def compare(
         counts: of samples.
 
     Raises:
-        RequestError: see `thinned.runs.predictions.common_test` and `thinned.runs.predictions.predictions_of`.
+        RequestError: see `common_test` and `predictions_of` in `thinned.runs.predictions`.
     """
     test, one = common_test(runs, data), runs[:1]
     plain = _timed("plain pass", lambda: appraise(one, test))

@@ -21,6 +21,7 @@ from thinned.core.disk import write_whole
 from thinned.core.errors import RequestError, ThinnedError
 from thinned.data.sources.load import load_data
 from thinned.data.split import fingerprint
+from thinned.engine.logs import refuse_missing_log
 from thinned.engine.loop import Stopped
 from thinned.models.catalog import refuse_unknown
 from thinned.runs.environment import recorded_digest
@@ -72,6 +73,7 @@ class Study:
         folders: dict[str, Arm] = {}
         # The last seed is the first to be too large.
         base = validate(base)
+        refuse_missing_log(base.log)
         arms[0].config(base, max(seeds))
         configs = [arm.config(base, seeds[0]) for arm in arms]
         _refuse_unused(base, configs)

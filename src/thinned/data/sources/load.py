@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from thinned.core.config import DataConfig
+from thinned.core.config import Config, DataConfig
 from thinned.core.errors import RequestError, printable
 from thinned.core.types import Dataset, Split
 from thinned.data import enterable, regular
@@ -20,6 +20,7 @@ from thinned.data.sources.hub import HuggingFace, Tfds
 from thinned.data.sources.idx import IdxFolder
 from thinned.data.sources.mnist import EmbeddedMnist
 from thinned.data.sources.table import Table
+from thinned.data.split import hold_out, limit
 
 
 class Source(Protocol):
