@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 from conftest import blobs, write_idx
 from PIL import Image
 
-from thinned.cli.main import main
+import thinned
+from thinned.cli.main import main, parse
 from thinned.core.config import Config, flag, options
 
 
@@ -214,6 +216,87 @@ def test_a_full_disk_stops_with_one_line_and_the_run_goes_on_later(tiny_data, tm
     assert "cannot save checkpoint" in failed.stderr.splitlines()[-1]
     assert "Traceback" not in failed.stderr
     assert python("-c", code, "free").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["-c", "{file}", "--recipe", "tutorial-as-printed"], ("frozen", 8, 0.1)),
+        (["-c", "{file}"], ("step", 8, 0.001)),
+        (["-c{file}", "--recipe=tutorial-as-printed"], ("frozen", 8, 0.1)),
+        (["--config={file}", "--batch-size", "4"], ("step", 4, 0.001)),
+        (["--recipe", "tutorial-as-printed", "--learning-rate", "1"], ("frozen", 32, 1.0)),
+        (["--recipe", "tutorial"], ("step", 32, 0.001)),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "study", "find-lr", "verify-resume"])
+def test_recipe_lies_under_the_file_and_the_file_under_the_flags(
+    tmp_path, command, words, expected
+):
+    file = tmp_path / "c.yaml"
+    file.write_text("batch_size: 8\n")
+    config = parse([command, *(word.format(file=file) for word in words)]).config
+    assert (config.randomness.dropout, config.batch_size, config.learning_rate) == expected
+    assert config.recipe == ("tutorial-as-printed" if expected[0] == "frozen" else "tutorial")
+
+
+def test_a_flag_can_name_another_recipe_than_the_file_and_pictures_follow_one(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("recipe: tutorial-as-printed\n")
+    assert parse(["train", "-c", str(file), "--recipe", "tutorial"]).config == Config()
+    shown = parse(["data", "show", "--recipe", "tutorial-as-printed"]).action.config
+    assert shown.randomness.shuffle == "frozen"
+
+
+def test_resuming_ignores_nothing_that_is_given(capsys, trained):
+    for words in (["-c", trained / "config.json"], ["--name", "other"]):
+        message = refused(capsys, "train", "--resume", trained, *words)
+        assert "--resume names the run, which has its own config: leave out" in message
+
+
+def test_the_version_is_told(capsys):
+    assert run(capsys, "--version") == (0, f"thinned {thinned.__version__}\n", "")
+
+
+@pytest.mark.parametrize("words", ["--version", "train --help", "models --channels 1"])
+@pytest.mark.parametrize("buffer", ["", "1"])
+def test_an_output_that_is_full_is_told_in_one_line(words, buffer):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "thinned", *words.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": buffer},
+        )
+    assert done.returncode == 1
+    assert done.stderr == "thinned: cannot write to the output: No space left on device\n"
+
+
+def test_an_output_that_is_closed_is_told_before_the_work():
+    command = ["sh", "-c", 'exec "$0" -m thinned train --data /nowhere >&-', sys.executable]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "thinned: cannot write to the output: it is closed\n"
+
+
+def test_notes_are_no_part_of_json_and_quiet_means_quiet(capsys, trained, tmp_path):
+    """Newest checkpoint damaged, versions changed: both are worth a word, but not in there."""
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    newest = max((copy / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    for file in newest.rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    code, out, errors = run(capsys, "evaluate", copy, "--format", "json")
+    assert code == 0
+    assert isinstance(json.loads(out), dict)
+    assert "using the one before it" in errors
+    environment = json.loads((copy / "environment.json").read_text())
+    environment["packages"]["jax"] = "0"
+    (copy / "environment.json").write_text(json.dumps(environment))
+    assert run(capsys, "train", "--resume", copy, "--quiet") == (0, "", "")
 
 
 @pytest.mark.parametrize("word", ["-m thinned train --help", "-m thinned evaluate --help"])

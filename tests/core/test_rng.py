@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thinned.core.errors import RequestError
 from thinned.core.rng import key_for, permutation, stream_root
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -54,6 +55,19 @@ def test_the_tutorials_derivation_is_the_printed_one():
 def test_a_permutation_visits_everything_once(seed, size):
     order = permutation(key_for(seed, "shuffle"), size)
     assert sorted(order.tolist()) == list(range(size))
+
+
+@given(st.integers(2**32, 2**63 - 1), st.sampled_from(["named", "tutorial"]))
+def test_no_bit_of_a_large_seed_is_lost(seed, derivation):
+    key = words(key_for(seed, "shuffle", 1, derivation))
+    for other in (seed % 2**32, seed ^ 2**40, seed ^ 1):
+        assert words(key_for(other, "shuffle", 1, derivation)) != key
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_what_is_no_seed_is_refused(seed):
+    with pytest.raises(RequestError, match="seed"):
+        key_for(seed, "params")
 
 
 def test_known_keys_stay_what_they_are():

@@ -16,7 +16,7 @@ from conftest import blobs
 
 import thinned
 from thinned.cli.main import main
-from thinned.core.config import Config, DataConfig, MlpConfig, with_values
+from thinned.core.config import Config, DataConfig, MlpConfig, OptimConfig, with_values
 from thinned.core.errors import RequestError, ThinnedError
 from thinned.core.types import Dataset
 from thinned.data.sources.arrays import Arrays
@@ -51,6 +51,18 @@ def test_a_run_is_a_folder_that_says_everything(finished):
     assert (last["split"], last["epoch"], last["step"]) == ("test", 6, 6 * (200 // 16))
     assert last["count"] == 77
     assert last["accuracy"] > 0.9
+
+
+def test_a_warm_up_longer_than_the_run_goes_on_as_if_never_stopped(tiny_data, tmp_path):
+    optim = OptimConfig(warmup_epochs=2)
+    config = config_for(tiny_data, epochs=3, optim=optim, model="mlp", mlp=MlpConfig(hidden=(8,)))
+    whole = thinned.train(config, name="whole", runs=tmp_path)
+    short = thinned.train(dataclasses.replace(config, epochs=1), name="short", runs=tmp_path)
+    grown = thinned.resume(short.folder, config)
+    assert not differing(whole, grown)
+    assert [record["loss"] for record in whole.metrics] == [
+        record["loss"] for record in grown.metrics
+    ]
 
 
 def test_evaluating_a_run_gives_what_its_training_recorded(finished):
@@ -120,6 +132,9 @@ def test_other_versions_or_data_are_told_first(finished, tmp_path, capsys):
     environment["data"]["sha256"] = "0"
     path.write_text(json.dumps(environment))
     thinned.resume(copy)
+    assert capsys.readouterr().err == ""
+    path.write_text(json.dumps(environment))
+    thinned.resume(copy, quiet=False)
     told = capsys.readouterr()
     assert "note: jax was 0.0.1" in told.err
     assert "note: the data are not those the run began with" in told.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import io
 import json
 import os
@@ -19,8 +20,9 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
+import thinned
 from thinned.core.config import Config, DataConfig, Option, load, recipe, validate
-from thinned.core.errors import RequestError, ThinnedError, printable
+from thinned.core.errors import RequestError, ThinnedError, need, printable
 from thinned.studies.arms import grid, sample, varied
 
 # JAX is imported only once a command runs: `thinned --help` must answer at once.
@@ -281,12 +283,12 @@ class Study:
             if value is not None and value < 1:
                 raise RequestError(f"--{name} is {value}: must be at least 1")
         self._refuse_unused()
-        validate(self.config)
-        arms = grid(varied(self.vary, self.config))
+        config = validate(self.config)
+        arms = grid(varied(self.vary, config))
         if self.random is not None:
-            arms = sample(arms, self.random, self.config.seed, self.baseline)
-        seeds = range(self.config.seed, self.config.seed + self.seeds)
-        wanted = study.Study.of(self.config, arms, seeds, self.baseline)
+            arms = sample(arms, self.random, config.seed, self.baseline)
+        seeds = range(config.seed, config.seed + self.seeds)
+        wanted = study.Study.of(config, arms, seeds, self.baseline)
         folder = study.folder_of(self.runs, self.name)
         print(f"{folder}: arms {len(arms)}, seeds {self.seeds}", flush=True)
         tell = partial(print, flush=True)
@@ -374,11 +376,14 @@ class FindLr:
 
     def __call__(self) -> None:
         """Print what was found; draw it where asked."""
+        from thinned.core.disk import refuse_unwritable
         from thinned.runs import find_lr
 
         if self.out is not None:
             # Before the minutes that it takes, not after.
             find_lr.kind_of(self.out)
+            need("matplotlib", f"{self.out}", "report")
+            refuse_unwritable(self.out)
         curve = find_lr.find_lr(self.config, self.low, self.high, self.steps)
         for index in range(0, len(curve.rates), max(len(curve.rates) // 20, 1)):
             print(f"{curve.rates[index]:>10.2e}  loss {curve.smoothed[index]:.4f}")
@@ -478,8 +483,8 @@ class Inspect:
         """Print the report."""
         from thinned.data import inspect as datatools
 
-        validate(self.data, "data.")
-        print(datatools.inspect(replace(self.data, path=self.source), self.seed, self.sheet))
+        data = validate(self.data, "data.")
+        print(datatools.inspect(replace(data, path=self.source), self.seed, self.sheet))
         print(f"\nexamples of each class: {self.sheet}")
 
 
@@ -496,8 +501,8 @@ class Convert:
         """Write the file and say what is in it."""
         from thinned.data import inspect as datatools
 
-        validate(self.data, "data.")
-        packed = datatools.convert(replace(self.data, path=self.source), self.out, self.seed)
+        data = validate(self.data, "data.")
+        packed = datatools.convert(replace(data, path=self.source), self.out, self.seed)
         held = len(packed.validation) if packed.validation else 0
         print(
             f"{self.out}: {len(packed.train):,} training, {held:,} validation, "
@@ -517,8 +522,7 @@ class Show:
         """Write the picture and say where."""
         from thinned.data import inspect as datatools
 
-        validate(self.config)
-        datatools.show(self.config, self.out)
+        datatools.show(validate(self.config), self.out)
         print(self.out)
 
 
@@ -564,11 +568,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 for a failure, 2 for a wrong request, 130 or 143 after a signal.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    for stream in (sys.stdout, sys.stderr):
-        # A name that the terminal cannot show is written in another way, not an error.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    if not _prepare_streams():
+        return 1
     try:
+        code = _attempt(arguments)
+    except SystemExit as leaving:
+        # After --help.
+        code = int(leaving.code or 0)
+    reason = _lost_output()
+    if reason is not None and code == 0:
+        code = _told_lost(reason)
+    return code
+
+
+def _attempt(arguments: list[str]) -> int:
+    try:
+        if arguments[:1] == ["--version"]:
+            print(f"thinned {thinned.__version__}")
+            return 0
         command = parse(arguments)
         command()
     except ThinnedError as error:
@@ -581,9 +598,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # The reader of our output has gone: there is nobody left to tell.
-        sys.stderr.close()
         return 1
     except Exception as error:
+        reason = _lost_output(error)
+        if reason is not None:
+            return _told_lost(reason)
         if "--debug" in arguments:
             raise
         reason = " ".join(str(error).split())[:300]
@@ -596,39 +615,108 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _prepare_streams() -> bool:
+    """Whether there is somewhere to write: a closed output is found before the work, not after."""
+    # Python's name for a closed stream, though its types do not say so.
+    outputs: tuple[Any, Any] = (sys.stdout, sys.stderr)
+    if outputs[1] is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
+    if outputs[0] is None:
+        return not _told_lost("it is closed")
+    for stream in outputs:
+        # A name that the terminal cannot show is written in another way, not an error.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    return True
+
+
+_LOST = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EPIPE)
+
+
+def _told_lost(reason: str) -> int:
+    # Who closes a pipe early, as `head` does, knows.
+    if reason != os.strerror(errno.EPIPE):
+        print(f"thinned: cannot write to the output: {reason}", file=sys.stderr)
+    return 1
+
+
+def _lost_output(raised: Exception | None = None) -> str | None:
+    """Why the output cannot be written, if so; what still waits for it is then let go.
+
+    Args:
+        raised: what may have come of it. Without a buffer nothing waits that could fail again; but
+            files are named in their errors, or caught where they are written.
+    """
+    try:
+        if isinstance(raised, OSError) and raised.filename is None and raised.errno in _LOST:
+            raise raised
+        sys.stdout.flush()
+    except OSError as error:
+        # Or Python would try again when it ends, and say so in many lines.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error.strerror or str(error)
+    return None
+
+
 def parse(arguments: list[str]) -> Any:
     """The command that `arguments` ask for, options filled from recipe, file, then flags.
+
+    They are read twice, by the one parser that knows which word is whose value: first for recipe,
+    file or run, then over the defaults that those give.
 
     Raises:
         RequestError: options that do not exist, or whose values cannot be.
         SystemExit: after ``--help`` was printed.
     """
     # `--data FOLDER` is what everyone types first.
-    arguments = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in arguments]
-    base = _base_config(arguments)
+    words = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in arguments]
+    asked = [word for word in words if word not in ("-h", "--help")]
+    nameless = Config(recipe="")
+    fresh = [kind(config=nameless) for kind in COMMANDS.values() if _takes_config(kind)]
+    try:
+        command = _read(asked, fresh)
+        base = _base_config(command)
+    except RequestError:
+        if asked == words:
+            raise
+        return _read(words, [])
+    if isinstance(command, Data):
+        fresh = [Data(action=Show(config=base))] if _takes_config(command.action) else []
+    else:
+        fresh = [type(command)(config=base)] if _takes_config(command) else []
+    return _read(words, fresh) if fresh or asked != words else command
+
+
+def _takes_config(command: Any) -> bool:
+    return "config" in command.__dataclass_fields__
+
+
+def _read(words: list[str], defaults: list[Any]) -> Any:
+    """The command that the words ask for, over the defaults of commands."""
+    of_kind = {type(default): default for default in defaults}
     commands = tuple(
         Annotated[
             command,
-            subcommand(name, default=command(config=base))
-            if "config" in command.__dataclass_fields__
-            else subcommand(name),
+            subcommand(name, default=of_kind[command]) if command in of_kind else subcommand(name),
         ]
         for name, command in COMMANDS.items()
     )
-    words = io.StringIO()
+    box = io.StringIO()
     try:
-        with contextlib.redirect_stderr(words):
+        with contextlib.redirect_stderr(box):
             return tyro.cli(
                 tyro.conf.OmitSubcommandPrefixes[_union(commands)],
                 prog="thinned",
-                description="Image classifiers in which dropout is right, cheap and measured.",
-                args=arguments,
+                description="Image classifiers in which dropout is right, cheap and measured. "
+                "Its version: thinned --version.",
+                args=words,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as leaving:
         if not leaving.code:
             raise
-        raise RequestError(_one_line(words.getvalue())) from leaving
+        raise RequestError(_one_line(box.getvalue())) from leaving
 
 
 def _show_devices(count: int) -> None:
@@ -646,28 +734,24 @@ def _union(types: tuple[Any, ...]) -> Any:
     return union
 
 
-def _base_config(arguments: list[str]) -> Config:
-    """The defaults below the flags: a run's own config, a file, or a recipe."""
-    resumed = _value(arguments, "--resume")
-    if resumed is not None:
-        folder = Path(resumed)
-        if not (folder / "config.json").is_file():
-            raise RequestError(f"{folder} is no run folder: it has no config.json")
-        return load(folder / "config.json")
-    file = _value(arguments, "-c") or _value(arguments, "--config")
+def _base_config(command: Any) -> Config:
+    """The defaults below the flags of a command: a run's own config, or a file over a recipe."""
+    own: Any = command.action if isinstance(command, Data) else command
+    named = own.config.recipe if _takes_config(own) else ""
+    file = getattr(own, "config_file", None)
+    if isinstance(own, Train) and own.resume is not None:
+        given = {"--config": file, "--name": own.name}
+        useless = [flag for flag, value in given.items() if value is not None]
+        if useless:
+            raise RequestError(
+                f"--resume names the run, which has its own config: leave out {useless[0]}"
+            )
+        if not (own.resume / "config.json").is_file():
+            raise RequestError(f"{own.resume} is no run folder: it has no config.json")
+        return load(own.resume / "config.json")
     if file is not None:
-        return load(Path(file))
-    named = _value(arguments, "--recipe")
-    return recipe(named) if named is not None else Config()
-
-
-def _value(arguments: list[str], name: str) -> str | None:
-    for index, word in enumerate(arguments):
-        if word.startswith(f"{name}="):
-            return word[len(name) + 1 :]
-        if word == name and index + 1 < len(arguments):
-            return arguments[index + 1]
-    return None
+        return load(file, named or None)
+    return recipe(named or "tutorial")
 
 
 def _one_line(box: str) -> str:

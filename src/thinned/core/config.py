@@ -11,13 +11,16 @@ import difflib
 import json
 import math
 import os
+import re
+import reprlib
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
+import yaml
 from typing_extensions import Doc
 
 from thinned.core.errors import RequestError
@@ -44,7 +47,7 @@ class Option(Doc):
         above: bool = False,
         changeable: bool = False,
     ) -> None:
-        self.low, self.high, self.above = low, high, above
+        self.unit, self.low, self.high, self.above = unit, low, high, above
         self.changeable = changeable
         notes = "; ".join(part for part in (unit, self.range) if part)
         super().__init__(f"{text} [{notes}]" if notes else text)
@@ -61,7 +64,7 @@ class Option(Doc):
 
     def admits(self, value: float) -> bool:
         """Whether `value` is a number inside the range."""
-        if math.isnan(value) or math.isinf(value):
+        if isinstance(value, float) and not math.isfinite(value):
             return False
         low_ok = self.low is None or (value > self.low if self.above else value >= self.low)
         return low_ok and (self.high is None or value <= self.high)
@@ -140,13 +143,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         # Absolute, so that a run finds its data from wherever it is opened.
-        if self.path is None:
-            return
-        library, colon, target = str(self.path).partition(":")
-        if not colon or library not in ("tfds", "hf"):
-            object.__setattr__(self, "path", os.path.abspath(self.path))
-        elif os.path.exists(target):
-            object.__setattr__(self, "path", f"{library}:{os.path.abspath(target)}")
+        if isinstance(self.path, str | os.PathLike):
+            object.__setattr__(self, "path", _placed(str(self.path), os.getcwd()))
 
 
 @dataclass(frozen=True)
@@ -349,7 +347,12 @@ class RandomnessConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything needed to repeat a run."""
+    """Everything needed to repeat a run.
+
+    `recipe` names the defaults that the other options began with; given here it fills in none of
+    them. So begin with `thinned.core.config.recipe(name)` and lay your own over it (`with_values`,
+    ``dataclasses.replace``); no new run begins with a config that has not one value of its recipe.
+    """
 
     recipe: Annotated[
         str, Option("Named set of defaults: tutorial, or tutorial-as-printed (see docs).")
@@ -412,8 +415,8 @@ def recipe(name: str) -> Config:
     Raises:
         RequestError: no recipe has that name.
     """
-    if name not in RECIPES:
-        raise RequestError(f"unknown recipe {name!r}{nearest(name, RECIPES)}")
+    if not isinstance(typing.cast(Any, name), str) or name not in RECIPES:
+        raise RequestError(f"unknown recipe {told(name)}{nearest(str(name), RECIPES)}")
     return with_values(Config(recipe=name), RECIPES[name], f"recipe {name}")
 
 
@@ -432,25 +435,40 @@ def with_values(config: Any, values: Mapping[str, Any], where: str) -> Any:
     changes: dict[str, Any] = {}
     for name, value in values.items():
         if name not in hints:
-            raise RequestError(f"{where}: unknown option {name!r}{nearest(str(name), hints)}")
+            raise RequestError(f"{where}: unknown option {told(name)}{nearest(name, hints)}")
         current = getattr(config, name)
         if dataclasses.is_dataclass(current):
             if not isinstance(value, Mapping):
-                raise RequestError(f"{where}: {name} must be a section of options, not {value!r}")
+                raise RequestError(
+                    f"{where}: {name} must be a section of options, not {told(value)}"
+                )
             changes[name] = with_values(current, value, f"{where}: {name}")
         else:
             changes[name] = _coerce(hints[name], value, f"{where}: {name}")
     return dataclasses.replace(config, **changes)
 
 
-def load(path: Path) -> Config:
+def load(path: Path, named: str | None = None) -> Config:
     """A config from a YAML or JSON file; a run's own ``config.json`` is one.
+
+    YAML is read as version 1.2 has it: only ``true`` and ``false`` are booleans. A relative
+    ``data.path`` starts at the file's folder, and ``~`` is the home.
+
+    Args:
+        path: the file.
+        named: the recipe whose values lie under the file's; the file's own when absent.
 
     Raises:
         RequestError: the file cannot be read, is no mapping, or names unknown options.
     """
-    values = _read_mapping(path)
-    return with_values(recipe(str(values.get("recipe", "tutorial"))), values, str(path))
+    values = dict(_read_mapping(path))
+    if named is not None:
+        values["recipe"] = named
+    data = values.get("data")
+    # What comes through a pipe lies in no folder of the user's.
+    if isinstance(data, dict) and isinstance(data.get("path"), str) and path.is_file():
+        values["data"] = {**data, "path": _placed(data["path"], os.path.abspath(path.parent))}
+    return with_values(recipe(values.get("recipe", "tutorial")), values, printable_path(path))
 
 
 def to_json(config: Config) -> str:
@@ -458,32 +476,114 @@ def to_json(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
 
 
-def validate(config: Any, prefix: str = "") -> None:
-    """Check every number against its range.
+Section = TypeVar("Section")
+"""`Config`, or one of its sections."""
+
+
+def validate(config: Section, prefix: str = "") -> Section:
+    """The config in plain Python values, once types, choices and ranges were checked.
+
+    Flags, files and programs all pass through here before anything is written: a NumPy number
+    becomes Python's, a list a tuple.
 
     Args:
         config: a `Config`, or a section of one.
         prefix: of the section's flags, e.g. ``data.``.
 
     Raises:
-        RequestError: the first option out of range, named as its flag; or options that exclude one
-            another.
+        RequestError: the first option that is wrong, named as its flag; options that exclude one
+            another; or an unknown recipe.
     """
-    if isinstance(config, Config) and config.recipe not in RECIPES:
-        recipe(config.recipe)
-    for name, option, value in options(config, prefix):
-        if isinstance(value, Mapping):
-            each = list(value.items())
-        else:
-            each = [("", v) for v in (value if isinstance(value, tuple) else (value,))]
-        for key, number in each:
-            numeric = isinstance(number, int | float)
-            if numeric and option.range and not option.admits(number):
-                shown = f"{flag(name)} {key}".rstrip()
-                raise RequestError(f"{shown} is {number}: must be {_sentence(option)}")
-    if isinstance(config, Config):
-        _refuse_contradictions(config.dropout)
-        _refuse_unused(config.optim)
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        raise RequestError(f"{told(config)} is no thinned.Config")
+    values: dict[str, Any] = {}
+    for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
+        values[name] = _checked(hint, getattr(config, name), f"{prefix}{name}")
+    checked = dataclasses.replace(config, **values)
+    if isinstance(checked, Config):
+        recipe(checked.recipe)
+        _refuse_contradictions(checked.dropout)
+        _refuse_unused(checked.optim)
+    return checked
+
+
+def _checked(hint: Any, value: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, typing.cast(Any, hint)):
+            kind = typing.cast(Any, hint).__name__
+            raise RequestError(f"{flag(name)} is {told(value)}: expected a {kind}")
+        return validate(value, f"{name}.")
+    value = _coerce(hint, value, flag(name))
+    if isinstance(value, Mapping):
+        each = list(typing.cast(Mapping[str, Any], value).items())
+    else:
+        each = [("", v) for v in (value if isinstance(value, tuple) else (value,))]
+    option = typing.get_args(hint)[1]
+    for key, number in each:
+        if isinstance(number, int | float) and option.range and not option.admits(number):
+            shown = f"{flag(name)} {key[:_SHOWN]}".rstrip()
+            raise RequestError(f"{shown} is {told(number)}: must be {_sentence(option)}")
+    return value
+
+
+def _refuse_unfollowed(config: Config) -> None:
+    wanted, plain = recipe(config.recipe), Config()
+    named = [
+        (mine, value)
+        for (name, _, mine), (_, _, value), (_, _, usual) in zip(
+            options(config), options(wanted), options(plain), strict=True
+        )
+        if value != usual and name != "recipe"
+    ]
+    if named and all(mine != value for mine, value in named):
+        raise RequestError(
+            f"--recipe {config.recipe} names values of which the config has none: from Python, "
+            f"begin with thinned.core.config.recipe({config.recipe!r})"
+        )
+
+
+_SGD = ("optim.name", ("sgd",))
+_RAMPS = ("dropout.schedule", ("linear", "cosine"))
+_USED_WITH: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "optim.momentum": _SGD,
+    "optim.final": ("optim.schedule", ("linear", "cosine", "exponential")),
+    "dropout.block_size": ("dropout.kind", ("block",)),
+    "dropout.schedule_from": _RAMPS,
+    "dropout.schedule_to": _RAMPS,
+    "mlp.pieces": ("mlp.units", ("maxout",)),
+}
+"""Options that change nothing unless another one has one of these values."""
+
+
+def idle(config: Config) -> dict[str, str]:
+    """The options that are set and change nothing: dotted name -> what would make them count."""
+    values = {name: value for name, _, value in options(config)}
+    usual = usual_values(_USED_WITH)
+    return {
+        name: f"{flag(other)} {' or '.join(wanted)}"
+        for name, (other, wanted) in _USED_WITH.items()
+        if values[name] != usual[name] and values[other] not in wanted
+    }
+
+
+def usual_values(names: Iterable[str]) -> dict[str, Any]:
+    """The defaults of options, by their dotted names."""
+    usual = {name: value for name, _, value in options(Config())}
+    return {name: usual[name] for name in names}
+
+
+def refuse_idle(config: Config) -> None:
+    """Refuse a config for a new run that says what the run would not do.
+
+    Not part of `validate`: a run of before that has such an option can still be opened.
+
+    Raises:
+        RequestError: an option that would change nothing, with the one that it goes with; or a
+            recipe of which no value is followed.
+    """
+    _refuse_unfollowed(config)
+    for name, needed in idle(config).items():
+        raise RequestError(f"{flag(name)} changes nothing here: it goes with {needed}")
 
 
 def options(config: Any, prefix: str = "") -> Iterator[tuple[str, Option, Any]]:
@@ -552,32 +652,154 @@ def _sentence(option: Option) -> str:
 
 def nearest(word: str, known: Mapping[str, Any]) -> str:
     """The end of an error about an unknown word: the closest known one, or all."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word[:_SHOWN], known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 
 
-def _read_mapping(path: Path) -> Mapping[str, Any]:
-    import yaml
+_MOST_BYTES = 256_000
+_SHOWN = 60
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHOWN
 
+
+def told(value: Any) -> str:
+    """A value as in Python, cut where it is long."""
     try:
-        values = _parsed(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RequestError(f"cannot read config {path}: {error.strerror}") from error
+        return _SHORT.repr(value)[: 2 * _SHOWN]
+    except ValueError:
+        # Python writes no integer of more than 4,300 digits.
+        return "a number of thousands of digits"
+
+
+def printable_path(path: Path) -> str:
+    """A path for a message, its end where it is very long."""
+    text = str(path)
+    return text if len(text) <= 4 * _SHOWN else f"...{text[-_SHOWN:]}"
+
+
+def _placed(path: str, folder: str) -> str:
+    """A path or library:path with ``~`` and the folder that it is relative to written out.
+
+    Absolute, so that a run finds its data from wherever it is opened.
+    """
+    library, colon, target = path.partition(":")
+    if not colon or library not in ("tfds", "hf"):
+        return _absolute(path, folder)
+    local = _absolute(target, folder)
+    return f"{library}:{local}" if os.path.exists(local) else path
+
+
+def _absolute(path: str, folder: str) -> str:
+    own = os.path.expanduser(path) if path == "~" or path.startswith("~/") else path
+    return os.path.abspath(os.path.join(folder, own))
+
+
+def _read_mapping(path: Path) -> Mapping[str, Any]:
+    where = printable_path(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RequestError(f"cannot read config {where}: {reason}") from error
+    if len(content) > _MOST_BYTES:
+        raise RequestError(f"{where} has more than {_MOST_BYTES // 1000} kB: that is no config")
+    try:
+        values = _parsed(content.decode())
+    except RecursionError as error:
+        raise RequestError(f"{where} is no config: it is nested too deeply") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path} is neither YAML nor JSON: {_first_line(error)}") from error
-    if not isinstance(values, Mapping):
-        raise RequestError(f"{path} holds no options: expected lines like 'epochs: 3'")
-    return values
+        raise RequestError(f"{where} is neither YAML nor JSON: {_first_line(error)}") from error
+    except ValueError as error:
+        raise RequestError(f"{where}: {error}") from error
+    if not isinstance(values, dict):
+        raise RequestError(f"{where} holds no options: expected lines like 'epochs: 3'")
+    return typing.cast(dict[str, Any], values)
 
 
 def _parsed(text: str) -> Any:
-    import yaml
+    if text.lstrip().startswith("{"):
+        try:
+            return json.loads(text, object_pairs_hook=_once)
+        except ValueError:
+            # YAML has braces, too; what is no good either way is told with its line.
+            pass
+    return _plain(yaml.compose(text, _Nodes))
 
-    try:
-        # What is JSON is read as JSON: YAML takes the two halves of an emoji for two characters.
-        return json.loads(text)
-    except ValueError:
-        return yaml.safe_load(text)
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of JSON with these names, each of them given once."""
+    seen: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in seen:
+            raise ValueError(f"{name} is given twice")
+        seen[name] = value
+    return seen
+
+
+class _Nodes(yaml.SafeLoader):
+    """Reads YAML as nodes, without aliases: a few lines of them can stand for any amount."""
+
+    # What a plain word means is said by `_scalar`, not by the tables of YAML 1.1.
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (an attribute of PyYAML's)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError(
+                f"{_line(self.peek_event())} has an alias: write out what it stands for"
+            )
+        return super().compose_node(parent, index)
+
+
+def _plain(node: Any) -> Any:
+    """A node as dicts, lists and scalars; every key is a string, given once."""
+    if node is None:
+        return None
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(each) for each in node.value]
+    if isinstance(node, yaml.ScalarNode):
+        if node.tag != "tag:yaml.org,2002:str":
+            raise ValueError(f"{_line(node)} has a tag, {told(node.tag)}")
+        return node.value if node.style else _scalar(node.value, node)
+    found: dict[str, Any] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise ValueError(f"{_line(key)} has a key that is no name")
+        if key.value in found:
+            raise ValueError(f"{_line(key)} gives {told(key.value)} a second time")
+        found[key.value] = _plain(value)
+    return found
+
+
+_WORDS = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+_NUMBERS: Mapping[str, Callable[[str], Any]] = {
+    r"[-+]?[0-9]+": int,
+    r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?": float,
+    r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)": lambda text: float(text.replace(".", "")),
+}
+
+
+def _scalar(text: str, node: Any) -> Any:
+    """What a word without quotes means in YAML 1.2 (its core schema, chapter 10.3.2).
+
+    So ``no`` and ``on`` are words, as the choices that they name; 1e-3 is a number.
+    """
+    if text in _WORDS:
+        return _WORDS[text]
+    for pattern, number in _NUMBERS.items():
+        if re.fullmatch(pattern, text):
+            if len(text) > _LONGEST:
+                raise ValueError(f"{_line(node)} has a number of thousands of digits")
+            return number(text)
+    return text
+
+
+def _line(place: Any) -> str:
+    return f"line {place.start_mark.line + 1}"
 
 
 def _first_line(error: Exception) -> str:
@@ -588,36 +810,52 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     """`value` as the annotated type, or a `RequestError` that says what was expected."""
     kind = typing.get_args(hint)[0]
     allowed = typing.get_args(kind)
+    # Numbers and arrays of NumPy and JAX, which need not be imported to be known.
+    if not isinstance(value, type) and hasattr(value, "tolist"):
+        value = value.tolist()
     if typing.get_origin(kind) is Mapping:
         if not isinstance(value, Mapping):
-            raise RequestError(f"{where} is {value!r}: expected names with numbers")
+            raise RequestError(f"{where} is {told(value)}: expected names with numbers")
         number: Any = Annotated[allowed[1], ""]
+        named = typing.cast(Mapping[Any, Any], value)
         return {
-            str(name): _coerce(number, each, f"{where}: {name}") for name, each in value.items()
+            str(name): _coerce(number, each, f"{where}: {str(name)[:_SHOWN]}")
+            for name, each in named.items()
         }
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list | tuple) or not value:
-            raise RequestError(f"{where} is {value!r}: expected one or more values")
+            raise RequestError(f"{where} is {told(value)}: expected one or more values")
         item: Any = Annotated[allowed[0], ""]
-        return tuple(_coerce(item, each, where) for each in value)
+        return tuple(_coerce(item, each, where) for each in typing.cast(list[Any], value))
     if typing.get_origin(kind) is Literal:
-        if value not in allowed:
-            raise RequestError(f"{where} is {value!r}: choose from {', '.join(map(str, allowed))}")
-        return value
+        for choice in allowed:
+            # 1 is no True here.
+            if type(choice) is type(value) and choice == value:
+                return choice
+        raise RequestError(f"{where} is {told(value)}: choose from {', '.join(map(str, allowed))}")
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         if value is None:
             return None
         return _coerce(Annotated[allowed[0], ""], value, where)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    # YAML 1.1 reads 1e-3 as a string: take what a person would mean by it.
-    if kind is float and isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+    return _single(kind, value, where)
+
+
+def _single(kind: Any, value: Any, where: str) -> Any:
+    if isinstance(value, bool) and kind is not bool:
         raise RequestError(f"{where} is {value!r}: expected {kind.__name__}")
+    try:
+        if kind is float and isinstance(value, int):
+            return float(value)
+    except OverflowError:
+        pass
+    if not isinstance(value, kind):
+        raise RequestError(f"{where} is {told(value)}: expected {kind.__name__}")
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise RequestError(f"{where} is {told(value)}: too large a number")
+    if isinstance(value, str) and ("\0" in value or len(value) > _LONGEST):
+        raise RequestError(f"{where} is {told(value)}: no name of anything")
     return value
+
+
+_LONGEST = 4096
+"""Characters of a path, at most, in Linux."""

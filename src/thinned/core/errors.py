@@ -1,5 +1,6 @@
 """The errors that users see: one line that says what, where and what to do."""
 
+import importlib.util
 import unicodedata
 
 
@@ -35,3 +36,20 @@ class RequestError(ThinnedError):
     """The request itself was wrong: an option, a path or a file that cannot be used."""
 
     exit_code = 2
+
+
+def need(module: str, wanted: str, extra: str) -> None:
+    """Say before the work that a package which it needs is not installed.
+
+    Args:
+        module: the package, as it is imported.
+        wanted: what needs it, as the start of a sentence.
+        extra: of ours, that brings it.
+
+    Raises:
+        RequestError: it is not installed.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise RequestError(
+            f"{wanted} needs {module}: install it with pip install 'thinned[{extra}]'"
+        )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import html
 import io
+import os
+import sys
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from thinned.core.disk import whole, write_whole
-from thinned.core.errors import RequestError, ThinnedError
+from thinned.core.errors import ThinnedError, need
 
 INK = "#010203"
 """A colour that becomes the page's own, light or dark."""
@@ -72,6 +74,30 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
+def plain(text: str) -> str:
+    """A name as text in a figure: matplotlib reads formulas between $, and hides a leading _."""
+    return (f" {text}" if text.startswith("_") else text).replace("$", r"\$")
+
+
+def _matplotlib() -> tuple[Any, Any]:
+    """Matplotlib and its figures; no window or notebook of pyplot's plays a part."""
+    need("matplotlib", "a figure", "report")
+    fresh = "matplotlib" not in sys.modules
+    # A backend that it does not know would be an error, though nothing here asks for any.
+    backend = os.environ.pop("MPLBACKEND", "")
+    try:
+        import matplotlib as mpl
+        from matplotlib import figure
+    finally:
+        if backend:
+            os.environ["MPLBACKEND"] = backend
+    if fresh and backend:
+        # For the notebook that set it.
+        with suppress(ValueError):
+            mpl.rcParams["backend"] = backend
+    return mpl, figure
+
+
 class Plots:
     """Figures by matplotlib, as SVG that takes the page's own colour.
 
@@ -85,15 +111,7 @@ class Plots:
     """
 
     def __init__(self, folder: Path | None, later: bool = False) -> None:
-        try:
-            import matplotlib as mpl
-            from matplotlib import figure
-        except ImportError as error:
-            raise RequestError(
-                "figures need matplotlib: install it with pip install 'thinned[report]'"
-            ) from error
-        self._mpl: Any = mpl
-        self._figure: Any = figure
+        self._mpl, self._figure = _matplotlib()
         self._folder = folder
         self._later = later
         self._files: dict[Path, bytes] = {}

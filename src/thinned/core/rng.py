@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from thinned.core.errors import RequestError
 from thinned.core.types import Key
 
 Stream = Literal["params", "shuffle", "split", "dropout", "augment", "sample"]
@@ -40,9 +41,17 @@ def stream_root(seed: int, stream: Stream, derivation: Derivation = "named") -> 
 
     Returns:
         A typed threefry key. Roots of different streams are unrelated.
+
+    Raises:
+        RequestError: the seed is outside its range.
     """
+    if not 0 <= seed < 2**63:
+        raise RequestError(f"seed {seed}: must be at least 0 and below 2^63")
     # Named, so that the global jax_default_prng_impl cannot change what a seed means.
-    root = jax.random.key(seed, impl="threefry2x32")
+    root = jax.random.key(seed % 2**32, impl="threefry2x32")
+    if seed >= 2**32:
+        # JAX keeps 32 bits of a seed, unless it counts in 64: the others are folded in.
+        root = jax.random.fold_in(root, seed >> 32)
     if derivation == "tutorial" and stream in ("params", "dropout"):
         _, params, dropout = jax.random.split(root, 3)
         return params if stream == "params" else dropout
@@ -65,6 +74,9 @@ def key_for(
 
     Returns:
         A typed threefry key, a pure function of the arguments.
+
+    Raises:
+        RequestError: as `stream_root`.
     """
     root = stream_root(seed, stream, derivation)
     index = jnp.asarray(index, jnp.uint32)

@@ -13,7 +13,7 @@ import numpy as np
 from flax import errors as flax_errors
 from flax import linen as nn
 
-from thinned.core.config import Config, MlpConfig, flag, options, recipe
+from thinned.core.config import Config, MlpConfig, flag, options, recipe, told
 from thinned.core.errors import RequestError
 from thinned.core.rng import key_for, stream_root
 from thinned.core.types import Key
@@ -152,6 +152,7 @@ def _refuse_unfit_data(config: Config, facts: Facts) -> None:
             f"--batch-size {config.batch_size} is larger than the {facts.train_size} training "
             "images"
         )
+    _refuse_endless(config, facts.train_size // config.batch_size)
     _refuse_small(model_name(config, facts), facts.image_shape)
 
 
@@ -167,6 +168,13 @@ def _refuse_unfit_sites(config: Config, facts: Facts, sites: Mapping[str, Site])
         raise RequestError(
             f"--dropout.kind {kind} drops parts of feature maps, and model {name} has none"
         )
+
+
+def _refuse_endless(config: Config, steps_per_epoch: int) -> None:
+    """Refuse lengths of more steps than the 32 bits that count them can hold."""
+    for option, described, value in options(config):
+        if described.unit == "epochs" and (value or 0) * steps_per_epoch >= 2**31:
+            raise RequestError(f"{flag(option)} is {told(value)}: more than 2^31 steps")
 
 
 def _refuse_unreached(config: Config, name: str, sites: Mapping[str, Site]) -> None:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from thinned.core.disk import write_whole
-from thinned.core.errors import RequestError, ThinnedError, printable
+from thinned.core.errors import ThinnedError, need, printable
 
 _ALWAYS = {"split", "epoch", "step"}
 
@@ -83,13 +83,9 @@ class TensorBoardLog(MetricsLog):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise RequestError(
-                "--log tensorboard needs tensorboardX: install it with "
-                "pip install 'thinned[tensorboard]'"
-            ) from error
+        refuse_missing_log("tensorboard")
+        from tensorboardX import SummaryWriter
+
         self._open: Any = SummaryWriter
 
     def append(self, records: Iterable[dict[str, Any]]) -> None:
@@ -116,6 +112,16 @@ class TensorBoardLog(MetricsLog):
 def warn(line: str) -> None:
     """A line that is no result: to the error stream, so that CSV and JSON stay whole."""
     print(printable(line), file=sys.stderr, flush=True)
+
+
+def refuse_missing_log(kind: str) -> None:
+    """Say before there is a run's folder that its log cannot be written.
+
+    Raises:
+        RequestError: the package that writes logs of that kind is not installed.
+    """
+    if kind == "tensorboard":
+        need("tensorboardX", "--log tensorboard", "tensorboard")
 
 
 class Silent:

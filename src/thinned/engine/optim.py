@@ -167,7 +167,8 @@ def numbers_at(config: Config, steps_per_epoch: int) -> Callable[[Any], dict[str
 def _learning_rate(
     optim: OptimConfig, peak: float, steps_per_epoch: int, total: int
 ) -> Callable[[Any], Any]:
-    warm = min(round(optim.warmup_epochs * steps_per_epoch), total)
+    # Not cut at the run's end, which --epochs may yet move: what is past must not change.
+    warm = round(optim.warmup_epochs * steps_per_epoch)
     rest = max(total - warm, 1)
     course: Callable[[Any], Any] = optax.constant_schedule(peak)
     if optim.schedule == "linear":

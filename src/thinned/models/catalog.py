@@ -68,7 +68,7 @@ def refuse_unknown(name: str) -> None:
         return
     close = difflib.get_close_matches(name, CATALOG, n=1)
     hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(CATALOG)}, MODULE:CLASS"
-    raise RequestError(f"--model {name}: there is no such network; {hint}")
+    raise RequestError(f"--model {name[:60]}: there is no such network; {hint}")
 
 
 SMALLEST: Mapping[str, int] = {"lenet": 12}

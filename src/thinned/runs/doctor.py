@@ -132,8 +132,7 @@ class _Case:
             run = Run.open(target)
             config = run.config
         else:
-            config = load(target)
-            validate(config)
+            config = validate(load(target))
         dataset = load_data(config)
         built = Built.of(config, Facts.of(dataset, config), dataset.train.labels)
         trained = run is not None and bool(run.checkpoints.steps())

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from thinned.core.pages import INK, Plots
+from thinned.core.pages import INK, Plots, plain
 from thinned.runs.run import Run
 from thinned.trust import scores
 from thinned.trust.appraisal import Appraisal
@@ -39,7 +39,7 @@ def _curve(quantity: str, runs: Sequence[Run], plots: Plots) -> str:
                         marker=marker,
                         markersize=4,
                         color=colour,
-                        label=label,
+                        label=plain(label),
                     )
             shared = [epoch for epoch in curves["train"] if epoch in curves["test"]]
             low, high = ([curves[split][epoch] for epoch in shared] for split in ("train", "test"))
@@ -75,8 +75,9 @@ def confusion(found: Appraisal, plots: Plots, name: str) -> str:
     def paint(axes: Any) -> None:
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         places = range(len(found.classes))
-        axes.set_xticks(places, found.classes, rotation=60, ha="right")
-        axes.set_yticks(places, found.classes)
+        names = [plain(name) for name in found.classes]
+        axes.set_xticks(places, names, rotation=60, ha="right")
+        axes.set_yticks(places, names)
         axes.set(xlabel="predicted", ylabel="true")
         if len(found.classes) <= 20:
             for row in places:
@@ -170,7 +171,7 @@ def rates(run: Run, plots: Plots, name: str) -> str:
 
     def paint(axes: Any) -> None:
         for site, rates in plan.rates_at(steps).items():
-            axes.plot(steps / plan.steps_per_epoch, rates, label=site)
+            axes.plot(steps / plan.steps_per_epoch, rates, label=plain(site))
         for rate in learned:
             axes.axhline(rate, linestyle="--", label=f"learned {rate:.3f}")
         axes.set(xlabel="epoch", ylabel="rate", ylim=(0, 1))

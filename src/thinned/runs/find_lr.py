@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from thinned.core.config import Config, validate
+from thinned.core.config import Config, refuse_idle, validate
 from thinned.core.disk import whole
 from thinned.core.errors import RequestError
 from thinned.core.pages import Plots
@@ -71,7 +71,8 @@ def find_lr(config: Config, low: float = 1e-6, high: float = 10.0, steps: int = 
         raise RequestError(f"--low {low:g} and --high {high:g}: must be above 0 and in this order")
     if steps < 20:
         raise RequestError(f"--steps is {steps}: must be at least 20")
-    validate(config)
+    config = validate(config)
+    refuse_idle(config)
     use_compilation_cache()
     dataset = load_data(config)
     facts = Facts.of(dataset, config)

@@ -48,9 +48,7 @@ class Run:
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise RequestError(f"{folder} is no run folder: it has no config.json")
-        config = load(folder / "config.json")
-        validate(config)
-        return cls(folder, config)
+        return cls(folder, validate(load(folder / "config.json")))
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from thinned.core.config import Config, changed_options, to_json, validate
+from thinned.core.config import Config, changed_options, refuse_idle, to_json, validate
 from thinned.core.disk import Busy, held, write_whole
 from thinned.core.errors import RequestError
 from thinned.core.types import Dataset
@@ -22,7 +22,15 @@ from thinned.engine.build import Built, model_name
 from thinned.engine.checkpoint import Checkpoints, Restored
 from thinned.engine.devices import memory_told, use_compilation_cache
 from thinned.engine.feed import feed_of, fits_in_memory, placed, refuse_narrow
-from thinned.engine.logs import MetricsLog, Plain, Silent, TensorBoardLog, view_for, warn
+from thinned.engine.logs import (
+    MetricsLog,
+    Plain,
+    Silent,
+    TensorBoardLog,
+    refuse_missing_log,
+    view_for,
+    warn,
+)
 from thinned.engine.loop import Parts, Progress, StopSignal, arrays_of, with_arrays
 from thinned.engine.loop import train as run_loop
 from thinned.engine.plan import Plan
@@ -58,13 +66,14 @@ def train(
         RequestError: the config, the data or an existing run does not allow it.
         ThinnedError: training or saving failed.
     """
-    config = Config() if config is None else config
-    validate(config)
+    config = validate(Config() if config is None else config)
     folder = named(Path(runs), name) if name else None
     if folder is not None and (folder / "study.json").exists():
         raise RequestError(f"{folder} is a study: give the run another --name")
     if folder is not None and (folder / "config.json").exists():
         return resume(folder, config, quiet=quiet, dataset=dataset)
+    refuse_idle(config)
+    refuse_missing_log(config.log)
     dataset = load_data(config) if dataset is None else dataset
     facts = Facts.of(dataset, config)
     built = Built.of(config, facts, dataset.train.labels)
@@ -94,14 +103,14 @@ def resume(
         RequestError: `config` would change what has already happened.
     """
     run = Run.open(folder)
-    config = run.config if config is None else config
-    validate(config)
+    config = run.config if config is None else validate(config)
     _refuse_changes(run, config)
+    refuse_missing_log(config.log)
     if dataset is None:
         refuse_lost(run)
         dataset = load_data(config)
     built = Built.of(config, run.facts, dataset.train.labels)
-    with _continued(run, config, dataset) as run:
+    with _continued(run, config, dataset, quiet) as run:
         return _train_in(run, dataset, built, quiet)
 
 
@@ -163,14 +172,15 @@ def _begun(
 
 
 @contextmanager
-def _continued(run: Run, config: Config, dataset: Dataset) -> Generator[Run]:
+def _continued(run: Run, config: Config, dataset: Dataset, quiet: bool) -> Generator[Run]:
     """A run's folder, for this process alone, once its data are what they were."""
     facts = run.facts
     with held(run.folder, _TRAINED):
         _refuse_changes(Run.open(run.folder), config)
         now = describe_environment(dataset.name, fingerprint(dataset))
         for line in environment_changes(run.folder / "environment.json", now):
-            warn(line)
+            if not quiet:
+                warn(line)
         if Facts.of(dataset, config) != facts:
             raise RequestError(
                 f"{run.folder} cannot go on: its data are no longer what it began with "

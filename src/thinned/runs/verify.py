@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from thinned.core.config import Config, to_json, validate
+from thinned.core.config import Config, refuse_idle, to_json, validate
 from thinned.core.errors import ThinnedError
 from thinned.engine.loop import arrays_of
 from thinned.runs.run import Run
@@ -31,7 +31,8 @@ def verify_resume(config: Config, kills: int) -> bool:
         Whether parameters, optimizer state and metrics are equal in every bit. A line for each
         array is printed.
     """
-    validate(config)
+    config = validate(config)
+    refuse_idle(config)
     with tempfile.TemporaryDirectory(prefix="thinned-verify-") as base:
         folder = Path(base)
         (folder / "config.json").write_text(to_json(config), encoding="utf-8")

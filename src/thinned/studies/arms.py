@@ -12,7 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from thinned.core.config import Config, flag, nearest, options, validate, with_values
+from thinned.core.config import (
+    Config,
+    flag,
+    idle,
+    nearest,
+    options,
+    refuse_idle,
+    usual_values,
+    validate,
+    with_values,
+)
 from thinned.core.errors import RequestError
 
 _MOST = 100_000
@@ -54,20 +64,28 @@ class Arm:
         Raises:
             RequestError: an option or a value that does not exist, or does not fit the others.
         """
-        values: dict[str, Any] = {}
-        for name, value in {**self.changes, "seed": seed, "test": "end"}.items():
-            place = values
-            *path, last = name.split(".")
-            for part in path:
-                place = place.setdefault(part, {})
-            place[last] = value
+        values = _nested({**self.changes, "seed": seed, "test": "end"})
         # Rates of single sites are added to the base's, not put in their stead.
         sites = values.get("dropout", {}).get("sites")
         if sites is not None:
             values["dropout"]["sites"] = {**base.dropout.sites, **sites}
-        config = with_values(base, values, f"arm {self.name}")
-        validate(config)
+        config = validate(with_values(base, values, f"arm {self.name}"))
+        # What only other arms can use is none of this one's; what it sets itself has to count.
+        unused = [name for name in idle(config) if name not in self.changes]
+        config = with_values(config, _nested(usual_values(unused)), f"arm {self.name}")
+        refuse_idle(config)
         return config
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        place = found
+        *path, last = name.split(".")
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return found
 
 
 def varied(words: Sequence[str], base: Config) -> dict[str, list[Any]]:

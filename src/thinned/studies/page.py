@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from thinned.core.pages import Plots, table, write_page
+from thinned.core.pages import Plots, plain, table, write_page
 from thinned.studies.comparison import interval
 from thinned.studies.outcomes import SCORES, Row
 from thinned.studies.study import Study, curves_of
@@ -89,7 +89,7 @@ def draw_against(
             values = [[100 - 100 * value for value in each] for each in values]
         means = [statistics.fmean(each) for each in values]
         draw_bars(axes, places, means, values, "o-", name)
-    axes.set(xlabel=option)
+    axes.set(xlabel=plain(option))
     places = [row.arm.changes[option] for row in rows]
     if places and min(places) > 0 and max(places) / min(places) >= _DECADES:
         axes.set_xscale("log")
@@ -115,7 +115,9 @@ def draw_bars(
         low, high = interval(each) if len(each) > 1 else (mean, mean)
         reach.append((max(mean - low, 0), max(high - mean, 0)))
     below, above = zip(*reach, strict=True)
-    axes.errorbar(places, means, [below, above], fmt=form, capsize=3, markersize=4, label=label)
+    axes.errorbar(
+        places, means, [below, above], fmt=form, capsize=3, markersize=4, label=plain(label)
+    )
 
 
 def _legend(axes: Any) -> None:
@@ -160,7 +162,7 @@ def _differences(study: Study, rows: Sequence[Row], plots: Plots) -> str:
             assert found is not None
             half = 0.0 if math.isnan(found.low) else found.mean - found.low
             axes.errorbar(found.mean, place, xerr=half, fmt="o", color="C0", capsize=3)
-        axes.set_yticks(range(len(compared)), [row.arm.name for row in reversed(compared)])
+        axes.set_yticks(range(len(compared)), [plain(row.arm.name) for row in reversed(compared)])
         axes.axvline(0, linewidth=1, color="C7")
         axes.set(xlabel="test accuracy less the baseline's")
 
@@ -176,7 +178,7 @@ def _cost(study: Study, rows: Sequence[Row], plots: Plots) -> str:
 
     def paint(axes: Any) -> None:
         for row in timed:
-            axes.plot(cost[row.arm.name], row.mean("accuracy"), "o", label=row.arm.name)
+            axes.plot(cost[row.arm.name], row.mean("accuracy"), "o", label=plain(row.arm.name))
         axes.set(xlabel="time of training, over the baseline's", ylabel="test accuracy")
         if len(timed) <= _MANY:
             _legend(axes)
@@ -200,7 +202,7 @@ def _curves(folder: Path, study: Study, rows: Sequence[Row], split: str, plots: 
 
     def paint(axes: Any) -> None:
         for name, curve in curves.items():
-            axes.plot(list(curve), list(curve.values()), marker=".", label=name)
+            axes.plot(list(curve), list(curve.values()), marker=".", label=plain(name))
         axes.set(xlabel="epoch", ylabel=f"{split} accuracy")
         axes.xaxis.get_major_locator().set_params(integer=True)
         _legend(axes)

@@ -22,7 +22,7 @@ import yaml
 from thinned.core.config import nearest, recipe, with_values
 from thinned.core.disk import write_whole
 from thinned.core.errors import RequestError
-from thinned.core.pages import Plots
+from thinned.core.pages import Plots, plain
 from thinned.core.types import Split
 from thinned.data.batch import as_float
 from thinned.runs.environment import describe_environment
@@ -336,7 +336,7 @@ def _paint_bars(axes: Any, folder: Path, result: Result, rows: Sequence[Row], fi
         axes.plot(statistics.fmean(errors), place, "o", color="C0")
         if row.arm.name in published:
             axes.plot(published[row.arm.name], place, "x", color="C1")
-    axes.set_yticks(range(len(rows)), [row.arm.name for row in reversed(rows)])
+    axes.set_yticks(range(len(rows)), [plain(row.arm.name) for row in reversed(rows)])
     axes.plot([], [], "o", color="C0", label="ours: mean, and single runs")
     axes.plot([], [], "x", color="C1", label="published")
     axes.set(xlabel="test error (%)")
@@ -358,7 +358,9 @@ def _paint_curves(
     for row in rows:
         curve = mean_curve(folder, result.study, row, figure["split"])
         errors = [100 - 100 * value for value in curve.values()]
-        axes.plot(list(curve), errors, "-" if " with" in row.arm.name else "--", label=row.arm.name)
+        axes.plot(
+            list(curve), errors, "-" if " with" in row.arm.name else "--", label=plain(row.arm.name)
+        )
     axes.set(xlabel="epoch", ylabel=f"{figure['split']} error (%)")
     axes.legend(frameon=False, fontsize=9)
 
@@ -388,7 +390,9 @@ def _paint_activations(
     for number, row in enumerate(rows):
         run = run_of(folder, row.arm, _finished(row)[0])
         outputs = _hidden(run, run.test_images(), figure["layer"])
-        axes.hist(outputs[outputs > 0], 60, histtype="step", color=f"C{number}", label=row.arm.name)
+        axes.hist(
+            outputs[outputs > 0], 60, histtype="step", color=f"C{number}", label=plain(row.arm.name)
+        )
     axes.set(xlabel="activation above 0", ylabel="units and images", yscale="log")
     axes.legend(frameon=False)
 

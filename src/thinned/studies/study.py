@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thinned.core.config import Config, nearest, options, recipe, with_values
+from thinned.core.config import Config, flag, idle, nearest, options, recipe, validate, with_values
 from thinned.core.disk import held, read_regular, write_whole
 from thinned.core.errors import RequestError, ThinnedError
 from thinned.data.sources.load import load_data
 from thinned.data.split import fingerprint
+from thinned.engine.logs import refuse_missing_log
 from thinned.engine.loop import Stopped
 from thinned.models.catalog import refuse_unknown
 from thinned.runs.environment import recorded_digest
@@ -67,8 +68,13 @@ class Study:
         if baseline not in names:
             raise RequestError(f"--baseline {baseline} is no arm{_likely(baseline, names)}")
         folders: dict[str, Arm] = {}
-        for arm in arms:
-            config = arm.config(base, seeds[0])
+        # The last seed is the first to be too large.
+        base = validate(base)
+        refuse_missing_log(base.log)
+        arms[0].config(base, max(seeds))
+        configs = [arm.config(base, seeds[0]) for arm in arms]
+        _refuse_unused(base, configs)
+        for arm, config in zip(arms, configs, strict=True):
             if config.model != "auto":
                 refuse_unknown(config.model)
             other = folders.setdefault(arm.folder, arm)
@@ -341,6 +347,14 @@ def _refuse_other_data(study: Study, folder: Path) -> None:
                 f"{config.data.path} holds other images than {place} learned from: "
                 "give the study another --name"
             )
+
+
+def _refuse_unused(base: Config, configs: Sequence[Config]) -> None:
+    """Refuse an option of all arms that not one of them can use."""
+    held = [{name: value for name, _, value in options(each)} for each in (base, *configs)]
+    for name, needed in idle(base).items():
+        if all(values[name] != held[0][name] for values in held[1:]):
+            raise RequestError(f"{flag(name)} changes nothing in any arm: it goes with {needed}")
 
 
 def _likely(name: str, names: Sequence[str]) -> str:

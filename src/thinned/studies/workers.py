@@ -31,7 +31,7 @@ def share(
     processes: int,
     report: Callable[[int, str, Outcome], None],
 ) -> None:
-    """Run the jobs in several processes; each takes every so-many-th, and tells through a pipe.
+    """Run the jobs in several processes; each takes its part, see `dealt`, and tells by a pipe.
 
     Args:
         base, folder, jobs, report: as for `thinned.studies.jobs.run_jobs`.
@@ -42,6 +42,7 @@ def share(
         ThinnedError: a process ended without its work done.
     """
     context = multiprocessing.get_context("spawn")
+    parts = dealt(jobs, processes)
     ears: list[Any] = []
     workers: list[Any] = []
     # A terminal sends Ctrl-C to every process. The workers inherit that it waits: they are told by
@@ -57,7 +58,7 @@ def share(
                 own = cores[part * len(cores) // processes : (part + 1) * len(cores) // processes]
                 worker = context.Process(
                     target=_work,
-                    args=(base, folder, jobs[part::processes], own, mouth),
+                    args=(base, folder, parts[part], own, mouth),
                     daemon=True,
                 )
                 worker.start()
@@ -89,6 +90,16 @@ def usable_cores(affinity: Callable[[int], Set[int]] | None = _AFFINITY) -> list
         affinity: the system's answer for a process; None where it has none: then all of them.
     """
     return list(range(os.cpu_count() or 1)) if affinity is None else sorted(affinity(0))
+
+
+def dealt(jobs: Sequence[Job], processes: int) -> list[list[Job]]:
+    """The jobs in so many parts: of every arm each part has as many runs as any other, or one less.
+
+    Arms differ in what a run takes, and the runs of an arm do not.
+    """
+    arms = list(dict.fromkeys(arm.name for _, arm in jobs))
+    by_arm = sorted(range(len(jobs)), key=lambda index: arms.index(jobs[index][1].name))
+    return [[jobs[index] for index in sorted(by_arm[part::processes])] for part in range(processes)]
 
 
 def _listen(
