@@ -9,11 +9,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from thinned.core.config import AugmentConfig as AugmentConfig
     from thinned.core.config import Config as Config
+    from thinned.core.config import DataConfig as DataConfig
+    from thinned.core.config import DropoutConfig as DropoutConfig
+    from thinned.core.config import MlpConfig as MlpConfig
+    from thinned.core.config import OptimConfig as OptimConfig
+    from thinned.core.config import RandomnessConfig as RandomnessConfig
+    from thinned.core.config import recipe as recipe
+    from thinned.core.config import with_values as with_values
     from thinned.core.errors import RequestError as RequestError
     from thinned.core.errors import ThinnedError as ThinnedError
     from thinned.core.rng import key_for as key_for
-    from thinned.data.batch import Batch as Batch
+    from thinned.data.sources.arrays import Arrays as Arrays
+    from thinned.data.sources.load import load_data as load_data
     from thinned.dropout.audit.checks import audit as audit
     from thinned.dropout.audit.findings import Audit as Audit
     from thinned.dropout.audit.watch_linen import dropout_on as dropout_on
@@ -30,78 +39,35 @@ if TYPE_CHECKING:
     from thinned.dropout.sites import rates_collection as rates_collection
     from thinned.engine.evaluation import evaluate as evaluate
     from thinned.engine.optim import max_norm as max_norm
-    from thinned.engine.step import TrainState as TrainState
-    from thinned.engine.step import create_state as create_state
-    from thinned.engine.step import train_step as train_step
     from thinned.models.cnn import CNN as CNN
     from thinned.runs.run import Run as Run
     from thinned.runs.run import resume as resume
     from thinned.runs.run import train as train
+    from thinned.studies.study import Study as Study
+    from thinned.studies.study import run_study as run_study
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "AlphaDropout": "thinned.dropout.linen",
-    "Audit": "thinned.dropout.audit.findings",
-    "audit": "thinned.dropout.audit.checks",
-    "dropout_on": "thinned.dropout.audit.watch_linen",
-    "Batch": "thinned.engine.step",
-    "CNN": "thinned.models.cnn",
-    "ChannelDropout": "thinned.dropout.linen",
-    "ConcreteDropout": "thinned.dropout.linen",
-    "Config": "thinned.core.config",
-    "DropBlock": "thinned.dropout.linen",
-    "DropConnectDense": "thinned.dropout.linen",
-    "DropPath": "thinned.dropout.linen",
-    "Dropout": "thinned.dropout.linen",
-    "DropoutSpec": "thinned.dropout.sites",
-    "GaussianDropout": "thinned.dropout.linen",
-    "RequestError": "thinned.core.errors",
-    "Run": "thinned.runs.run",
-    "ThinnedError": "thinned.core.errors",
-    "TrainState": "thinned.engine.step",
-    "create_state": "thinned.engine.step",
-    "dropout_sites": "thinned.dropout.sites",
-    "evaluate": "thinned.engine.evaluation",
-    "key_for": "thinned.core.rng",
-    "max_norm": "thinned.engine.optim",
-    "rates_collection": "thinned.dropout.sites",
-    "resume": "thinned.runs.run",
-    "train": "thinned.runs.run",
-    "train_step": "thinned.engine.step",
+_PUBLIC = {
+    "core.config": "AugmentConfig Config DataConfig DropoutConfig MlpConfig OptimConfig "
+    "RandomnessConfig recipe with_values",
+    "core.errors": "RequestError ThinnedError",
+    "core.rng": "key_for",
+    "data.sources.arrays": "Arrays",
+    "data.sources.load": "load_data",
+    "dropout.audit.checks": "audit",
+    "dropout.audit.findings": "Audit",
+    "dropout.audit.watch_linen": "dropout_on",
+    "dropout.linen": "AlphaDropout ChannelDropout ConcreteDropout DropBlock DropConnectDense "
+    "Dropout DropPath GaussianDropout",
+    "dropout.sites": "DropoutSpec dropout_sites rates_collection",
+    "engine.evaluation": "evaluate",
+    "engine.optim": "max_norm",
+    "models.cnn": "CNN",
+    "runs.run": "Run resume train",
+    "studies.study": "Study run_study",
 }
-
-__all__ = [
-    "AlphaDropout",
-    "Audit",
-    "audit",
-    "dropout_on",
-    "Batch",
-    "CNN",
-    "ChannelDropout",
-    "ConcreteDropout",
-    "Config",
-    "DropBlock",
-    "DropConnectDense",
-    "DropPath",
-    "Dropout",
-    "DropoutSpec",
-    "GaussianDropout",
-    "RequestError",
-    "Run",
-    "ThinnedError",
-    "TrainState",
-    "__version__",
-    "create_state",
-    "dropout_sites",
-    "evaluate",
-    "key_for",
-    "max_norm",
-    "rates_collection",
-    "resume",
-    "train",
-    "train_step",
-]
+_HOMES = {name: f"thinned.{home}" for home, names in _PUBLIC.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:

@@ -18,6 +18,7 @@ from thinned.core.disk import whole
 from thinned.core.errors import RequestError, printable
 from thinned.core.rng import key_for, permutation
 from thinned.core.types import Dataset, Split
+from thinned.data.augment import augment_for
 from thinned.data.batch import as_float
 from thinned.data.decode import Header
 from thinned.data.facts import Facts, statistics_of
@@ -28,7 +29,6 @@ from thinned.data.sources.folder import ImageFolder
 from thinned.data.sources.idx import LARGEST_BYTES
 from thinned.data.sources.load import load_data, open_source
 from thinned.data.sources.table import Table
-from thinned.engine.build import make_augment
 
 _PER_CLASS = 10
 _SHOWN = 10
@@ -153,7 +153,7 @@ def show(config: Config, path: Path) -> None:
     order = permutation(key_for(config.seed, "shuffle", 1), len(dataset.train))[:_PER_CLASS]
     images, labels = dataset.train.images[order], dataset.train.labels[order]
     rows = {"as they are": images}
-    augment = make_augment(config, facts)
+    augment = augment_for(config.augment, facts.image_shape, len(facts.classes), facts.plain)
     if augment is None:
         rows = {"as they are; nothing is varied (--augment.preset)": images}
     for step in range(5 if augment else 0):
