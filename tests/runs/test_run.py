@@ -22,7 +22,7 @@ from thinned.core.types import Dataset
 from thinned.data.sources.arrays import Arrays
 from thinned.data.sources.load import load_data
 from thinned.engine.logs import MetricsLog
-from thinned.engine.loop import StopSignal
+from thinned.engine.loop import Progress, StopSignal
 from thinned.runs.environment import environment_changes, git_revision, recorded_digest
 from thinned.runs.verify import differing
 from thinned.studies.workers import usable_cores
@@ -279,6 +279,12 @@ def test_lines_that_are_no_records_are_passed_over(tmp_path):
     log.path.write_text('5\n[]\n{}\n"x"\n{"split": "tr\n' + json.dumps(whole) + "\n")
     log.keep_until(2)
     assert log.read() == [whole]
+
+
+@pytest.mark.parametrize("saved", [{"totals": {}}, {"step": 3}, {"step": 3, "totals": {"los": 1}}])
+def test_damaged_progress_of_before_is_told(saved):
+    with pytest.raises(ThinnedError, match="is damaged .*: delete it"):
+        Progress.from_json(saved)
 
 
 def test_cores_are_counted_where_the_system_does_not_say_which():

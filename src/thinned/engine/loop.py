@@ -58,8 +58,18 @@ class Progress:
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Progress:
-        """The inverse of `dataclasses.asdict`."""
-        return cls(saved["step"], Totals(**saved["totals"]))
+        """The inverse of `dataclasses.asdict`.
+
+        Raises:
+            ThinnedError: it is damaged, which no digest of 0.1.0 could tell.
+        """
+        try:
+            return cls(saved["step"], Totals(**saved["totals"]))
+        except (KeyError, TypeError) as error:
+            raise ThinnedError(
+                f"checkpoint {saved.get('step')} is damaged ({error}): delete it to go on from the "
+                "one before"
+            ) from error
 
 
 @dataclass(frozen=True)

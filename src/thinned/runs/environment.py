@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.resources
 import json
 import os
 import platform
@@ -12,7 +13,6 @@ from typing import Any
 
 import jax
 
-import thinned
 from thinned.core.disk import read_regular
 
 VERSIONED = ("thinned", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -28,7 +28,7 @@ def describe_environment(data_name: str, data_sha256: str) -> dict[str, Any]:
         "packages": {name: _version(name) for name in VERSIONED},
         "device": {"platform": device.platform, "kind": device.device_kind},
         "cpu_count": os.cpu_count(),
-        "git_revision": git_revision(Path(str(thinned.__file__)).parent),
+        "git_revision": git_revision(Path(str(importlib.resources.files("thinned")))),
         "data": {"name": data_name, "sha256": data_sha256},
     }
 
