@@ -21,6 +21,7 @@ import numpy as np
 from thinned.core.config import Config, differences, load, to_json, validate
 from thinned.core.disk import cache_folder, write_whole
 from thinned.core.errors import RequestError, ThinnedError
+from thinned.core.rng import fixed_settings
 from thinned.core.types import Dataset, Split
 from thinned.data.batch import Batch, class_weights
 from thinned.data.facts import Facts
@@ -46,7 +47,12 @@ from thinned.engine.plan import Plan
 from thinned.engine.step import TrainState
 from thinned.models.apply import predict
 from thinned.models.catalog import CATALOG
-from thinned.runs.environment import describe_environment, environment_changes
+from thinned.runs.environment import (
+    describe_environment,
+    environment_changes,
+    fix_threads,
+    refuse_other_settings,
+)
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,7 @@ class Run:
             Plain().say(f"checkpoint {reason}; using the one before it")
         return with_arrays(state, found)
 
+    @fixed_settings()
     def evaluate(
         self, path: Path | str | None = None, *, dataset: Dataset | None = None
     ) -> Evaluation:
@@ -159,11 +166,13 @@ class Run:
             source = open_source(self.facts.form_of(data), self.config.seed)
         return matched(source.load(), self.facts)
 
+    @fixed_settings()
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Class probabilities f32 [image, class] of images u8 [image, height, width, channel]."""
         return predict(self.state.apply_fn, self.state.variables, np.asarray(images))
 
 
+@fixed_settings()
 def train(
     config: Config | None = None,
     *,
@@ -197,6 +206,7 @@ def train(
         raise RequestError(f"{folder} is a study: give the run another --name")
     if folder is not None and (folder / "config.json").exists():
         return resume(folder, config, quiet=quiet, dataset=dataset)
+    fix_threads()
     dataset = load_data(config) if dataset is None else dataset
     facts = Facts.of(dataset, config)
     refuse_unfit(config, facts)
@@ -218,6 +228,7 @@ def named(runs: Path, name: str) -> Path:
     return runs / name
 
 
+@fixed_settings()
 def resume(
     folder: Path | str,
     config: Config | None = None,
@@ -253,6 +264,7 @@ def resume(
             f"{folder} cannot go on to {config.epochs} epochs: --optim.schedule {course} was laid "
             f"out over {run.config.epochs}"
         )
+    fix_threads(run.folder / "environment.json")
     if dataset is None:
         _refuse_lost(run)
         dataset = load_data(config)
@@ -282,6 +294,7 @@ def _memory_told() -> Generator[None]:
 
 
 @_memory_told()
+@fixed_settings()
 def train_together(
     configs: Sequence[Config], folders: Sequence[Path], dataset: Dataset
 ) -> list[ThinnedError | None]:
@@ -302,6 +315,8 @@ def train_together(
         RequestError, ThinnedError, Stopped: as `train`.
         OutOfMemory: fewer lanes may fit; what was saved is good for going on.
     """
+    begun = (folder / "environment.json" for folder in folders)
+    fix_threads(next((path for path in begun if path.exists()), None))
     facts = Facts.of(dataset, configs[0])
     use_compilation_cache()
     placed = _Placed.of(configs[0], dataset)
@@ -383,6 +398,7 @@ def _continued(run: Run, config: Config, dataset: Dataset) -> Generator[Run]:
     """A run's folder, for this process alone, once its data are what they were."""
     facts = run.facts
     with _locked(run.folder):
+        refuse_other_settings(run.folder / "environment.json")
         now = describe_environment(dataset.name, fingerprint(dataset))
         for line in environment_changes(run.folder / "environment.json", now):
             Plain().say(line)

@@ -14,6 +14,7 @@ from thinned.core.types import Dataset
 from thinned.data.facts import Facts
 from thinned.data.sources.load import load_data
 from thinned.engine.loop import Diverged, Stopped
+from thinned.runs.environment import fix_threads
 from thinned.runs.run import (
     Busy,
     OutOfMemory,
@@ -71,6 +72,8 @@ def run_jobs(
     Raises:
         Stopped: by Ctrl-C or SIGTERM; the run in progress is saved.
     """
+    # Before the first run that goes on: its own number of threads is not that of all the others.
+    fix_threads()
     data = _Data()
     waiting = list(jobs)
     while waiting:
