@@ -451,7 +451,13 @@ class VerifyResume:
 class Doctor:
     """Audit the dropout of a run or a config: what really happens, measured."""
 
-    target: Annotated[Positional[Path], Option("Run folder, or YAML or JSON file of options.")]
+    target: Annotated[
+        Positional[Path | None],
+        Option("Run folder, or YAML or JSON file of options; none with --stack."),
+    ] = None
+    stack: Annotated[
+        bool, Option("Try instead whether JAX computes right on this machine; takes seconds.")
+    ] = False
     draws: Annotated[int, Option("Training steps to measure.", "steps", low=8)] = 64
     debug: Annotated[bool, Option("Show the traceback of an error.")] = False
 
@@ -459,6 +465,11 @@ class Doctor:
         """Print the report; fail when any check does."""
         if self.draws < 8:
             raise RequestError(f"--draws is {self.draws}: must be at least 8")
+        if self.stack:
+            self._examine()
+            return
+        if self.target is None:
+            raise RequestError("give a run folder or a file of options, or --stack")
         _show_devices(4)
         from thinned.runs import doctor
 
@@ -466,6 +477,19 @@ class Doctor:
         print(found, flush=True)
         if not found.passed:
             raise ThinnedError(f"{self.target} fails its audit")
+
+    def _examine(self) -> None:
+        if self.target is not None:
+            raise RequestError("--stack asks about this machine: leave out the target")
+        from thinned.runs import stack
+
+        found = stack.examine()
+        print(found, flush=True)
+        if not found.passed:
+            raise ThinnedError(
+                f"JAX computes wrong on this machine ({'; '.join(found.wrong)}): install another "
+                "version of jax, by the constraints.txt of thinned"
+            )
 
 
 @dataclass(frozen=True)

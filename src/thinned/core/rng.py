@@ -8,6 +8,8 @@ disturbs no other.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Literal
 
 import jax
@@ -29,6 +31,21 @@ Derivation = Literal["named", "tutorial"]
 can be reproduced. It splits the seed's key in three for `params` and `dropout`, and splits the same
 key again in two for `shuffle`.
 """
+
+
+@contextmanager
+def fixed_settings() -> Generator[None]:
+    """JAX's settings that change what is drawn are in this context, and this thread, as in runs.
+
+    Whatever a program or its environment chose (``JAX_THREEFRY_PARTITIONABLE``,
+    ``JAX_ENABLE_X64``, ``JAX_DEFAULT_PRNG_IMPL``), a seed means the same network.
+    """
+    with (
+        jax.threefry_partitionable(True),
+        jax.enable_x64(False),
+        jax.default_prng_impl("threefry2x32"),
+    ):
+        yield
 
 
 def stream_root(seed: int, stream: Stream, derivation: Derivation = "named") -> Key:

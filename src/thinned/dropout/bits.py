@@ -20,6 +20,7 @@ from thinned.core.types import Bits, Key
 
 GENERATORS: tuple[Bits, ...] = ("threefry", "fast")
 _WORDS = jnp.uint32
+_SETTINGS: Any = jax.config
 
 
 def random_bits(key: Key, shape: tuple[int, ...], bits: Bits = "threefry") -> jax.Array:
@@ -28,8 +29,9 @@ def random_bits(key: Key, shape: tuple[int, ...], bits: Bits = "threefry") -> ja
     Args:
         key: a typed key [], or a legacy key u32 [2].
         shape: of the result; sizes above 2**32 are addressed with 64 bits.
-        bits: ``threefry`` gives the words of ``jax.random.bits(key, shape)`` (Salmon et al. 2011,
-            "Parallel random numbers: as easy as 1, 2, 3"), written so that XLA fuses it on a CPU.
+        bits: ``threefry`` gives the words of ``jax.random.bits(key, shape, jnp.uint32)`` (Salmon et
+            al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), whatever JAX's settings,
+            written so that XLA fuses it on a CPU.
             ``fast`` is a mix hash of three multiplications, keyed by threefry; for masks only.
 
     Returns:
@@ -41,9 +43,11 @@ def random_bits(key: Key, shape: tuple[int, ...], bits: Bits = "threefry") -> ja
     if bits not in GENERATORS:
         raise RequestError(f"bits is {bits!r}: choose from {', '.join(GENERATORS)}")
     words = _key_words(key)
-    if words is None or (bits == "threefry" and jax.default_backend() != "cpu"):
+    ours = jax.default_backend() == "cpu" and _SETTINGS.jax_threefry_partitionable
+    if words is None or (bits == "threefry" and not ours):
         if bits == "threefry":
-            # Accelerators fuse JAX's own; keys of another kind (rbg) keep their own bits.
+            # Accelerators fuse JAX's own; keys of another kind (rbg) keep their own bits, and so
+            # does JAX's older order of them.
             return jax.random.bits(key, shape, jnp.uint32)
         words = jax.random.bits(key, (2,), jnp.uint32)
     high, low = counters(shape)
@@ -68,6 +72,8 @@ def keep_mask(
     Returns:
         bool of `shape`, True where kept; all True at rate 0, all False at rate 1.
     """
+    if _is_double(rate, bits):
+        return jax.random.bernoulli(key, 1.0 - rate, shape)
     words = random_bits(key, shape, bits)
     if bits == "threefry":
         # JAX's own uniform: 23 bits as the mantissa of a float in [1, 2).
@@ -82,7 +88,7 @@ def realised_keep(rate: jax.Array | float, bits: Bits = "threefry") -> jax.Array
     ``threefry`` compares 23 bits, as JAX does, so that rates are rounded to 2**-23; ``fast``
     compares all 32. Survivors are divided by this, not by ``1 - rate``, so that the mean is kept.
     """
-    if bits == "threefry":
+    if bits == "threefry" and not _is_double(rate, bits):
         return jnp.ceil(_keep(rate) * 2.0**23) * jnp.float32(2.0**-23)
     return 1.0 - jnp.asarray(rate, jnp.float32)
 
@@ -112,7 +118,7 @@ def uniform(key: Key, shape: tuple[int, ...], bits: Bits = "threefry") -> jax.Ar
 def normal(key: Key, shape: tuple[int, ...], bits: Bits = "threefry") -> jax.Array:
     """Standard normal numbers f32 of `shape`, by the inverse of the distribution function.
 
-    ``threefry`` gives those of ``jax.random.normal(key, shape)``.
+    ``threefry`` gives those of ``jax.random.normal(key, shape, jnp.float32)``.
     """
     words = (random_bits(key, shape, bits) >> 9) | _WORDS(0x3F800000)
     low = np.nextafter(np.float32(-1), np.float32(0))
@@ -199,6 +205,12 @@ def _mix(words: jax.Array, high: jax.Array, low: jax.Array) -> jax.Array:
     x = x ^ (x >> 15) ^ after
     x = x * _WORDS(0x31848BAB)
     return x ^ (x >> 14)
+
+
+def _is_double(rate: jax.Array | float, bits: Bits) -> bool:
+    """Whether JAX would compare numbers of 64 bits, of which ours have nothing."""
+    plain = isinstance(rate, int | float)
+    return plain and bits == "threefry" and bool(_SETTINGS.jax_enable_x64)
 
 
 def _keep(rate: jax.Array | float) -> jax.Array:

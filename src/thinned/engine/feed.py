@@ -11,6 +11,7 @@ import numpy as np
 
 from thinned.core.config import Config
 from thinned.core.errors import RequestError
+from thinned.core.rng import fixed_settings
 from thinned.core.types import Split
 from thinned.data.batch import Batch, class_weights
 from thinned.engine.devices import on_device
@@ -85,7 +86,8 @@ class Streamed:
         self._plan, self._split, self._weights = plan, split, weights
         self._batch = plan.config.batch_size
         self.capacity = steps_within(memory_bytes, self._batch, split.images.shape[1:])
-        self._pool = ThreadPoolExecutor(1)
+        # JAX's settings are each thread's own.
+        self._pool = ThreadPoolExecutor(1, initializer=fixed_settings().__enter__)
         self._next: tuple[int, Future[tuple[Batch, Chunk, int]]] | None = None
 
     def fetch(self, step: int, wanted: int) -> tuple[Batch, Chunk, int]:

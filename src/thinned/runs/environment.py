@@ -12,8 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax._src import xla_bridge
 
 from thinned.core.disk import read_regular
+from thinned.core.errors import RequestError
+
+SETTINGS = (
+    "jax_threefry_partitionable",
+    "jax_enable_x64",
+    "jax_default_prng_impl",
+    "jax_random_seed_offset",
+    "jax_default_matmul_precision",
+)
+"""JAX's settings under which a seed means another network, or a product other bits."""
+
+_THREADS = "PJRT_NPROC"
 
 VERSIONED = ("thinned", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 """Packages whose versions a run records: another version may give other bits."""
@@ -28,6 +41,9 @@ def describe_environment(data_name: str, data_sha256: str) -> dict[str, Any]:
         "packages": {name: _version(name) for name in VERSIONED},
         "device": {"platform": device.platform, "kind": device.device_kind},
         "cpu_count": os.cpu_count(),
+        "cpu_affinity": _usable_cores(),
+        "cpu_threads": _threads_in_force(),
+        "settings": {name: getattr(jax.config, name) for name in SETTINGS},
         "git_revision": git_revision(Path(str(importlib.resources.files("thinned")))),
         "data": {"name": data_name, "sha256": data_sha256},
     }
@@ -35,29 +51,112 @@ def describe_environment(data_name: str, data_sha256: str) -> dict[str, Any]:
 
 def environment_changes(path: Path, now: dict[str, Any]) -> list[str]:
     """What differs between the environment recorded in `path` and `now`, one line each."""
-    try:
-        before = json.loads(read_regular(path))
-        packages, data = dict(before.get("packages", {})), dict(before.get("data", {}))
-    except (OSError, ValueError, TypeError, AttributeError):
+    before = _record(path)
+    if not isinstance(before.get("packages"), dict):
         return [f"note: {path} cannot be read: nothing is known of the versions before"]
     lines = [
-        f"note: {name} was {packages.get(name)}, is {version}: the result may differ in its bits"
+        f"note: {name} was {before['packages'].get(name)}, is {version}: "
+        "the result may differ in its bits"
         for name, version in now["packages"].items()
-        if packages.get(name) != version
+        if before["packages"].get(name) != version
     ]
     if before.get("device") != now["device"]:
         lines.append(f"note: the device was {before.get('device')}, is {now['device']}")
-    if data.get("sha256") != now["data"]["sha256"]:
+    threads = before.get("cpu_threads", now["cpu_threads"])
+    if threads != now["cpu_threads"] and now["device"]["platform"] == "cpu":
+        lines.append(
+            f"note: JAX computed with {threads} threads, now with {now['cpu_threads']}: the result "
+            f"may differ in its bits; start with {_THREADS}={threads}, before JAX does"
+        )
+    if _of(before, "data").get("sha256") != now["data"]["sha256"]:
         lines.append("note: the data are not those the run began with")
     return lines
 
 
+def refuse_other_settings(path: Path) -> None:
+    """Refuse to go on under other settings of JAX than those recorded in `path`.
+
+    Raises:
+        RequestError: one of them differs.
+    """
+    for name, value in _of(_record(path), "settings").items():
+        now = getattr(jax.config, name, None)
+        if name in SETTINGS and now != value:
+            raise RequestError(
+                f"{path.parent} was trained with {name.upper()}={value}, and JAX is now set to "
+                f"{now}: what it draws or computes would change; set it back"
+            )
+
+
+def fix_threads(environment: Path | None = None) -> None:
+    """Start JAX with the threads that a run was begun with: they shape the sums, and so the bits.
+
+    One core of many threads then ends with the bits of many cores. Without effect once JAX runs.
+
+    Args:
+        environment: the record of the run to go on with; None for as many threads as this process
+            may use cores, or as the variable ``PJRT_NPROC`` says.
+    """
+    if _has_started():
+        return
+    recorded = _record(environment).get("cpu_threads") if environment else None
+    before = os.environ.get(_THREADS)
+    _IN_FORCE[:] = [recorded if isinstance(recorded, int) and recorded > 0 else _threads_in_force()]
+    os.environ[_THREADS] = str(_IN_FORCE[0])
+    try:
+        jax.devices()
+    finally:
+        # The programs that this one starts may have other cores.
+        os.environ.pop(_THREADS)
+        if before is not None:
+            os.environ[_THREADS] = before
+
+
+_IN_FORCE: list[int] = []
+"""The threads with which `fix_threads` started JAX."""
+
+
+def _threads_in_force() -> int:
+    """As far as that can be known: JAX reads the variable when it starts, and tells nobody."""
+    if _IN_FORCE:
+        return _IN_FORCE[0]
+    given = os.environ.get(_THREADS)
+    if given is None:
+        return _usable_cores()
+    if not given.isdecimal() or int(given) < 1:
+        raise RequestError(f"{_THREADS} is {given!r}: must be a whole number of at least 1")
+    return int(given)
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _has_started() -> bool:
+    # JAX offers no public way to ask; where this one has gone, nothing is changed.
+    asked = getattr(xla_bridge, "backends_are_initialized", lambda: True)
+    return bool(asked())
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """What an environment.json says; nothing where it cannot be read."""
+    try:
+        found = json.loads(read_regular(path))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _of(record: dict[str, Any], name: str) -> dict[str, Any]:
+    found = record.get(name)
+    return found if isinstance(found, dict) else {}
+
+
 def recorded_digest(run: Path) -> str | None:
     """SHA-256 of the data that the run in that folder began with; None where it is not known."""
-    try:
-        return json.loads(read_regular(run / "environment.json"))["data"]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return _of(_record(run / "environment.json"), "data").get("sha256")
 
 
 def _version(package: str) -> str | None:

@@ -15,7 +15,7 @@ from scipy.special import logsumexp, softmax
 from thinned.core.config import DataConfig
 from thinned.core.disk import read_regular, write_whole
 from thinned.core.errors import RequestError
-from thinned.core.rng import key_for
+from thinned.core.rng import fixed_settings, key_for
 from thinned.core.types import Split
 from thinned.data.sources.load import open_source
 from thinned.dropout.sites import rates_collection
@@ -62,6 +62,7 @@ def members_of(
     return [_member(run, images, samples, calibrated) for run in runs]
 
 
+@fixed_settings()
 def _member(run: Run, images: Any, samples: int, calibrated: bool) -> Predictions:
     if samples < 0:
         raise RequestError(f"--samples is {samples}: must be at least 0")

@@ -12,6 +12,7 @@ import numpy as np
 from thinned.core.config import Config, load, validate
 from thinned.core.disk import read_regular
 from thinned.core.errors import RequestError
+from thinned.core.rng import fixed_settings
 from thinned.core.types import Dataset, Split
 from thinned.data.facts import Facts
 from thinned.data.sources.load import decodes_files, load_data, open_source
@@ -105,6 +106,7 @@ class Run:
             warn(f"checkpoint {reason}; using the one before it")
         return with_arrays(state, found)
 
+    @fixed_settings()
     def evaluate(
         self, path: Path | str | None = None, *, dataset: Dataset | None = None
     ) -> Evaluation:
@@ -138,6 +140,7 @@ class Run:
             source = open_source(self.facts.form_of(data), self.config.seed)
         return matched(source.load(), self.facts)
 
+    @fixed_settings()
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Class probabilities f32 [image, class] of images u8 [image, height, width, channel]."""
         return predict(self.state.apply_fn, self.state.variables, np.asarray(images))

@@ -14,6 +14,7 @@ import numpy as np
 from thinned.core.config import Config, changed_options, refuse_idle, to_json, validate
 from thinned.core.disk import Busy, held, write_whole
 from thinned.core.errors import RequestError
+from thinned.core.rng import fixed_settings
 from thinned.core.types import Dataset
 from thinned.data.facts import Facts
 from thinned.data.sources.load import load_data, open_source
@@ -34,12 +35,18 @@ from thinned.engine.logs import (
 from thinned.engine.loop import Parts, Progress, StopSignal, arrays_of, with_arrays
 from thinned.engine.loop import train as run_loop
 from thinned.engine.plan import Plan
-from thinned.runs.environment import describe_environment, environment_changes
+from thinned.runs.environment import (
+    describe_environment,
+    environment_changes,
+    fix_threads,
+    refuse_other_settings,
+)
 from thinned.runs.run import Run, refuse_lost
 
 _TRAINED = "being trained"
 
 
+@fixed_settings()
 def train(
     config: Config | None = None,
     *,
@@ -72,6 +79,7 @@ def train(
         raise RequestError(f"{folder} is a study: give the run another --name")
     if folder is not None and (folder / "config.json").exists():
         return resume(folder, config, quiet=quiet, dataset=dataset)
+    fix_threads()
     refuse_idle(config)
     refuse_missing_log(config.log)
     dataset = load_data(config) if dataset is None else dataset
@@ -83,6 +91,7 @@ def train(
         return _train_in(run, dataset, built, quiet)
 
 
+@fixed_settings()
 def resume(
     folder: Path | str,
     config: Config | None = None,
@@ -106,6 +115,7 @@ def resume(
     config = run.config if config is None else validate(config)
     _refuse_changes(run, config)
     refuse_missing_log(config.log)
+    fix_threads(run.folder / "environment.json")
     if dataset is None:
         refuse_lost(run)
         dataset = load_data(config)
@@ -177,6 +187,7 @@ def _continued(run: Run, config: Config, dataset: Dataset, quiet: bool) -> Gener
     facts = run.facts
     with held(run.folder, _TRAINED):
         _refuse_changes(Run.open(run.folder), config)
+        refuse_other_settings(run.folder / "environment.json")
         now = describe_environment(dataset.name, fingerprint(dataset))
         for line in environment_changes(run.folder / "environment.json", now):
             if not quiet:

@@ -15,6 +15,7 @@ from thinned.core.errors import ThinnedError
 from thinned.core.types import Dataset
 from thinned.data.sources.load import load_data
 from thinned.engine.loop import Diverged, Stopped
+from thinned.runs.environment import fix_threads
 from thinned.runs.run import Run
 from thinned.runs.train import Busy, seed_of_data, train
 from thinned.studies.arms import Arm
@@ -61,6 +62,8 @@ def run_jobs(
     Raises:
         Stopped: by Ctrl-C or SIGTERM; the run in progress is saved.
     """
+    # Before the first run that goes on: its own number of threads is not that of all the others.
+    fix_threads()
     data = _Data()
     for seed, arm in jobs:
         place = place_of(folder, arm, seed)

@@ -11,8 +11,33 @@ from jax.extend import core as jex_core
 
 from thinned.core.types import Key
 
-_INLINED = ("jit", "pjit", "checkpoint", "remat2")
-_CALLS = (*_INLINED, "custom_jvp_call", "custom_vjp_call")
+_CALLS = ("jit", "pjit", "checkpoint", "remat2", "custom_jvp_call", "custom_vjp_call")
+"""Operations that run a jaxpr just once with their own inputs."""
+
+# fmt: off
+_AFFINE = frozenset((
+    "add", "add_any", "broadcast_in_dim", "concatenate", "conv_general_dilated",
+    "convert_element_type", "copy", "copy_p", "cumsum", "div", "dot_general", "dynamic_slice",
+    "dynamic_update_slice", "expand_dims", "gather", "mul", "neg", "optimization_barrier", "pad",
+    "reduce_sum", "reduce_window_sum", "reshape", "rev", "scatter", "scatter-add", "select_n",
+    "slice", "split", "squeeze", "sub", "transpose",
+))
+# fmt: on
+"""Operations that are affine: in all their operands together, but for those named below."""
+
+_FACTORS = ("mul", "dot_general", "conv_general_dilated")
+"""Operations that are affine in each operand alone."""
+
+_FIXED = {
+    "div": (1,),
+    "gather": (1,),
+    "dynamic_slice": range(1, 99),
+    "dynamic_update_slice": range(2, 99),
+    "scatter": (1,),
+    "scatter-add": (1,),
+    "select_n": (0,),
+}
+"""Operands in which an operation is not affine, whatever the others: indices, divisors, choices."""
 
 
 class Parted(NamedTuple):
@@ -74,32 +99,47 @@ def split_by_key(
 def is_affine(parted: Parted, fixed: list[Any], varying: list[Any], key: Key) -> bool:
     """Whether a head, given the key, is an affine function of the values that vary.
 
-    It is where its derivatives do not depend on the point at which they are taken, as read off
-    their jaxpr. What cannot be differentiated counts as not affine.
+    It is where all that is done with them is affine by itself, as read off the operations. No
+    derivative is asked: that of a rounded or clipped number may be any that its author wrote, and
+    no image is tried: it may lie on the flat side of a threshold.
     """
-    if not all(jnp.issubdtype(value.dtype, jnp.floating) for value in varying):
+    if not varying or not all(jnp.issubdtype(value.dtype, jnp.floating) for value in varying):
         return False
+    jaxpr = jax.make_jaxpr(parted.head)(fixed, varying, key).jaxpr
+    reached = _reached(jaxpr, jaxpr.invars[len(fixed) : len(fixed) + len(varying)])
+    touched = (each for each in jaxpr.eqns if not reached.isdisjoint(_variables(each)))
+    return all(_keeps_affine(equation, reached) for equation in touched)
 
-    def found(varying: list[Any], fixed: list[Any], key: Key) -> list[Any]:
-        return derivatives(parted, fixed, varying, key)[1]
 
-    try:
-        jaxpr = jax.make_jaxpr(found)(varying, fixed, key).jaxpr
-    except (TypeError, ValueError, NotImplementedError):
-        return False
-    return _reached(jaxpr, jaxpr.invars[: len(varying)]).isdisjoint(jaxpr.outvars)
+def _keeps_affine(equation: Any, reached: set[Any]) -> bool:
+    """Whether an operation is affine in those of its operands that are `reached`."""
+    name = equation.primitive.name
+    places = [place for place, var in enumerate(equation.invars) if _is_in(var, reached)]
+    # A float of 8 bits is a way to round; those of 16 are what networks compute in.
+    wide = all(
+        jnp.issubdtype(out.aval.dtype, jnp.floating) and out.aval.dtype.itemsize > 1
+        for out in equation.outvars
+    )
+    single = name not in _FACTORS or len(places) == 1
+    return name in _AFFINE and wide and single and not set(places) & set(_FIXED.get(name, ()))
 
 
 def derivatives(
     parted: Parted, fixed: list[Any], varying: list[Any], key: Key
 ) -> tuple[jax.Array, list[Any]]:
-    """What a head returns, [class], and its derivatives by each value that varies, [class, ...]."""
+    """What a head returns, [class], and its derivatives by each value that varies, [class, ...].
+
+    They are those of what it computes: rules of a gradient's own (`jax.custom_vjp`) do not count.
+    """
     out, pull = jax.vjp(lambda values: parted.head(fixed, values, key), varying)
     return out, jax.vmap(pull)(jnp.eye(len(out), dtype=out.dtype))[0]
 
 
 def _inlined(closed: Any, args: Sequence[Any]) -> Any:
-    """The same operations without calls around them: a trunk may end in the middle of one."""
+    """The same operations without calls around them: a trunk may end in the middle of one.
+
+    Functions with derivatives of their own are opened, too: what is left is what they compute.
+    """
     return jax.make_jaxpr(lambda *given: _run_inline(closed.jaxpr, closed.consts, *given))(*args)
 
 
@@ -110,13 +150,12 @@ def _run_inline(jaxpr: Any, consts: Sequence[Any], *args: Any) -> list[Any]:
         return var.val if isinstance(var, jex_core.Literal) else known[var]
 
     for equation in jaxpr.eqns:
-        inner = _called(equation) if equation.primitive.name in _INLINED else None
+        inner = _called(equation)
         if inner is None:
             given = list(dict.fromkeys(_variables(equation)))
             found = _function_of(jaxpr, given, equation.outvars, [equation])(*map(read, given))
         else:
-            consts = getattr(equation.params["jaxpr"], "consts", ())
-            found = _run_inline(inner, consts, *map(read, equation.invars))
+            found = _run_inline(*inner, *map(read, equation.invars))
         known.update(zip(equation.outvars, found, strict=True))
     return [read(var) for var in jaxpr.outvars]
 
@@ -125,16 +164,8 @@ def _reached(jaxpr: Any, sources: Sequence[Any]) -> set[Any]:
     """The variables of a jaxpr that depend on `sources`, these included."""
     reached = set(sources)
     for equation in jaxpr.eqns:
-        if reached.isdisjoint(_variables(equation)):
-            continue
-        inner = _called(equation)
-        if inner is None:
+        if not reached.isdisjoint(_variables(equation)):
             reached.update(equation.outvars)
-            continue
-        pairs = zip(equation.invars, inner.invars, strict=True)
-        within = _reached(inner, [own for var, own in pairs if _is_in(var, reached)])
-        pairs = zip(equation.outvars, inner.outvars, strict=True)
-        reached.update(var for var, own in pairs if _is_in(own, within))
     return reached
 
 
@@ -146,12 +177,12 @@ def _is_in(var: Any, known: set[Any]) -> bool:
     return not isinstance(var, jex_core.Literal) and var in known
 
 
-def _called(equation: Any) -> Any:
-    """The jaxpr that an equation runs just once with its own inputs; None for other equations."""
+def _called(equation: Any) -> tuple[Any, Sequence[Any]] | None:
+    """The jaxpr, and its constants, that an equation runs once with its own inputs, if it does."""
     if equation.primitive.name not in _CALLS:
         return None
     inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-    return getattr(inner, "jaxpr", inner)
+    return getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
 
 
 def _function_of(

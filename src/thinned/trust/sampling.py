@@ -10,7 +10,7 @@ layers, so that it works for any module.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ import numpy as np
 from thinned.core.errors import RequestError
 from thinned.core.types import Key, Variables
 from thinned.data.batch import as_float
-from thinned.dropout.audit.watch_linen import dropout_on
+from thinned.dropout.audit.watch_linen import dropout_on, recording
 from thinned.models.apply import BATCH_SIZE, padded_batches
 from thinned.trust.partition import Parted, derivatives, is_affine, split_by_key
 
@@ -164,11 +164,26 @@ def _by_matrices(parted: Parted, fixed: list[Any], varying: list[Any]) -> _Heads
 def look_at(
     apply_fn: Callable[..., Any], variables: Variables, image: jax.Array
 ) -> tuple[bool, bool]:
-    """Whether a network is random when its dropout is on, and is best sampled by matrices."""
+    """Whether a network is random when its dropout is on, and is best sampled by matrices.
+
+    Raises:
+        RequestError: something draws from the dropout key in training that does not when sampled.
+    """
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
+    leaves, tree = jax.tree.flatten(shapes)
+    return _looked(apply_fn, tree, tuple(leaves), jax.ShapeDtypeStruct(image.shape, image.dtype))
+
+
+@lru_cache(maxsize=64)
+def _looked(
+    apply_fn: Callable[..., Any], tree: Any, leaves: tuple[Any, ...], image: Any
+) -> tuple[bool, bool]:
+    """`look_at`, of shapes: it traces a network several times, which takes longer than sampling."""
     key = jax.random.key(0)
     found: list[tuple[bool, bool]] = []
 
     def look(variables: Variables, image: jax.Array) -> None:
+        _refuse_unsampled(apply_fn, variables, image, key)
         parted = split_by_key(_thinned(apply_fn), key, variables, image)
         fixed, varying = parted.trunk(variables, image)
         classes = jax.eval_shape(parted.head, fixed, varying, key).shape[0]
@@ -176,23 +191,27 @@ def look_at(
         few = 10 * classes <= _BLOCK
         found.append((parted.random, few and is_affine(parted, fixed, varying, key)))
 
-    jax.eval_shape(look, variables, image)
-    random, affine = found[0]
-    # Derivatives do not tell everything: those of a rounded number are constant, too.
-    return random, affine and bool(_matrix_agrees(apply_fn, variables, image))
+    jax.eval_shape(look, jax.tree.unflatten(tree, leaves), image)
+    return found[0]
 
 
-@partial(jax.jit, static_argnames="apply_fn")
-def _matrix_agrees(
-    apply_fn: Callable[..., Any], variables: Variables, image: jax.Array
-) -> jax.Array:
-    key = jax.random.key(0)
-    parted = split_by_key(_thinned(apply_fn), key, variables, image)
-    fixed, varying = parted.trunk(variables, image)
-    _, by_matrix = _by_matrices(parted, fixed, [value[None] for value in varying])
-    logits = parted.head(fixed, varying, key)
-    tolerance = jnp.sqrt(jnp.finfo(logits.dtype).eps) * (1 + jnp.abs(logits).max())
-    return jnp.abs(by_matrix(key[None])[0, 0] - logits).max() <= tolerance
+def _refuse_unsampled(
+    apply_fn: Callable[..., Any], variables: Variables, image: jax.Array, key: Key
+) -> None:
+    """Refuse a network whose samples would lack dropout that it was trained with."""
+    with recording() as trained:
+        apply_fn(variables, as_float(image)[None], train=True, rngs={"dropout": key}, mutable=True)
+    # Switched on around the recording, so that this sees layers as they are called.
+    with dropout_on(), recording() as sampled:
+        _thinned(apply_fn)(key, variables, image)
+    drawn = (place for place, stream in trained.streams.items() if stream != "params")
+    lost = [place or "the network" for place in drawn if place not in sampled.streams]
+    if lost:
+        raise RequestError(
+            f"{', '.join(lost)}: drops in training only, and would silently not be sampled; use "
+            "a dropout layer of Flax or of thinned, call it in evaluation, too (not inside "
+            "`if train:`), and give it deterministic=not train"
+        )
 
 
 def _thinned(apply_fn: Callable[..., Any]) -> Callable[[Key, Any, Any], jax.Array]:
