@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from thinned.data.batch import as_float
 from thinned.data.sources.load import open_source
 from thinned.dropout.audit.watch_linen import dropout_on
-from thinned.models.apply import as_float, predict
+from thinned.models.apply import predict
 from thinned.models.cnn import CNN
 from thinned.trust.sampling import sample_predictions
 

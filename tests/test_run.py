@@ -105,7 +105,7 @@ def test_what_would_change_the_past_is_refused(finished, changes, message):
         )
 
 
-def test_other_versions_or_data_are_told_first(finished, tmp_path, capsys):
+def test_other_versions_are_told_first(finished, tmp_path, capsys):
     import shutil
 
     copy = tmp_path / "copy"
@@ -113,12 +113,9 @@ def test_other_versions_or_data_are_told_first(finished, tmp_path, capsys):
     path = copy / "environment.json"
     environment = json.loads(path.read_text())
     environment["packages"]["jax"] = "0.0.1"
-    environment["data"]["sha256"] = "0"
     path.write_text(json.dumps(environment))
     thinned.resume(copy)
-    out = capsys.readouterr().out
-    assert "note: jax was 0.0.1" in out
-    assert "note: the data are not those the run began with" in out
+    assert "note: jax was 0.0.1" in capsys.readouterr().out
 
 
 def test_a_damaged_newest_checkpoint_costs_an_epoch_but_no_bits(finished, tmp_path, capsys):

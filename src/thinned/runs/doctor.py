@@ -18,7 +18,7 @@ import numpy as np
 from thinned.core.config import Config, load, validate
 from thinned.core.errors import RequestError
 from thinned.core.types import Bits, Dataset
-from thinned.data.batch import Batch
+from thinned.data.batch import Batch, as_float
 from thinned.data.facts import Facts
 from thinned.data.sources.load import load_data
 from thinned.dropout.audit.checks import audit
@@ -41,7 +41,6 @@ from thinned.engine.losses import cross_entropy
 from thinned.engine.optim import adam
 from thinned.engine.plan import Plan
 from thinned.engine.step import Chunk, TrainState, create_state, train_steps
-from thinned.models.apply import as_float
 from thinned.runs.run import Run, on_device
 
 AUDIT_EXAMPLES = 16
@@ -225,7 +224,7 @@ class _Case:
         else:
             config = load(target)
             validate(config)
-        dataset = load_data(config)
+        dataset = load_data(config) if run is None else run.dataset
         facts = Facts.of(dataset, config)
         refuse_unfit(config, facts)
         trained = run is not None and bool(run.checkpoints.steps())

@@ -44,8 +44,6 @@ def environment_changes(path: Path, now: dict[str, Any]) -> list[str]:
     ]
     if before.get("device") != now["device"]:
         lines.append(f"note: the device was {before.get('device')}, is {now['device']}")
-    if before.get("data", {}).get("sha256") != now["data"]["sha256"]:
-        lines.append("note: the data are not those the run began with")
     return lines
 
 

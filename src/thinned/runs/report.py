@@ -19,10 +19,10 @@ from PIL import Image
 from thinned.core.config import to_json
 from thinned.core.pages import Plots, table, write_page
 from thinned.core.rng import key_for
+from thinned.data.batch import as_float
 from thinned.dropout.audit.watch_linen import dropout_on
 from thinned.dropout.sites import rates_collection
 from thinned.engine.build import make_plan
-from thinned.models.apply import as_float
 from thinned.runs import figures
 from thinned.runs.predictions import appraise, other_images, predictions_of, same_images
 from thinned.runs.run import Run

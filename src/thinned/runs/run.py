@@ -6,6 +6,8 @@ import dataclasses
 import fcntl
 import itertools
 import json
+import re
+import sys
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,12 +22,14 @@ import numpy as np
 
 from thinned.core.config import Config, differences, load, to_json, validate
 from thinned.core.disk import cache_folder, write_whole
-from thinned.core.errors import RequestError, ThinnedError
+from thinned.core.errors import RequestError, ThinnedError, printable
 from thinned.core.types import Dataset, Split
 from thinned.data.batch import Batch, class_weights
 from thinned.data.facts import Facts
+from thinned.data.pack import PackedImages
+from thinned.data.sources.arrays import as_images
 from thinned.data.sources.load import decodes_files, load_data, open_source
-from thinned.data.split import fingerprint
+from thinned.data.split import everything, fingerprint
 from thinned.engine.build import (
     build_model,
     initial_state,
@@ -46,7 +50,9 @@ from thinned.engine.plan import Plan
 from thinned.engine.step import TrainState
 from thinned.models.apply import predict
 from thinned.models.catalog import CATALOG
-from thinned.runs.environment import describe_environment, environment_changes
+from thinned.runs.environment import describe_environment, environment_changes, recorded_digest
+
+_LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -102,13 +108,12 @@ class Run:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The data that the run learned from, loaded again.
+        """The data that the run learned from, loaded again: the very same images, split alike.
 
         Raises:
-            RequestError: they were arrays of a program, or cannot be read any more.
+            RequestError: they were arrays of a program, have changed, or cannot be read any more.
         """
-        _refuse_lost(self)
-        return load_data(self.config)
+        return _loaded_again(self, self.config)
 
     @cached_property
     def state(self) -> TrainState:
@@ -146,21 +151,42 @@ class Run:
     def test_images(self, path: Path | str | None = None) -> Split:
         """The test images of the run's own data, or of others, with the run's labels.
 
+        Of other data that name no test images all are taken; unless they are the run's own data,
+        moved, of which the run has learned from the rest.
+
         Raises:
             RequestError: as `evaluate`.
         """
         if path is None:
             return matched(self.dataset, self.facts)
+        there = replace(self.config.data, path=str(path))
+        if there.path == self.config.data.path:
+            return matched(self.dataset, self.facts)
         height, width, _ = self.facts.image_shape
-        data = replace(self.config.data, path=str(path), size=None, channels=None)
+        data = replace(there, size=None, channels=None)
         source = open_source(data, self.config.seed)
         if decodes_files(source) and height == width:
             # Photos of any size are brought to the run's; arrays have to fit.
             source = open_source(self.facts.form_of(data), self.config.seed)
-        return matched(source.load(), self.facts)
+        found = source.load()
+        own = _same_data(self, replace(self.config, data=there)) if found.drawn else None
+        if own is not None:
+            return matched(own, self.facts)
+        if found.drawn:
+            count = len(whole := everything(found))
+            found = replace(found, test=whole)
+            note = f"note: {path} names no test images: all {count:,} are evaluated"
+            print(note, file=sys.stderr, flush=True)
+        return matched(found, self.facts)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """Class probabilities f32 [image, class] of images u8 [image, height, width, channel]."""
+        """Class probabilities f32 [image, class] of images u8 [image, height, width, channel].
+
+        Raises:
+            RequestError: they are none of the run's shape; or neither u8, integers from 0 to 255,
+                booleans nor floats from 0 to 1.
+        """
+        images = fitting_images(images, self.facts)
         return predict(self.state.apply_fn, self.state.variables, np.asarray(images))
 
 
@@ -240,7 +266,9 @@ def resume(
     run = Run.open(folder)
     config = run.config if config is None else config
     validate(config)
-    changed = differences(run.config, config)
+    # Where the data are may change; that they are the same is seen once they are loaded.
+    past = replace(run.config, data=replace(run.config.data, path=config.data.path))
+    changed = differences(run.config if config.data.path is None else past, config)
     if changed:
         raise RequestError(f"{folder} is a run of another config: {'; '.join(changed)}")
     if config.epochs < run.config.epochs:
@@ -254,8 +282,7 @@ def resume(
             f"out over {run.config.epochs}"
         )
     if dataset is None:
-        _refuse_lost(run)
-        dataset = load_data(config)
+        dataset = _loaded_again(run, config)
     with _continued(run, config, dataset) as run:
         return _train_in(run, dataset, run.facts, quiet)
 
@@ -386,7 +413,8 @@ def _continued(run: Run, config: Config, dataset: Dataset) -> Generator[Run]:
         now = describe_environment(dataset.name, fingerprint(dataset))
         for line in environment_changes(run.folder / "environment.json", now):
             Plain().say(line)
-        if Facts.of(dataset, config) != facts:
+        _refuse_changed(run, config, now["data"]["sha256"])
+        if replace(Facts.of(dataset, config), name=facts.name) != facts:
             raise RequestError(
                 f"{run.folder} cannot go on: its data are no longer what it began with "
                 f"({facts.train_size:,} training images, {len(facts.classes)} classes)"
@@ -513,6 +541,49 @@ def _refuse_lost(run: Run) -> None:
         )
 
 
+def _loaded_again(run: Run, config: Config) -> Dataset:
+    """A run's own data, from where `config` says that they are now.
+
+    Which images are held out is drawn from all of them: one image more, and most of the images
+    that would be tested on have been trained on. So that the data have changed is an error.
+
+    Raises:
+        RequestError: they cannot be read, or are others than the run began with.
+    """
+    _refuse_lost(run)
+    try:
+        dataset = load_data(config)
+    except RequestError as error:
+        if config.data.path is None or Path(config.data.path).exists():
+            raise
+        raise RequestError(
+            f"the data of {run.folder}: {error}; where they have moved, say so once with "
+            f"thinned train --resume {run.folder} --data NEW"
+        ) from error
+    _refuse_changed(run, config, fingerprint(dataset))
+    return dataset
+
+
+def _same_data(run: Run, config: Config) -> Dataset | None:
+    """The data that `config` names, if they are those that the run learned from."""
+    try:
+        dataset = load_data(config)
+    except RequestError:
+        return None
+    return dataset if fingerprint(dataset) == recorded_digest(run.folder) else None
+
+
+def _refuse_changed(run: Run, config: Config, digest: str) -> None:
+    known = recorded_digest(run.folder)
+    if known in (digest, None) and (known or config.data.path == run.config.data.path):
+        return
+    raise RequestError(
+        f"{config.data.path or 'these data'} are no longer what {run.folder} began with (another "
+        "digest of images and labels): what it held out for testing is not known any more; bring "
+        "its data back, or give other images with --data.path to evaluate"
+    )
+
+
 def with_arrays(state: TrainState, restored: Restored) -> TrainState:
     """The state with the arrays of a checkpoint, on the device."""
     arrays = jax.tree.map(jnp.asarray, restored.arrays)
@@ -533,6 +604,22 @@ def use_compilation_cache() -> None:
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder("xla")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def fitting_images(images: Any, facts: Facts) -> Any:
+    """Images as the network of a run takes them: u8 of its shape; those on the disk stay there.
+
+    Raises:
+        RequestError: they are of another shape, kind or range.
+    """
+    if not isinstance(images, PackedImages):
+        if np.shape(images) == facts.image_shape:
+            raise RequestError(f"a single image of shape {facts.image_shape}: give images[None]")
+        images = as_images(images, "predict")
+    shape = tuple(images.shape[1:])
+    if shape != facts.image_shape:
+        raise RequestError(f"images are {shape}, but the run learned from {facts.image_shape}")
+    return images
 
 
 def matched(dataset: Dataset, facts: Facts) -> Split:
@@ -562,8 +649,10 @@ def matched(dataset: Dataset, facts: Facts) -> Split:
 
 def _new_folder(runs: Path, config: Config, facts: Facts) -> Path:
     """A folder that did not exist before, made here: two processes never share one."""
+    # A name that a program gave must not lead out of `runs`.
+    name = re.sub(r"[/\\\s]+", "-", printable(facts.name)).strip("-.")[:_LONGEST_NAME] or "data"
     for number in itertools.count(1):
-        folder = runs / f"{facts.name}-{model_name(config, facts)}-{number:03d}"
+        folder = runs / f"{name}-{model_name(config, facts)}-{number:03d}"
         try:
             folder.mkdir(parents=True)
             return folder

@@ -24,8 +24,8 @@ from thinned.core.disk import write_whole
 from thinned.core.errors import RequestError
 from thinned.core.pages import Plots
 from thinned.core.types import Split
+from thinned.data.batch import as_float
 from thinned.engine.build import build_model
-from thinned.models.apply import as_float
 from thinned.runs.environment import describe_environment
 from thinned.runs.predictions import predictions_of
 from thinned.studies.arms import Arm, grid, varied

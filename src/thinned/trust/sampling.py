@@ -19,8 +19,9 @@ import numpy as np
 
 from thinned.core.errors import RequestError
 from thinned.core.types import Key, Variables
+from thinned.data.batch import as_float
 from thinned.dropout.audit.watch_linen import dropout_on
-from thinned.models.apply import BATCH_SIZE, as_float, padded_batches
+from thinned.models.apply import BATCH_SIZE, padded_batches
 from thinned.trust.partition import Parted, derivatives, is_affine, split_by_key
 
 _BLOCK = 10 * BATCH_SIZE
