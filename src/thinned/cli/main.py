@@ -551,6 +551,19 @@ class Show:
 
 
 @dataclass(frozen=True)
+class Cache:
+    """Show the decoded images that are kept between runs, or delete them."""
+
+    clear: Annotated[bool, Option("Delete all that no process is reading.")] = False
+
+    def __call__(self) -> None:
+        """Print what is kept."""
+        from thinned.data import inspect as datatools
+
+        print(datatools.cache(self.clear))
+
+
+@dataclass(frozen=True)
 class Data:
     """Look at data, or pack them into one file."""
 
@@ -558,6 +571,7 @@ class Data:
         Annotated[Inspect, subcommand("inspect")]
         | Annotated[Convert, subcommand("convert")]
         | Annotated[Show, subcommand("show")]
+        | Annotated[Cache, subcommand("cache")]
     )
     debug: Annotated[bool, Option("Show the traceback of an error.")] = False
 

@@ -106,6 +106,7 @@ class Dataset:
         notes: what was decided about the data, a line each, for people.
         plain: whether images are used as they are, neither normalised nor varied, unless a config
             says otherwise: so the package's MNIST, and nothing else.
+        drawn: whether the data named no test images, so that a part was set aside by the seed.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Dataset:
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
     plain: bool = False
+    drawn: bool = False
 
     @property
     def splits(self) -> dict[str, Split]:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+LARGEST_BYTES = 16 * 2**30
+"""Files that unpack to more are refused: data in memory have to fit there."""
+
 
 def read_only(array: np.ndarray) -> np.ndarray:
     """The same array, which from now on cannot be written to: sources share what they cache."""

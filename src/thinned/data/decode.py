@@ -2,7 +2,8 @@
 
 Sizes, modes and orientations are brought to one form as follows. EXIF orientation is applied; of
 animations the first frame is taken; palettes are looked up; transparency is laid on white; CMYK and
-other colour spaces become RGB; 16-bit values keep their upper 8 bits; grey is ITU-R 601 luma. Then
+other colour spaces become RGB; 16-bit values keep their upper 8 bits, and wider integers are taken
+for such; grey is ITU-R 601 luma. What a value means never depends on the others of its image. Then
 the image is resized with antialiasing (bicubic) so that it covers the target and its centre is
 cropped, or so that it fits in and is padded with black.
 
@@ -16,11 +17,11 @@ from __future__ import annotations
 import io
 import logging
 import threading
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import IO, Any, Literal, TypeVar, cast
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, WebPImagePlugin
@@ -52,6 +53,9 @@ _PLUGINS = (TiffImagePlugin, WebPImagePlugin)
 logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
 LARGEST_PIXELS = 100_000_000
 """Images of more pixels are refused before they are unpacked, whatever the file's own size."""
+
+LONGEST_SIDE = 65_535
+"""Likewise images of a longer side, which JPEG has as well: no photo is a line."""
 
 LARGE_PIXELS = 10_000_000
 """Only one image of more pixels is unpacked at a time."""
@@ -183,24 +187,50 @@ def from_array(array: np.ndarray, size: Size, channels: int, fit: Fit = "crop") 
     return _fitted(_plain(image, channels), size, fit)
 
 
-def _opened(file: Path | bytes) -> Image.Image:
+class _Patient:
+    """A file of which no more than 100,000 single bytes are asked.
+
+    So Pillow looks for the next part of a JPEG, and through whatever lies in between.
+    """
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw = raw
+        self._left = 100_000
+
+    def read(self, count: int = -1) -> bytes:
+        if count == 1:
+            self._left -= 1
+            if self._left < 0:
+                raise Unreadable("too many bytes between its parts")
+        return self._raw.read(count)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raw, name)
+
+
+@contextmanager
+def _opened(file: Path | bytes) -> Generator[Image.Image]:
     try:
-        content = io.BytesIO(file) if isinstance(file, bytes) else regular(file)
-        image = Image.open(content, formats=FORMATS)
+        raw = io.BytesIO(file) if isinstance(file, bytes) else regular(file).open("rb")
     except Exception as error:
         raise _unreadable(error) from error
-    try:
-        _refuse_size(image)
-    except Unreadable:
-        image.close()
-        raise
-    return image
+    with raw:
+        try:
+            image = Image.open(cast(IO[bytes], _Patient(raw)), formats=FORMATS)
+        except Exception as error:
+            raise _unreadable(error) from error
+        with image:
+            _refuse_size(image)
+            yield image
 
 
 def _refuse_size(image: Image.Image) -> None:
     pixels = image.width * image.height
     if pixels > LARGEST_PIXELS or pixels == 0:
         why = "no pixels" if pixels == 0 else f"more than {LARGEST_PIXELS:,} pixels"
+        raise Unreadable(f"{image.width} x {image.height}: {why}")
+    if max(image.size) > LONGEST_SIDE:
+        why = f"a side of more than {LONGEST_SIDE:,} pixels"
         raise Unreadable(f"{image.width} x {image.height}: {why}")
 
 
@@ -248,7 +278,7 @@ def _eight_bits(image: Image.Image, span: tuple[float, float]) -> Image.Image:
         if not np.all(np.isfinite(values)):
             raise Unreadable("pixels are NaN or infinite")
         values, high = (values * 255, high * 255) if high <= 1 else (values, high)
-    elif high > 255:
+    else:
         values, high = values >> 8, int(high) >> 8
     if low < 0 or high > 255:
         raise Unreadable(f"pixels from {span[0]:g} to {span[1]:g} cannot be scaled")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import os
+import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,7 @@ from thinned.core.config import DataConfig
 from thinned.core.disk import cache_folder
 from thinned.core.errors import RequestError, printable
 from thinned.core.types import Dataset, LeftOut, Split
+from thinned.data import read_only
 from thinned.data.decode import Fit, Header, Size, decode, or_reason, read_header
 from thinned.data.pack import Pack, PackedImages, open_pack, write_pack
 from thinned.data.split import stratified
@@ -28,7 +30,8 @@ SplitName = Literal["train", "validation", "test"]
 _LARGEST_NATIVE = 64
 """Images that all have one size up to this side keep it; others are brought to `_DEFAULT_SIDE`."""
 _DEFAULT_SIDE = 64
-_VERSION = 2
+MOST_CLASSES = 100_000
+_VERSION = 3
 _LONGEST_NUMBER = 18
 
 
@@ -77,12 +80,34 @@ def load_files(
         raise RequestError(f"{where} holds no images (JPEG, PNG, WebP, BMP, GIF, TIFF)")
     size, channels, formed = _form(entries, options)
     pack = _packed(entries, size, channels, options.fit)
+    if not len(pack.kept):
+        lost, why = printable(entries[0].path), pack.reasons[0]
+        raise RequestError(
+            f"{where}: none of {len(entries):,} files can be read; the first is {lost}: {why}"
+        )
     left_out = tuple(LeftOut(printable(entries[i].path), why) for i, why in pack.reasons.items())
     labels = np.asarray([entries[i].label for i in pack.kept], np.int32)
     splits = np.asarray([entries[i].split or "" for i in pack.kept])
+    refuse_lost_test(where, {entry.split or "" for entry in entries}, set(splits.tolist()))
     return dataset_of(
         name, where, pack.images, labels, splits, classes, options, seed, left_out, notes + formed
     )
+
+
+def load_unlabelled(where: str, paths: Sequence[Path], options: DataConfig) -> Split:
+    """Image files that nobody named a class of, at one size; labels are all 0 and mean nothing.
+
+    Raises:
+        RequestError: there are none, or none can be read.
+    """
+    entries = [Entry(path, 0) for path in paths]
+    if not entries:
+        raise RequestError(f"{where} holds no images (JPEG, PNG, WebP, BMP, GIF, TIFF)")
+    size, channels, _ = _form(entries, options)
+    pack = _packed(entries, size, channels, options.fit)
+    if not len(pack.kept):
+        raise RequestError(f"{where}: none of {len(paths):,} images can be read")
+    return Split(pack.images, np.zeros(len(pack.kept), np.int32))
 
 
 def dataset_of(
@@ -112,7 +137,7 @@ def dataset_of(
             f"{left_out[0].path}: {left_out[0].reason}; {len(left_out):,} in all cannot be used "
             "(--data.on-error fail)"
         )
-    classes = tuple(map(printable, classes))
+    classes = tuple(map(class_name, classes))
     if len(set(classes)) < len(classes):
         raise RequestError(f"{where}: two classes have one name")
     strange = labels[(labels < 0) | (labels >= len(classes))]
@@ -121,7 +146,8 @@ def dataset_of(
             f"{where} has label {strange[0]}; expected 0 to {len(classes) - 1}, one for each class"
         )
     splits = np.where(splits == "", "train", splits)
-    if not np.any(splits == "test"):
+    drawn = not np.any(splits == "test")
+    if drawn:
         chosen = stratified(labels, options.test_fraction, seed, np.flatnonzero(splits == "train"))
         splits = splits.copy()
         splits[chosen] = "test"
@@ -130,12 +156,17 @@ def dataset_of(
             f"no test images were named: {options.test_fraction:.0%} of each class held out",
         )
     whole = Split(images, labels)
-    parts = {name: whole.take(np.flatnonzero(splits == name)) for name in np.unique(splits)}
+    parts = {name: _part(whole, np.flatnonzero(splits == name)) for name in np.unique(splits)}
     train = parts.get("train")
     if train is None or not len(train):
         raise RequestError(f"{where} has no training images")
+    if "test" not in parts:
+        raise RequestError(
+            f"{where}: no test images are left: every class has one image only; add images, or "
+            "test images of their own"
+        )
     present = np.unique(train.labels)
-    missing = [label for label in range(len(classes)) if label not in present]
+    missing = np.setdiff1d(np.arange(len(classes)), present).tolist()
     if len(classes) - len(missing) < 2:
         raise RequestError(
             f"{where} has training images of one class only ({classes[present[0]]}): "
@@ -158,7 +189,32 @@ def dataset_of(
         parts.get("validation"),
         left_out=left_out,
         notes=notes,
+        drawn=drawn,
     )
+
+
+def _part(whole: Split, rows: np.ndarray) -> Split:
+    """Those rows, read-only; of arrays in memory without a copy, where they lie together."""
+    images = whole.images
+    if isinstance(images, np.ndarray) and rows[-1] - rows[0] + 1 == len(rows):
+        part = Split(images[rows[0] : rows[-1] + 1], whole.labels[rows])
+    else:
+        part = whole.take(rows)
+    if isinstance(part.images, np.ndarray):
+        read_only(part.images)
+    return Split(part.images, read_only(part.labels))
+
+
+def refuse_lost_test(where: str, named: Iterable[str], kept: Iterable[str]) -> None:
+    """Refuse to test on other images than those that the data name.
+
+    Raises:
+        RequestError: test images were named, and none of them could be read.
+    """
+    if "test" in named and "test" not in kept:
+        raise RequestError(
+            f"{where}: none of the test images can be read: see thinned data inspect"
+        )
 
 
 def headers(paths: Sequence[Path]) -> list[Header | str]:
@@ -201,13 +257,21 @@ def class_order(text: str) -> tuple[int, int, str]:
     return (0, int(text), text) if number else (1, 0, text)
 
 
+def class_name(text: str) -> str:
+    """The name of a class as it is shown and compared: printable, in Unicode's composed form.
+
+    One system writes é as one character, another as two: that makes no two classes.
+    """
+    return unicodedata.normalize("NFC", printable(text))
+
+
 def manner(size: Size, channels: int, fit: Fit) -> str:
     """Says how images are decoded: what was decoded in another manner is decoded anew."""
     return f"{_VERSION} {PIL.__version__} {size} {channels} {fit}"
 
 
 def _packed(entries: Sequence[Entry], size: Size, channels: int, fit: Fit) -> Pack:
-    states = [_state(entry.path) for entry in entries]
+    states = [state_of(entry.path) for entry in entries]
     folder = cache_folder() / _digest(entries, states, manner(size, channels, fit))
 
     def one(known: tuple[Entry, str]) -> np.ndarray | str:
@@ -221,11 +285,14 @@ def _packed(entries: Sequence[Entry], size: Size, channels: int, fit: Fit) -> Pa
     )
 
 
-def _state(path: Path) -> str:
-    """Changes with a file's content; why there is none where it cannot be reached."""
+def state_of(path: Path) -> str:
+    """Changes with a file's content; why there is none where it cannot be reached.
+
+    Size and time of change alone do not tell: copying programs set the time as it was.
+    """
     try:
         found = path.stat()
-        return f"{found.st_size} {found.st_mtime_ns}"
+        return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
     except OSError as error:
         return error.strerror or "gone"
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,19 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinned.core.config import Config, DataConfig
-from thinned.core.disk import whole
+from thinned.core.disk import cache_folder, whole
 from thinned.core.errors import RequestError, printable
 from thinned.core.rng import key_for, permutation
 from thinned.core.types import Dataset, Split
+from thinned.data import LARGEST_BYTES
 from thinned.data.augment import augment_for
 from thinned.data.batch import as_float
 from thinned.data.decode import Header
 from thinned.data.facts import Facts, statistics_of
 from thinned.data.files import headers
-from thinned.data.pack import PackedImages, open_pack
+from thinned.data.pack import Kept, PackedImages, largest_cache, open_pack, packs_in, trim
 from thinned.data.sheet import write_sheet
 from thinned.data.sources.folder import ImageFolder
-from thinned.data.sources.idx import LARGEST_BYTES
 from thinned.data.sources.load import load_data, open_source
 from thinned.data.sources.table import Table
 
@@ -196,6 +197,31 @@ def convert(data: DataConfig, out: Path, seed: int = 0) -> Dataset:
             _add(archive, f"y_{names[split]}", part.labels)
         _add(archive, "classes", np.asarray(dataset.classes))
     return dataset
+
+
+def cache(clear: bool = False) -> str:
+    """What decoded images are kept, a line each and their sum; deleted first, if `clear` says so.
+
+    Raises:
+        ThinnedError: there is no place for a cache.
+        RequestError: ``THINNED_CACHE_GB`` is no number.
+    """
+    folder, bound = cache_folder(), largest_cache()
+    gone = trim(folder, 0) if clear else []
+    packs = packs_in(folder)
+    lines = [f"deleted {len(gone):,}, {_gigabytes(gone)} GB"] if clear else []
+    for kept in reversed(packs):
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(kept.used))
+        lines.append(f"{kept.size / 1e9:>9.3f} GB  used {used}  {kept.folder.name}")
+    lines.append(
+        f"{folder}: {len(packs):,} kept, {_gigabytes(packs)} GB; above {bound / 1e9:g} GB the "
+        "longest unused are deleted (THINNED_CACHE_GB), but none that a process reads"
+    )
+    return "\n".join(lines)
+
+
+def _gigabytes(packs: Sequence[Kept]) -> str:
+    return f"{sum(kept.size for kept in packs) / 1e9:.3f}"
 
 
 def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:

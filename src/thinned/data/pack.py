@@ -1,13 +1,16 @@
 """Images of one size in one flat file: decoded once, read by row, never held whole.
 
 The file is the u8 pixels of all images, one after another, with nothing around them; ``meta.json``
-beside it says their shape. It is written under another name and renamed when it is whole. A whole
-one is never replaced: another process may be reading it.
+beside it says their shape and holds checksums of both. It is written under another name and
+renamed when it is whole. A whole one is never replaced, and none is deleted while a process holds
+its images.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -15,17 +18,36 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import weakref
+import zlib
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from thinned.core.errors import ThinnedError
+from thinned.core.errors import RequestError, ThinnedError
 
 _BLOCK = 1 << 22
 _ABANDONED_S = 24 * 3600
+_CACHE_GB = 20.0
+
+
+class _Hold:
+    """Keeps a file from being trimmed as long as this object lives."""
+
+    def __init__(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # Just being deleted.
+            raise
+        except OSError:
+            # A file system without locks: whoever trims there cannot know.
+            pass
 
 
 @dataclass(frozen=True)
@@ -36,11 +58,13 @@ class PackedImages:
         path: the file of pixels.
         item: shape of one image, (height, width, channel).
         rows: i64 [image], where in the file each one is.
+        hold: keeps the file from being deleted to free space.
     """
 
     path: Path
     item: tuple[int, ...]
     rows: np.ndarray
+    hold: Any = field(default=None, repr=False, compare=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,7 +86,7 @@ class PackedImages:
 
     def select(self, indices: np.ndarray) -> PackedImages:
         """The images at `indices`, without reading them."""
-        return PackedImages(self.path, self.item, self.rows[indices])
+        return PackedImages(self.path, self.item, self.rows[indices], self.hold)
 
     def __getitem__(self, indices: Any) -> np.ndarray:
         """Read images: u8 of the shape that NumPy's indexing would give.
@@ -110,17 +134,39 @@ class Passing(str):
 
 
 def open_pack(folder: Path) -> Pack | None:
-    """The pack in `folder`, or None where there is no whole one."""
+    """The pack in `folder`, or None where there is no whole one: every byte is checked."""
+    pixels = folder / "images.u8"
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        item, count = tuple(meta["item"]), len(meta["kept"])
-        if (folder / "images.u8").stat().st_size != count * math.prod(item):
+        saved = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta = saved["held"]
+        if saved["sha256"] != _digest(meta):
             return None
-    except (OSError, ValueError, KeyError):
+        item, count = tuple(meta["item"]), len(meta["kept"])
+        if pixels.stat().st_size != count * math.prod(item):
+            return None
+        hold = _Hold(pixels)
+        if _checksum(pixels) != meta["crc32"]:
+            return None
+        with contextlib.suppress(OSError):
+            # When it was used last: what was not for longest is the first to be trimmed.
+            os.utime(folder / "meta.json")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    images = PackedImages(folder / "images.u8", item, np.arange(count))
+    images = PackedImages(pixels, item, np.arange(count), hold)
     reasons = {int(entry): reason for entry, reason in meta["reasons"].items()}
-    return Pack(images, np.asarray(meta["kept"], np.int64), reasons, meta.get("beside", {}))
+    return Pack(images, np.asarray(meta["kept"], np.int64), reasons, meta["beside"])
+
+
+def _digest(meta: Any) -> str:
+    return hashlib.sha256(json.dumps(meta).encode()).hexdigest()
+
+
+def _checksum(path: Path) -> int:
+    total, block = 0, memoryview(bytearray(_BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block):
+            total = zlib.crc32(block[:count], total)
+    return total
 
 
 def write_pack(
@@ -143,7 +189,7 @@ def write_pack(
     """
     kept: list[int] = []
     reasons: dict[str, str] = {}
-    passing = False
+    passing, total = False, 0
     unfinished: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -155,10 +201,14 @@ def write_pack(
                     reasons[str(entry)] = pixels
                     passing = passing or isinstance(pixels, Passing)
                 else:
-                    file.write(np.ascontiguousarray(pixels).data)
+                    content = np.ascontiguousarray(pixels).reshape(-1)
+                    file.write(content.data)
+                    total = zlib.crc32(content.data, total)
                     kept.append(entry)
-        meta = {"item": item, "kept": kept, "reasons": reasons, "beside": beside or {}}
-        (unfinished / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        meta: dict[str, Any] = {"item": item, "kept": kept, "reasons": reasons, "crc32": total}
+        meta["beside"] = dict(beside or {})
+        saved = json.dumps({"sha256": _digest(meta), "held": meta})
+        (unfinished / "meta.json").write_text(saved, encoding="utf-8")
         if passing:
             told = json.dumps(reasons).encode()
             folder = folder.with_name(f"{folder.name}-{hashlib.sha256(told).hexdigest()[:8]}")
@@ -174,20 +224,107 @@ def write_pack(
     pack = open_pack(folder)
     if pack is None:
         raise ThinnedError(f"decoded images in {folder} were damaged while they were written")
+    trim(folder.parent, largest_cache())
     return pack
 
 
 def _settle(unfinished: Path, folder: Path) -> None:
     """Give a pack its final name, unless another process was first."""
-    if open_pack(folder) is not None:
-        return
-    # Damaged, so that nobody can be reading it.
-    shutil.rmtree(folder, ignore_errors=True)
+    # One at a time: between a look and a deletion another could finish the very same pack.
+    with _alone_in(folder.parent):
+        if open_pack(folder) is not None:
+            return
+        # Damaged, so that nobody can be reading it.
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            unfinished.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Generator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        unfinished.rename(folder)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class Kept(NamedTuple):
+    """A pack in the cache.
+
+    Attributes:
+        folder: where it is.
+        size: of its files, in bytes.
+        used: when it was opened last, in seconds as of `time.time`.
+    """
+
+    folder: Path
+    size: int
+    used: float
+
+
+def packs_in(parent: Path) -> list[Kept]:
+    """The packs in a folder, those that were not used for longest first."""
+    found: list[Kept] = []
+    for meta in parent.glob("*/meta.json"):
+        with contextlib.suppress(OSError):
+            size = sum(file.stat().st_size for file in meta.parent.iterdir())
+            found.append(Kept(meta.parent, size, meta.stat().st_mtime))
+    return sorted(found, key=lambda kept: kept.used)
+
+
+def largest_cache() -> float:
+    """Bytes above which packs are deleted: 20 GB, or what ``THINNED_CACHE_GB`` says.
+
+    Raises:
+        RequestError: it says no number above 0.
+    """
+    said = os.environ.get("THINNED_CACHE_GB", str(_CACHE_GB))
+    try:
+        wanted = float(said)
+    except ValueError:
+        wanted = math.nan
+    if not wanted >= 0:
+        raise RequestError(f"THINNED_CACHE_GB is {said!r}: must be a number, at least 0")
+    return wanted * 1e9
+
+
+def trim(parent: Path, bound: float) -> list[Kept]:
+    """Delete packs that no process holds, the longest unused first, until `bound` bytes are left.
+
+    Returns:
+        What was deleted.
+    """
+    packs = packs_in(parent)
+    total, gone = sum(kept.size for kept in packs), list[Kept]()
+    for kept in packs:
+        if total <= bound:
+            break
+        if _deleted(kept.folder):
+            gone.append(kept)
+            total -= kept.size
+    return gone
+
+
+def _deleted(folder: Path) -> bool:
+    try:
+        descriptor = os.open(folder / "images.u8", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        # Held by whoever reads it; whoever comes now finds it locked and decodes anew.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _sweep(parent: Path) -> None:

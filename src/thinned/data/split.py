@@ -11,6 +11,7 @@ from thinned.core.errors import RequestError
 from thinned.core.rng import key_for, permutation
 from thinned.core.types import Dataset, Split
 from thinned.data import read_only
+from thinned.data.pack import PackedImages
 
 
 def hold_out(dataset: Dataset, count: int, seed: int) -> Dataset:
@@ -78,12 +79,24 @@ def stratified(labels: np.ndarray, fraction: float, seed: int, among: np.ndarray
     """
     chosen: list[np.ndarray] = []
     order = among[permutation(key_for(seed, "split", 2), len(among))]
-    for label in np.unique(labels[among]):
-        members = order[labels[order] == label]
+    grouped = order[np.argsort(labels[order], kind="stable")]
+    cuts = np.flatnonzero(np.diff(labels[grouped])) + 1
+    for members in np.split(grouped, cuts):
         if len(members) > 1:
             count = min(max(round(fraction * len(members)), 1), len(members) - 1)
             chosen.append(members[:count])
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
+
+
+def everything(dataset: Dataset) -> Split:
+    """All images of a dataset as one split, those of the training split first."""
+    splits = list(dataset.splits.values())
+    labels = np.concatenate([split.labels for split in splits])
+    stored = [split.images for split in splits if isinstance(split.images, PackedImages)]
+    if len(stored) == len(splits):
+        rows = np.concatenate([images.rows for images in stored])
+        return Split(dataclasses.replace(stored[0], rows=rows), labels)
+    return Split(np.concatenate([np.asarray(split.images) for split in splits]), labels)
 
 
 def fingerprint(dataset: Dataset) -> str:

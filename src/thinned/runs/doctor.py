@@ -133,7 +133,7 @@ class _Case:
             config = run.config
         else:
             config = validate(load(target))
-        dataset = load_data(config)
+        dataset = load_data(config) if run is None else run.dataset
         built = Built.of(config, Facts.of(dataset, config), dataset.train.labels)
         trained = run is not None and bool(run.checkpoints.steps())
         return cls(

@@ -15,13 +15,15 @@ import numpy as np
 
 from thinned.core.disk import refuse_unwritable, whole, write_whole
 from thinned.core.errors import RequestError, printable
-from thinned.data.decode import SUFFIXES, decode, or_reason
+from thinned.data.decode import decode, or_reason
 from thinned.data.files import in_parallel
+from thinned.data.sources.folder import image_files
 from thinned.runs.predictions import enough_samples, predictions_of, strangers, threshold_for
 from thinned.runs.run import Run
 
 Format = Literal["table", "csv", "json", "parquet"]
 _TOGETHER = 1000
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def predict_files(
@@ -124,11 +126,7 @@ def _files(inputs: Sequence[Path]) -> Iterator[Path]:
     for path in inputs:
         try:
             if path.is_dir():
-                yield from sorted(
-                    each
-                    for each in path.rglob("*")
-                    if each.suffix.lower() in SUFFIXES and not each.is_dir()
-                )
+                yield from image_files(path)
             elif path.exists():
                 yield path
             else:
@@ -191,7 +189,13 @@ def _json_line(target: TextIO, header: dict[str, type], row: dict[str, Any]) -> 
 
 
 def _csv_line(target: TextIO, header: dict[str, type], row: dict[str, Any]) -> None:
-    csv.DictWriter(target, list(header)).writerow(row)
+    cells = {name: _inert(cell) for name, cell in row.items()}
+    csv.DictWriter(target, list(header)).writerow(cells)
+
+
+def _inert(cell: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula: files may be named by strangers."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULAS) else cell
 
 
 def _table_line(target: TextIO, header: dict[str, type], row: dict[str, Any]) -> None:

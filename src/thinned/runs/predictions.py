@@ -17,11 +17,13 @@ from thinned.core.disk import read_regular, write_whole
 from thinned.core.errors import RequestError
 from thinned.core.rng import fixed_settings, key_for
 from thinned.core.types import Split
+from thinned.data.sources.folder import ImageFolder
 from thinned.data.sources.load import open_source
+from thinned.data.split import everything
 from thinned.dropout.sites import rates_collection
 from thinned.models.apply import predict_logits
 from thinned.runs.environment import recorded_digest
-from thinned.runs.run import Run
+from thinned.runs.run import Run, fitting_images
 from thinned.trust import scores
 from thinned.trust.appraisal import Appraisal
 from thinned.trust.sampling import Predictions, averaged, entropy_of, sample_predictions
@@ -53,6 +55,7 @@ def members_of(
 ) -> list[Predictions]:
     """What each of several runs predicts; arguments and errors as for `predictions_of`."""
     first = runs[0].facts
+    images = fitting_images(images, first)
     for run in runs[1:]:
         if (run.facts.classes, run.facts.image_shape) != (first.classes, first.image_shape):
             raise RequestError(
@@ -269,6 +272,8 @@ def common_test(runs: Sequence[Run], data: str | None = None) -> Split:
 def other_images(run: Run, data: str, test: Split) -> Split:
     """The test images of other data, brought to a run's own size; their labels mean nothing here.
 
+    All are taken where no test images are named; a folder of images needs no folders of classes.
+
     Args:
         run: whose size they are brought to.
         data: what they are, see `DataConfig`.
@@ -281,7 +286,12 @@ def other_images(run: Run, data: str, test: Split) -> Split:
     height, width, _ = run.facts.image_shape
     if height != width:
         raise RequestError(f"other images cannot be brought to {height} x {width}: not square")
-    other = open_source(run.facts.form_of(DataConfig(path=data))).load().test
+    source = open_source(run.facts.form_of(DataConfig(path=data)))
+    if isinstance(source, ImageFolder):
+        other = source.unlabelled()
+    else:
+        found = source.load()
+        other = everything(found) if found.drawn else found.test
     if _digests(other) <= _digests(test):
         raise RequestError(f"--ood {data}: these are the test images themselves")
     return other

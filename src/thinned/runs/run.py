@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,10 @@ from thinned.core.errors import RequestError
 from thinned.core.rng import fixed_settings
 from thinned.core.types import Dataset, Split
 from thinned.data.facts import Facts
+from thinned.data.pack import PackedImages
+from thinned.data.sources.arrays import as_images
 from thinned.data.sources.load import decodes_files, load_data, open_source
+from thinned.data.split import everything, fingerprint
 from thinned.engine.build import Built
 from thinned.engine.checkpoint import Checkpoints
 from thinned.engine.devices import use_compilation_cache
@@ -25,6 +29,7 @@ from thinned.engine.logs import MetricsLog, warn
 from thinned.engine.loop import arrays_of, with_arrays
 from thinned.engine.step import TrainState
 from thinned.models.apply import predict
+from thinned.runs.environment import recorded_digest
 
 
 @dataclass(frozen=True)
@@ -77,13 +82,12 @@ class Run:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The data that the run learned from, loaded again.
+        """The data that the run learned from, loaded again: the very same images, split alike.
 
         Raises:
-            RequestError: they were arrays of a program, or cannot be read any more.
+            RequestError: they were arrays of a program, have changed, or cannot be read any more.
         """
-        refuse_lost(self)
-        return load_data(self.config)
+        return loaded_again(self, self.config)
 
     @cached_property
     def built(self) -> Built:
@@ -127,22 +131,43 @@ class Run:
     def test_images(self, path: Path | str | None = None) -> Split:
         """The test images of the run's own data, or of others, with the run's labels.
 
+        Of other data that name no test images all are taken; unless they are the run's own data,
+        moved, of which the run has learned from the rest.
+
         Raises:
             RequestError: as `evaluate`.
         """
         if path is None:
             return matched(self.dataset, self.facts)
+        there = replace(self.config.data, path=str(path))
+        if there.path == self.config.data.path:
+            return matched(self.dataset, self.facts)
         height, width, _ = self.facts.image_shape
-        data = replace(self.config.data, path=str(path), size=None, channels=None)
+        data = replace(there, size=None, channels=None)
         source = open_source(data, self.config.seed)
         if decodes_files(source) and height == width:
             # Photos of any size are brought to the run's; arrays have to fit.
             source = open_source(self.facts.form_of(data), self.config.seed)
-        return matched(source.load(), self.facts)
+        found = source.load()
+        own = _same_data(self, replace(self.config, data=there)) if found.drawn else None
+        if own is not None:
+            return matched(own, self.facts)
+        if found.drawn:
+            count = len(whole := everything(found))
+            found = replace(found, test=whole)
+            note = f"note: {path} names no test images: all {count:,} are evaluated"
+            print(note, file=sys.stderr, flush=True)
+        return matched(found, self.facts)
 
     @fixed_settings()
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """Class probabilities f32 [image, class] of images u8 [image, height, width, channel]."""
+        """Class probabilities f32 [image, class] of images u8 [image, height, width, channel].
+
+        Raises:
+            RequestError: they are none of the run's shape; or neither u8, integers from 0 to 255,
+                booleans nor floats from 0 to 1.
+        """
+        images = fitting_images(images, self.facts)
         return predict(self.state.apply_fn, self.state.variables, np.asarray(images))
 
 
@@ -154,6 +179,66 @@ def refuse_lost(run: Run) -> None:
             "Python, run.evaluate(dataset=...) or thinned.resume(folder, dataset=...), or evaluate "
             "with --data.path"
         )
+
+
+def loaded_again(run: Run, config: Config) -> Dataset:
+    """A run's own data, from where `config` says that they are now.
+
+    Which images are held out is drawn from all of them: one image more, and most of the images
+    that would be tested on have been trained on. So that the data have changed is an error.
+
+    Raises:
+        RequestError: they cannot be read, or are others than the run began with.
+    """
+    refuse_lost(run)
+    try:
+        dataset = load_data(config)
+    except RequestError as error:
+        if config.data.path is None or Path(config.data.path).exists():
+            raise
+        raise RequestError(
+            f"the data of {run.folder}: {error}; where they have moved, say so once with "
+            f"thinned train --resume {run.folder} --data NEW"
+        ) from error
+    refuse_changed(run, config, fingerprint(dataset))
+    return dataset
+
+
+def _same_data(run: Run, config: Config) -> Dataset | None:
+    """The data that `config` names, if they are those that the run learned from."""
+    try:
+        dataset = load_data(config)
+    except RequestError:
+        return None
+    return dataset if fingerprint(dataset) == recorded_digest(run.folder) else None
+
+
+def refuse_changed(run: Run, config: Config, digest: str) -> None:
+    """Refuse data of another digest than those that a run began with."""
+    known = recorded_digest(run.folder)
+    if known in (digest, None) and (known or config.data.path == run.config.data.path):
+        return
+    raise RequestError(
+        f"{config.data.path or 'these data'} are no longer what {run.folder} began with (another "
+        "digest of images and labels): what it held out for testing is not known any more; bring "
+        "its data back, or give other images with --data.path to evaluate"
+    )
+
+
+def fitting_images(images: Any, facts: Facts) -> Any:
+    """Images as the network of a run takes them: u8 of its shape; those on the disk stay there.
+
+    Raises:
+        RequestError: they are of another shape, kind or range.
+    """
+    if not isinstance(images, PackedImages):
+        if np.shape(images) == facts.image_shape:
+            raise RequestError(f"a single image of shape {facts.image_shape}: give images[None]")
+        images = as_images(images, "predict")
+    shape = tuple(images.shape[1:])
+    if shape != facts.image_shape:
+        raise RequestError(f"images are {shape}, but the run learned from {facts.image_shape}")
+    return images
 
 
 def matched(dataset: Dataset, facts: Facts) -> Split:

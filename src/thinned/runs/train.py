@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +14,7 @@ import numpy as np
 
 from thinned.core.config import Config, changed_options, refuse_idle, to_json, validate
 from thinned.core.disk import Busy, held, write_whole
-from thinned.core.errors import RequestError
+from thinned.core.errors import RequestError, printable
 from thinned.core.rng import fixed_settings
 from thinned.core.types import Dataset
 from thinned.data.facts import Facts
@@ -41,9 +42,10 @@ from thinned.runs.environment import (
     fix_threads,
     refuse_other_settings,
 )
-from thinned.runs.run import Run, refuse_lost
+from thinned.runs.run import Run, loaded_again, refuse_changed
 
 _TRAINED = "being trained"
+_LONGEST_NAME = 100
 
 
 @fixed_settings()
@@ -117,8 +119,7 @@ def resume(
     refuse_missing_log(config.log)
     fix_threads(run.folder / "environment.json")
     if dataset is None:
-        refuse_lost(run)
-        dataset = load_data(config)
+        dataset = loaded_again(run, config)
     built = Built.of(config, run.facts, dataset.train.labels)
     with _continued(run, config, dataset, quiet) as run:
         return _train_in(run, dataset, built, quiet)
@@ -138,7 +139,9 @@ def named(runs: Path, name: str) -> Path:
 
 def _refuse_changes(run: Run, config: Config) -> None:
     """Refuse what would change the steps that a run has done."""
-    changed = changed_options(run.config, config)
+    # Where the data are may change; that they are the same is seen once they are loaded.
+    past = replace(run.config, data=replace(run.config.data, path=config.data.path))
+    changed = changed_options(run.config if config.data.path is None else past, config)
     if changed:
         raise RequestError(f"{run.folder} is a run of another config: {'; '.join(changed)}")
     if config.epochs < run.config.epochs:
@@ -192,7 +195,8 @@ def _continued(run: Run, config: Config, dataset: Dataset, quiet: bool) -> Gener
         for line in environment_changes(run.folder / "environment.json", now):
             if not quiet:
                 warn(line)
-        if Facts.of(dataset, config) != facts:
+        refuse_changed(run, config, now["data"]["sha256"])
+        if replace(Facts.of(dataset, config), name=facts.name) != facts:
             raise RequestError(
                 f"{run.folder} cannot go on: its data are no longer what it began with "
                 f"({facts.train_size:,} training images, {len(facts.classes)} classes)"
@@ -268,8 +272,10 @@ def _announce(view: Silent, run: Run, dataset: Dataset, found: Restored | None, 
 
 def _new_folder(runs: Path, config: Config, facts: Facts) -> Path:
     """A folder that did not exist before, made here: two processes never share one."""
+    # A name that a program gave must not lead out of `runs`.
+    name = re.sub(r"[/\\\s]+", "-", printable(facts.name)).strip("-.")[:_LONGEST_NAME] or "data"
     for number in itertools.count(1):
-        folder = runs / f"{facts.name}-{model_name(config, facts)}-{number:03d}"
+        folder = runs / f"{name}-{model_name(config, facts)}-{number:03d}"
         try:
             folder.mkdir(parents=True)
             return folder

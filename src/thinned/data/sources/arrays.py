@@ -12,10 +12,9 @@ import numpy as np
 from thinned.core.config import DataConfig
 from thinned.core.errors import RequestError
 from thinned.core.types import Dataset
-from thinned.data import read_only
+from thinned.data import LARGEST_BYTES, read_only
 from thinned.data.decode import from_array
-from thinned.data.files import dataset_of
-from thinned.data.sources.idx import LARGEST_BYTES
+from thinned.data.files import MOST_CLASSES, class_name, dataset_of
 
 _NAMES = {
     "train": (("x_train", "y_train"), ("train_images", "train_labels")),
@@ -35,7 +34,8 @@ class Arrays:
             booleans; or floats in [0, 1], rounded to u8. Labels [n]: integers from 0, or strings.
         options: size, channels and the like; `DataConfig()` leaves images as they are.
         seed: chooses test images where none are named.
-        classes: names of the classes; by default the labels themselves.
+        classes: names of the classes, of label 0 on; by default the labels themselves. Labels that
+            are text are looked up in them.
         name: of the dataset.
     """
 
@@ -58,7 +58,9 @@ class Arrays:
                 "train and perhaps validation and test, or '' for one part to be split"
             )
         images = {part: as_images(given[0], self._at(part)) for part, given in self.parts.items()}
-        named, classes = _labels({part: given[1] for part, given in self.parts.items()}, self.name)
+        named, classes = _labels(
+            {part: given[1] for part, given in self.parts.items()}, self.name, self.classes
+        )
         for part, array in images.items():
             if len(array) != len(named[part]):
                 raise RequestError(
@@ -70,13 +72,6 @@ class Arrays:
                 f"{self.name}: splits have images of {' and '.join(map(str, sorted(shapes)))} "
                 "(height, width, channel): give --data.size"
             )
-        if self.classes is not None:
-            if len(self.classes) < len(classes):
-                raise RequestError(
-                    f"{self.name}: {len(self.classes)} class names for labels up to "
-                    f"{len(classes) - 1}"
-                )
-            classes = self.classes
         formed = [fit_arrays(array, self.options) for array in images.values()]
         splits = np.concatenate([np.full(len(named[part]), part) for part in images])
         joined = formed[0] if len(formed) == 1 else np.concatenate(formed)
@@ -114,10 +109,17 @@ class Npz:
         """
         held = read_npz(self.path)
         parts: dict[str, tuple[Any, Any]] = {}
+        families: dict[tuple[bool, int], str] = {}
         for part, choices in _NAMES.items():
-            for images, labels in choices:
+            for family, (images, labels) in enumerate(choices):
                 if images in held and labels in held:
                     parts[part] = (held[images], held[labels])
+                    families.setdefault((part == "", family), images)
+        if len(families) > 1:
+            raise RequestError(
+                f"{self.path} holds {' and '.join(families.values())}: which of them is meant "
+                "cannot be told; keep one kind of names"
+            )
         if not parts:
             raise RequestError(
                 f"{self.path} holds {', '.join(held) or 'nothing'}: expected images and labels, or "
@@ -195,7 +197,7 @@ def _bytes(array: np.ndarray, where: str) -> np.ndarray:
         return array
     if array.dtype == bool:
         return array.astype(np.uint8) * 255
-    if not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
+    if array.dtype.kind not in "iuf":
         raise RequestError(f"{where}: images are {array.dtype}, not numbers from 0 to 255")
     low, high = array.min(), array.max()
     if np.issubdtype(array.dtype, np.integer):
@@ -219,26 +221,52 @@ def _array(given: Any, what: str) -> np.ndarray:
         raise RequestError(f"{what} are no array of one shape: {reason}") from error
 
 
-def _labels(given: dict[str, Any], where: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+def _labels(
+    given: dict[str, Any], where: str, classes: tuple[str, ...] | None
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Labels i32 of each part, and the names of the classes."""
-    arrays = {part: _array(labels, f"{where}: labels") for part, labels in given.items()}
-    for part, array in arrays.items():
-        if array.ndim == 2 and array.shape[1] == 1:
-            arrays[part] = array[:, 0]
-        elif array.ndim != 1:
-            raise RequestError(f"{where}: labels have shape {array.shape}; expected one per image")
+    arrays = {part: _plain_labels(labels, where) for part, labels in given.items()}
     if len({array.dtype.kind == "U" for array in arrays.values()}) > 1:
         raise RequestError(f"{where}: labels are text in one part and numbers in another")
     every = np.concatenate(list(arrays.values()))
+    names = None if classes is None else tuple(map(class_name, classes))
     if every.dtype.kind == "U":
-        classes, codes = np.unique(every, return_inverse=True)
+        values, places = np.unique(every, return_inverse=True)
+        texts = [class_name(text) for text in values]
+        names = names or tuple(sorted(set(texts)))
+        codes = {name: label for label, name in enumerate(names)}
+        unknown = [text for text in texts if text not in codes]
+        if unknown:
+            raise RequestError(f"{where}: label {unknown[0]} is none of the classes that are named")
+        coded = np.asarray([codes[text] for text in texts], np.int32)[places]
         cuts = np.cumsum([len(array) for array in arrays.values()])[:-1]
-        pieces = np.split(codes.astype(np.int32), cuts)
-        return dict(zip(arrays, pieces, strict=True)), tuple(map(str, classes))
-    if not np.issubdtype(every.dtype, np.integer):
-        raise RequestError(f"{where}: labels are {every.dtype}; expected integers or strings")
-    if not every.size or every.min() < 0 or every.max() > 100_000:
+        return dict(zip(arrays, np.split(coded, cuts), strict=True)), names
+    if not every.size or every.min() < 0 or every.max() > MOST_CLASSES:
         span = f"{every.min()} to {every.max()}" if every.size else "missing"
         raise RequestError(f"{where}: labels are {span}; expected integers from 0")
-    names = tuple(str(label) for label in range(int(every.max()) + 1))
+    count = int(every.max()) + 1
+    if names is not None and len(names) < count:
+        raise RequestError(f"{where}: {len(names)} class names for labels up to {count - 1}")
+    names = names or tuple(map(str, range(count)))
     return {part: array.astype(np.int32) for part, array in arrays.items()}, names
+
+
+def _plain_labels(given: Any, where: str) -> np.ndarray:
+    """Labels of one part as text or i64 [n], of whatever kind they came."""
+    array = _array(given, f"{where}: labels")
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise RequestError(f"{where}: labels have shape {array.shape}; expected one per image")
+    held = {type(label) for label in array.tolist()} if array.dtype.kind in "OT" else set[type]()
+    # So pandas gives text, and integers of a column that once held something else.
+    if held and all(issubclass(each, str) for each in held):
+        return np.asarray(array.tolist(), str)
+    if held == {int}:
+        array = np.asarray(array.tolist())
+    if array.dtype.kind == "U":
+        return array
+    if array.dtype.kind in "iu":
+        return array.astype(np.int64)
+    kinds = " and ".join(sorted(each.__name__ for each in held)) or str(array.dtype)
+    raise RequestError(f"{where}: labels are {kinds}; expected integers or strings")

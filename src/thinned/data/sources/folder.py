@@ -10,10 +10,10 @@ from pathlib import Path
 
 from thinned.core.config import DataConfig
 from thinned.core.errors import RequestError, printable
-from thinned.core.types import Dataset
+from thinned.core.types import Dataset, Split
 from thinned.data import enterable
 from thinned.data.decode import SUFFIXES
-from thinned.data.files import Entry, SplitName, load_files
+from thinned.data.files import Entry, SplitName, class_name, load_files, load_unlabelled
 
 _NOTED = 5
 SPLITS: Mapping[str, SplitName] = {
@@ -32,9 +32,7 @@ class ImageFolder:
     """A tree of image files whose folders name the classes.
 
     Either ``train/CLASS/...``, with ``validation/`` and ``test/`` where there are any, or
-    ``CLASS/...`` alone. Inside a class, folders of any depth are searched; hidden files, and files
-    that are no images by their name, are passed over. Links to folders are followed for classes,
-    not below them, so that no loop can be walked.
+    ``CLASS/...`` alone. Inside a class, folders of any depth are searched, see `image_files`.
     """
 
     path: Path
@@ -63,6 +61,17 @@ class ImageFolder:
         )
         where = str(self.path)
         return load_files(self.name, where, entries, classes, self.options, self.seed, notes)
+
+    def unlabelled(self) -> Split:
+        """The test images, or all images below where there are no folders of splits.
+
+        Raises:
+            RequestError: there are no images.
+        """
+        names = {top.name.lower() for top in _folders(self.path)}
+        if "train" in (SPLITS.get(name) for name in names):
+            return self.load().test
+        return load_unlabelled(str(self.path), image_files(self.path), self.options)
 
     def entries(self) -> tuple[list[Entry], tuple[str, ...]]:
         """The image files, sorted, and the names of the classes, sorted.
@@ -104,7 +113,7 @@ class ImageFolder:
             taken: dict[str, Path] = {}
             for folder in folders:
                 # A name that is no UTF-8 could neither be shown nor saved as it is.
-                name = printable(folder.name)
+                name = class_name(folder.name)
                 if taken.setdefault(name, folder) != folder:
                     raise RequestError(f"two class folders of {root} have one name, {name}")
                 if root.resolve().is_relative_to(folder.resolve()):
@@ -122,25 +131,57 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _images(folder: Path, passed: Counter[str]) -> list[Path]:
-    def refuse(error: OSError) -> None:
-        raise RequestError(f"cannot read folder {error.filename}: {error.strerror}") from error
-
-    found: list[Path] = []
-    for base, inner, names in os.walk(folder, onerror=refuse):
-        try:
-            enterable(Path(base))
-        except OSError as error:
-            refuse(error)
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        for name in names:
-            suffix = Path(name).suffix.lower()
-            if suffix in SUFFIXES and not name.startswith("."):
-                found.append(Path(base, name))
-            elif not name.startswith("."):
-                passed[printable(suffix)] += 1
+    found = image_files(folder, passed)
     if not found:
         raise RequestError(
             f"class folder {folder} holds no images (JPEG, PNG, WebP, BMP, GIF, TIFF): "
             "fill it, or take it away"
         )
+    return found
+
+
+def image_files(folder: Path, passed: Counter[str] | None = None) -> list[Path]:
+    """The image files in a folder and below it, sorted: the same for every command.
+
+    Hidden files and folders, and files that are no images by their name, are passed over. Links to
+    folders are followed, but not to a folder above; each folder is entered once, so that no loop
+    can be walked.
+
+    Args:
+        folder: where to look.
+        passed: counts the endings of files that are no images.
+
+    Raises:
+        RequestError: a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise RequestError(f"cannot read folder {error.filename}: {error.strerror}") from error
+
+    found: list[Path] = []
+    entered: set[str] = set()
+    for base, inner, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(base)
+        # Above would be the images of other classes, too.
+        if real in entered or _is_above(real, base):
+            inner.clear()
+            continue
+        entered.add(real)
+        try:
+            enterable(Path(base))
+        except OSError as error:
+            refuse(error)
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        for name in names:
+            suffix = Path(name).suffix.lower()
+            if suffix in SUFFIXES and not name.startswith("."):
+                found.append(Path(base, name))
+            elif not name.startswith(".") and passed is not None:
+                passed[printable(suffix)] += 1
     return sorted(found)
+
+
+def _is_above(real: str, base: str) -> bool:
+    """Whether a link leads to a folder that holds the link."""
+    around = os.path.realpath(os.path.dirname(base))
+    return os.path.islink(base) and os.path.commonpath([real, around]) == real

@@ -18,7 +18,16 @@ from thinned.core.disk import cache_folder
 from thinned.core.errors import RequestError
 from thinned.core.types import Dataset, LeftOut
 from thinned.data.decode import Header, decode, or_reason, read_header
-from thinned.data.files import SplitName, class_order, dataset_of, form_for, in_parallel, manner
+from thinned.data.files import (
+    SplitName,
+    class_order,
+    dataset_of,
+    form_for,
+    in_parallel,
+    manner,
+    refuse_lost_test,
+    state_of,
+)
 from thinned.data.pack import open_pack, write_pack
 from thinned.data.sources.folder import SPLITS
 from thinned.data.sources.table import LABELS
@@ -116,8 +125,7 @@ def _kinds(features: Any, where: str) -> bool:
 
 def _state(folder: Path) -> str:
     """Changes with the files of a prepared data set."""
-    files = sorted(folder.glob("*"))
-    return repr([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
+    return repr([(file.name, state_of(file)) for file in sorted(folder.glob("*"))])
 
 
 def _records(sources: Parts, classes: tuple[str, ...]) -> Iterator[_Row]:
@@ -241,13 +249,15 @@ def _joined(name: str, where: str, found: _Found, options: DataConfig, seed: int
         enumerate(in_parallel(one, noted())),
         {"labels": labels, "splits": splits},
     )
+    kept_splits = np.asarray(pack.beside["splits"], str)[pack.kept]
+    refuse_lost_test(where, pack.beside["splits"], set(kept_splits.tolist()))
     left_out = tuple(LeftOut(f"{where}[{i}]", why) for i, why in pack.reasons.items())
     return dataset_of(
         name,
         where,
         pack.images,
         np.asarray(pack.beside["labels"], np.int32)[pack.kept],
-        np.asarray(pack.beside["splits"], str)[pack.kept],
+        kept_splits,
         found.classes,
         options,
         seed,

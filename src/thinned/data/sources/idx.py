@@ -10,19 +10,19 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from thinned.core.config import DataConfig
 from thinned.core.errors import RequestError
-from thinned.core.types import Dataset, Split
-from thinned.data import read_only, regular
+from thinned.core.types import Dataset
+from thinned.data import LARGEST_BYTES, read_only, regular
+from thinned.data.sources.arrays import Arrays
 
 UNSIGNED_BYTE = 0x08
-LARGEST_BYTES = 16 * 2**30
-"""Files that unpack to more are refused: data in memory have to fit there."""
 _BLOCK_BYTES = 1 << 20
 _MOST_DIMENSIONS = 4
 _AGAIN = "fetch or unpack it again"
@@ -35,9 +35,13 @@ class IdxFolder:
     Attributes:
         path: the folder. It holds train-images-idx3-ubyte, train-labels-idx1-ubyte and the same
             with t10k, each with or without .gz, and with - or . before idx.
+        options: size and channels to bring images to, if any.
+        seed: of the run; which images are which is named by the files.
     """
 
     path: Path
+    options: DataConfig = field(default_factory=DataConfig)
+    seed: int = 0
 
     @property
     def name(self) -> str:
@@ -50,10 +54,13 @@ class IdxFolder:
         Raises:
             RequestError: a file is missing, damaged or of another kind, or they do not fit.
         """
-        train, test = self._split("train"), self._split("t10k")
-        return checked(self.name, train, test, str(self.path))
+        parts = {
+            part: self._part(prefix) for part, prefix in (("train", "train"), ("test", "t10k"))
+        }
+        found = Arrays(parts, self.options, self.seed, name=str(self.path)).load()
+        return replace(found, name=self.name)
 
-    def _split(self, prefix: str) -> Split:
+    def _part(self, prefix: str) -> tuple[np.ndarray, np.ndarray]:
         images_at = self._find(f"{prefix}-images", "idx3")
         labels_at = self._find(f"{prefix}-labels", "idx1")
         images, labels = read_images(images_at), read_labels(labels_at)
@@ -62,7 +69,7 @@ class IdxFolder:
                 f"{images_at} has {len(images)} images, but {labels_at} has {len(labels)} labels: "
                 "take both from one data set"
             )
-        return Split(images, labels)
+        return images, labels
 
     def _find(self, stem: str, rank: str) -> Path:
         names = [f"{stem}{dot}{rank}-ubyte{end}" for dot in "-." for end in ("", ".gz")]
@@ -81,32 +88,6 @@ class IdxFolder:
                 f"{self.path} lacks {names[0]} (or {names[1]}): IDX data need four files"
             )
         return found[0]
-
-
-def checked(name: str, train: Split, test: Split, where: str) -> Dataset:
-    """A dataset of two splits that fit together, with classes 0 up to the largest label.
-
-    Raises:
-        RequestError: other image sizes in test than in train, one class only, or a test label that
-            no training image has.
-    """
-    if train.images.shape[1:] != test.images.shape[1:]:
-        raise RequestError(
-            f"{where}: training images are {train.images.shape[1:]} but test images "
-            f"{test.images.shape[1:]} (height, width, channel): take both from one data set"
-        )
-    seen = np.unique(train.labels)
-    if len(seen) < 2:
-        raise RequestError(
-            f"{where}: all training labels are {seen[0]}: give data of at least two classes"
-        )
-    unknown = np.setdiff1d(test.labels, seen)
-    if len(unknown):
-        raise RequestError(
-            f"{where}: test label {unknown[0]} is no label of a training image: "
-            "take both from one data set"
-        )
-    return Dataset(name, train, test, tuple(str(label) for label in range(int(seen.max()) + 1)))
 
 
 def read_images(path: Path) -> np.ndarray:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from thinned.core.config import Config, DataConfig
 from thinned.core.errors import RequestError, printable
-from thinned.core.types import Dataset, Split
+from thinned.core.types import Dataset
 from thinned.data import enterable, regular
-from thinned.data.sources.arrays import Npz, fit_arrays
+from thinned.data.sources.arrays import Npz
 from thinned.data.sources.cifar import CifarFolder
 from thinned.data.sources.folder import ImageFolder
 from thinned.data.sources.hub import HuggingFace, Tfds
@@ -89,7 +86,7 @@ def _open_folder(path: Path, data: DataConfig, seed: int) -> Source:
     if not names:
         raise RequestError(f"data folder {path} is empty")
     if any("-ubyte" in name for name in names):
-        return Formed(IdxFolder(path), data)
+        return IdxFolder(path, data, seed)
     if CifarFolder.fits(names):
         return CifarFolder(path, data, seed)
     if "data_batch_1" in names or ("meta" in names and "train" in names):
@@ -111,32 +108,6 @@ def _open_file(path: Path, data: DataConfig, seed: int) -> Source:
         return kinds[path.suffix.lower()](regular(path), data, seed)
     except OSError as error:
         raise RequestError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-@dataclass(frozen=True)
-class Formed:
-    """A source of arrays in their own size, brought to the size that is asked for."""
-
-    source: IdxFolder
-    options: DataConfig
-
-    @property
-    def name(self) -> str:
-        """The source's own name."""
-        return self.source.name
-
-    def load(self) -> Dataset:
-        """Load, then resize.
-
-        Raises:
-            RequestError: as the source.
-        """
-        found = self.source.load()
-        splits = {
-            name: Split(fit_arrays(np.asarray(split.images), self.options), split.labels)
-            for name, split in (("train", found.train), ("test", found.test))
-        }
-        return replace(found, **splits)
 
 
 def load_data(config: Config) -> Dataset:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from thinned.core.config import DataConfig
-from thinned.core.errors import RequestError
+from thinned.core.errors import RequestError, printable
 from thinned.core.types import Dataset
-from thinned.data.files import Entry, class_order, load_files
+from thinned.data.files import Entry, class_name, class_order, load_files
 from thinned.data.sources.folder import SPLITS
 
 _PATHS = ("path", "file", "filename", "file_name", "image")
 LABELS = ("label", "class", "category", "target")
 _SPLIT = "split"
+_MOST_ROWS = 5_000_000
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Table:
         Raises:
             RequestError: as `load`.
         """
-        rows = list(self._rows())
+        rows = [{_folded(name): row[name] for name in row} for row in self._rows()]
         if not rows:
             raise RequestError(f"{self.path} has no rows")
         at, labelled = _column(rows[0], _PATHS, self.path), _column(rows[0], LABELS, self.path)
@@ -59,20 +61,33 @@ class Table:
             raise RequestError(
                 f"{self.path} holds images, not paths of them: read it with --data hf:{self.path}"
             )
-        texts = [self._text(row, labelled, number) for number, row in enumerate(rows, 2)]
+        texts = [
+            class_name(self._text(row, labelled, number)) for number, row in enumerate(rows, 2)
+        ]
         classes = tuple(sorted(set(texts), key=class_order))
         codes = {text: label for label, text in enumerate(classes)}
-        entries: list[Entry] = []
+        entries: dict[Path, Entry] = {}
         for number, (row, text) in enumerate(zip(rows, texts, strict=True), 2):
-            file = self._text(row, at, number)
-            if "\0" in file:
-                raise RequestError(f"{self.path} line {number}: a path holds a null character")
-            split = str(row.get(_SPLIT) or "").lower()
-            if split and split not in SPLITS:
-                raise RequestError(f"{self.path} line {number}: split {split!r} is unknown")
-            known = SPLITS[split] if split else None
-            entries.append(Entry(self.path.parent / file, codes[text], known))
-        return entries, classes
+            entry = self._entry(row, at, codes[text], number)
+            # A file in two rows is one image: it must not be trained on and tested on.
+            before = entries.setdefault(entry.path, entry)
+            if before != entry:
+                what = "label" if before.label != entry.label else "split"
+                raise RequestError(
+                    f"{self.path} line {number}: {printable(entry.path)} is in a row before with "
+                    f"another {what}"
+                )
+        return list(entries.values()), classes
+
+    def _entry(self, row: Mapping[str, Any], at: str, label: int, line: int) -> Entry:
+        file = self._text(row, at, line)
+        if "\0" in file:
+            raise RequestError(f"{self.path} line {line}: a path holds a null character")
+        split = str(row.get(_SPLIT) or "").strip().lower()
+        if split and split not in SPLITS:
+            raise RequestError(f"{self.path} line {line}: split {split!r} is unknown")
+        path = Path(os.path.normpath(self.path.parent / file))
+        return Entry(path, label, SPLITS[split] if split else None)
 
     def _text(self, row: Mapping[str, Any], column: str, line: int) -> str:
         value = row.get(column)
@@ -98,8 +113,13 @@ class Table:
             raise RequestError(f"{self.path} is no CSV table in UTF-8: {error}") from error
 
 
+def _folded(name: object) -> str:
+    """The name of a column as it is compared: without blanks around it, in small letters."""
+    return str(name).strip().casefold()
+
+
 def _column(row: Mapping[str, Any], names: tuple[str, ...], path: Path) -> str:
-    found = [name for name in row if str(name).strip().lower() in names]
+    found = [name for name in row if name in names]
     if not found:
         held = ", ".join(str(name) for name in row)[:200]
         raise RequestError(f"{path} has no column {' or '.join(names)}; it has {held}")
@@ -114,8 +134,14 @@ def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
             f"{path} needs pyarrow: install it with pip install 'thinned[parquet]'"
         ) from error
     try:
-        table: Any = parquet.read_table(path)
-        rows: list[dict[str, Any]] = table.to_pylist()
+        file: Any = parquet.ParquetFile(path)
+        count = file.metadata.num_rows
+        # A file of a few bytes may hold any number of equal rows.
+        if count > _MOST_ROWS:
+            raise RequestError(f"{path} has {count:,} rows: no more than {_MOST_ROWS:,} are read")
+        known = {*_PATHS, *LABELS, _SPLIT}
+        columns = [name for name in file.schema_arrow.names if _folded(name) in known]
+        rows: list[dict[str, Any]] = file.read(columns or None).to_pylist()
     except (ArrowException, OSError) as error:
         raise RequestError(f"{path} is no whole Parquet file: {str(error)[:100]}") from error
     yield from rows
