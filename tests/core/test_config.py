@@ -13,7 +13,7 @@ from thinned.core.config import (
     DataConfig,
     DropoutConfig,
     Option,
-    differences,
+    changed_options,
     load,
     options,
     recipe,
@@ -130,9 +130,9 @@ def test_the_printed_tutorial_is_data():
 def test_only_what_cannot_alter_the_past_may_change():
     past = Config()
     later = dataclasses.replace(past, epochs=20, checkpoint_every_s=1.0)
-    assert differences(past, later) == []
+    assert changed_options(past, later) == []
     other = with_values(past, {"dropout": {"rate": 0.1}, "seed": 1}, "test")
-    assert differences(past, other) == [
+    assert changed_options(past, other) == [
         "--dropout.rate: was unset, asked for 0.1",
         "--seed: was 0, asked for 1",
     ]

@@ -19,7 +19,7 @@ from thinned.data.sources.folder import ImageFolder
 from thinned.data.sources.load import load_data
 from thinned.runs import predictions as trust
 from thinned.runs.files import columns, predict_files, write_rows
-from thinned.runs.run import _new_folder
+from thinned.runs.train import _new_folder
 from thinned.runs.verify import differing
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from thinned.cli.main import main
 from thinned.core.errors import RequestError
-from thinned.studies.comparison import differences
+from thinned.studies.comparison import paired_differences
 from thinned.studies.outcomes import Outcome, Row
 from thinned.studies.reproduce import Reproduction, Result, names, reproduce
 
@@ -107,7 +107,7 @@ def test_the_order_is_told_with_what_is_more_than_the_noise():
             row.arm.name: {s: o.scores["test"]["accuracy"] for s, o in row.outcomes.items()}
             for row in rows
         }
-        found = differences(accuracies, study.baseline)["Gaussian"]
+        found = paired_differences(accuracies, study.baseline)["Gaussian"]
         return Result(wanted, "smoke", study, [rows[0], replace(rows[1], difference=found)], {})
 
     clear = told([1.1, 1.2, 1.15], [0.9, 1.01, 0.94])
