@@ -23,9 +23,13 @@ from thinned.data.sources.arrays import Arrays
 from thinned.data.sources.load import load_data
 from thinned.engine.logs import MetricsLog
 from thinned.engine.loop import Progress, StopSignal
-from thinned.runs.environment import environment_changes, git_revision, recorded_digest
+from thinned.runs.environment import (
+    environment_changes,
+    git_revision,
+    recorded_digest,
+    usable_cores,
+)
 from thinned.runs.verify import differing
-from thinned.studies.workers import usable_cores
 
 
 def config_for(tiny_data: Path, **changes) -> Config:

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ SETTINGS = (
 """JAX's settings under which a seed means another network, or a product other bits."""
 
 _THREADS = "PJRT_NPROC"
+# Linux has it.
+_AFFINITY: Callable[[int], Set[int]] | None = getattr(os, "sched_getaffinity", None)
 
 VERSIONED = ("thinned", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 """Packages whose versions a run records: another version may give other bits."""
@@ -41,7 +44,7 @@ def describe_environment(data_name: str, data_sha256: str) -> dict[str, Any]:
         "packages": {name: _version(name) for name in VERSIONED},
         "device": {"platform": device.platform, "kind": device.device_kind},
         "cpu_count": os.cpu_count(),
-        "cpu_affinity": _usable_cores(),
+        "cpu_affinity": len(usable_cores()),
         "cpu_threads": _threads_in_force(),
         "settings": {name: getattr(jax.config, name) for name in SETTINGS},
         "git_revision": git_revision(Path(str(importlib.resources.files("thinned")))),
@@ -120,16 +123,19 @@ def _threads_in_force() -> int:
         return _IN_FORCE[0]
     given = os.environ.get(_THREADS)
     if given is None:
-        return _usable_cores()
+        return len(usable_cores())
     if not given.isdecimal() or int(given) < 1:
         raise RequestError(f"{_THREADS} is {given!r}: must be a whole number of at least 1")
     return int(given)
 
 
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def usable_cores(affinity: Callable[[int], Set[int]] | None = _AFFINITY) -> list[int]:
+    """The CPU cores that this process may use, ascending.
+
+    Args:
+        affinity: the system's answer for a process; None where it has none: then all of them.
+    """
+    return list(range(os.cpu_count() or 1)) if affinity is None else sorted(affinity(0))
 
 
 def _has_started() -> bool:

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from multiprocessing import connection, resource_tracker
 from pathlib import Path
 from typing import Any, cast
@@ -15,13 +15,12 @@ from typing import Any, cast
 from thinned.core.config import Config
 from thinned.core.errors import ThinnedError
 from thinned.engine.loop import Stopped, StopSignal
+from thinned.runs.environment import usable_cores
 from thinned.studies.jobs import Job, run_jobs
 from thinned.studies.outcomes import Outcome
 
 # Between two looks at whether a signal came.
 _PATIENCE_S = 0.2
-# Linux has it.
-_AFFINITY: Callable[[int], Set[int]] | None = getattr(os, "sched_getaffinity", None)
 
 
 def share(
@@ -81,15 +80,6 @@ def share(
         raise ThinnedError(
             f"a process of the study ended early: go on with the same command, --name {folder.name}"
         )
-
-
-def usable_cores(affinity: Callable[[int], Set[int]] | None = _AFFINITY) -> list[int]:
-    """The CPU cores that this process may use, ascending.
-
-    Args:
-        affinity: the system's answer for a process; None where it has none: then all of them.
-    """
-    return list(range(os.cpu_count() or 1)) if affinity is None else sorted(affinity(0))
 
 
 def dealt(jobs: Sequence[Job], processes: int) -> list[list[Job]]:

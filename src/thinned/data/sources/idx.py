@@ -36,12 +36,10 @@ class IdxFolder:
         path: the folder. It holds train-images-idx3-ubyte, train-labels-idx1-ubyte and the same
             with t10k, each with or without .gz, and with - or . before idx.
         options: size and channels to bring images to, if any.
-        seed: of the run; which images are which is named by the files.
     """
 
     path: Path
     options: DataConfig = field(default_factory=DataConfig)
-    seed: int = 0
 
     @property
     def name(self) -> str:
@@ -57,7 +55,7 @@ class IdxFolder:
         parts = {
             part: self._part(prefix) for part, prefix in (("train", "train"), ("test", "t10k"))
         }
-        found = Arrays(parts, self.options, self.seed, name=str(self.path)).load()
+        found = Arrays(parts, self.options, name=str(self.path)).load()
         return replace(found, name=self.name)
 
     def _part(self, prefix: str) -> tuple[np.ndarray, np.ndarray]:

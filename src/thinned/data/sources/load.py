@@ -86,7 +86,8 @@ def _open_folder(path: Path, data: DataConfig, seed: int) -> Source:
     if not names:
         raise RequestError(f"data folder {path} is empty")
     if any("-ubyte" in name for name in names):
-        return IdxFolder(path, data, seed)
+        # No seed: the files say which images are tested on, so that runs of several share them.
+        return IdxFolder(path, data)
     if CifarFolder.fits(names):
         return CifarFolder(path, data, seed)
     if "data_batch_1" in names or ("meta" in names and "train" in names):
