@@ -124,15 +124,20 @@ def config_values(draw: random.Random, folder: Path) -> list[str]:
     if draw.random() < 0.2:
         values[draw.choice(["data", "optim", "dropout", "mlp", "recipe"])] = bad_value(draw)
     if draw.random() < 0.3:
-        (folder / "c.json").write_text(json.dumps(values, default=str), "utf-8")
+        (folder / "c.json").write_bytes(_as_json(values))
         return _train(folder, "c.json")
-    # Whole numbers of more digits than Python prints by itself are written by hand.
     text = yaml.dump(_short(values), allow_unicode=True).replace("HUGE", "1" + "0" * 5000)
-    (folder / "c.yaml").write_text(text, "utf-8", errors="surrogatepass")
+    (folder / "c.yaml").write_text(text, "utf-8")
     return _train(folder, "c.yaml")
 
 
+def _as_json(values: Any) -> bytes:
+    text = json.dumps(_short(values), default=str)
+    return text.replace('"HUGE"', "1" + "0" * 5000).encode()
+
+
 def _short(value: Any) -> Any:
+    """The same with a word for whole numbers of more digits than Python writes by itself."""
     if isinstance(value, dict):
         return {key: _short(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -228,7 +233,7 @@ def _word(draw: random.Random) -> str:
 
 def encoded(draw: random.Random, side: int | None = None) -> tuple[bytes, str]:
     """An image file of any mode, format and size, perhaps an odd one."""
-    modes = {"PNG": "1 L LA P RGB RGBA I;16 I", "JPEG": "L RGB CMYK", "GIF": "L P RGB"}
+    modes = {"PNG": "1 L LA P RGB RGBA I;16", "JPEG": "L RGB CMYK", "GIF": "L P RGB"}
     modes |= {"BMP": "1 L P RGB", "TIFF": "1 L LA RGB RGBA CMYK F I;16 I LAB", "WEBP": "RGB RGBA"}
     kind = draw.choice(list(modes))
     size = (side, side) if side else draw.choice([(1, 1), (8, 8), (9, 30), (1, 900), (700, 2)])
@@ -525,8 +530,7 @@ def _other_json(data: bytes, draw: random.Random) -> bytes:
             del section[key]
         break
     odd = [b"[]", b"null", b"7", b"[" * 100_000, b'{"a": ' * 3000]
-    text = json.dumps(_short(whole), default=str).encode().replace(b'"HUGE"', b"1" + b"0" * 5000)
-    lines[at] = draw.choice(odd) if draw.random() < 0.2 else text
+    lines[at] = draw.choice(odd) if draw.random() < 0.2 else _as_json(whole)
     return b"\n".join(lines) + b"\n"
 
 
@@ -536,16 +540,18 @@ def run_names(draw: random.Random, folder: Path) -> list[str]:
     name = draw.choice(NAMES) if draw.random() < 0.7 else draw.choice(NAMES) + draw.choice(NAMES)
     small = ["--data", data, "--model", "mlp", "--mlp.hidden", "4", "--epochs", "1"]
     made = ["--batch-size", "8", "--quiet"]
+    # Where an option may name any folder, outside and the whole disk are no fault of the answer.
+    inside = "./" + name.replace("..", "")
     return draw.choice(
         [
             ["train", *small, *made, f"--name={name}"],
             ["train", *small, *made, f"--name={name}"],
-            ["train", *small, *made, f"--runs={name}", "--name", "r"],
+            ["train", *small, *made, f"--runs={inside}", "--name", "r"],
             ["train", "--resume", name],
             ["study", *small, "--seeds", "1", f"--name={name}"],
             ["evaluate", name],
             ["predict", name, name],
-            ["data", "inspect", name],
+            ["data", "inspect", inside],
             ["train", *small, *made, "-c", name],
         ]
     )
