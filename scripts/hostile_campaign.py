@@ -21,14 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hostile_inputs
-import jax
 
 from thinned.cli.main import main as thinned_main
 from thinned.core.errors import printable
 
 PATIENCE_S = 15.0
 """Then Ctrl-C is pressed; after as long again, the input has failed."""
-MOST_LINES = 6
+MOST_LINES = 4
 
 
 class NoAnswer(BaseException):
@@ -161,6 +160,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="draws them (0)")
     parser.add_argument("--only", help="one input again, as FAMILY/INDEX")
     given = parser.parse_args()
+    # As thinned.__main__ has it, before JAX is imported.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import jax
+
     answers: dict[str, list[Answer]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="thinned-hostile-") as folder:
         os.environ["XDG_CACHE_HOME"] = str(Path(folder, "cache"))

@@ -5,11 +5,15 @@ that it chooses comes from the `random.Random` that it is given.
 """
 
 import dataclasses
+import datetime
+import gzip
 import io
 import json
 import random
 import shutil
+import struct
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,15 +97,14 @@ def misspelt(word: str, draw: random.Random) -> str:
 
 
 def bad_value(draw: random.Random, depth: int = 0) -> Any:
-    import datetime
-
-    plain = [None, True, False, datetime.date(2024, 2, 29), datetime.datetime.min, b"\xff\x00"]
-    kind = draw.randrange(5 if depth < 3 else 3)
-    if kind == 3:
+    """A value that hardly any option takes."""
+    plain = [None, True, False, datetime.date(2024, 2, 29), datetime.datetime.min]
+    kind = draw.choices(["number", "text", "plain", "list", "section"], [4, 2, 1, 1, 1])[0]
+    if depth < 3 and kind == "list":
         return [bad_value(draw, depth + 1) for _ in range(draw.randrange(4))]
-    if kind == 4:
+    if depth < 3 and kind == "section":
         return {str(draw.choice(TEXTS)): bad_value(draw, depth + 1) for _ in range(2)}
-    return draw.choice([NUMBERS, TEXTS, plain][kind])
+    return draw.choice({"number": NUMBERS, "text": TEXTS}.get(kind, plain))
 
 
 def _train(folder: Path, file: str) -> list[str]:
@@ -171,6 +174,7 @@ def config_texts(draw: random.Random, folder: Path) -> list[str]:
         b"epochs: !!omap [a: 1]\n",
         b"seed: !!int 'x'\n",
         b"seed: !!float []\n",
+        b"seed: !!binary /w==\n",
         b"seed: !!timestamp 9999-99-99\n",
         b"seed: 2024-02-31\n",
         b"seed: 1:60:99\n",
@@ -200,24 +204,47 @@ def config_texts(draw: random.Random, folder: Path) -> list[str]:
     return ["doctor", file, "--draws", "8"] if draw.random() < 0.2 else _train(folder, file)
 
 
+OWN_FLAGS = {
+    "study": "vary seeds baseline random search processes name",
+    "find-lr": "low high steps out",
+    "models": "size channels classes own",
+    "predict": "samples calibrated risk format out",
+    "evaluate": "data.path samples calibrated ood worth corrupt format out",
+    "reproduce": "budget rows seeds processes",
+    "calibrate": "debug",
+    "report": "out samples ood figures",
+    "doctor": "draws",
+    "verify-resume": "kills",
+    "data": "clear",
+    "train": "resume config quiet name runs",
+}
+"""Flags of commands beside those of a config."""
+
+
 def flags(draw: random.Random, folder: Path) -> list[str]:
     """Options of the command line: misspelt, with bad values or none, in the wrong place."""
-    data = str(tiny(folder))
-    small = ["--model", "mlp", "--mlp.hidden", "4", "--epochs", "1", "--data", data]
-    commands = ["train", "train", "study", "find-lr", "models", "predict", "evaluate", "reproduce"]
-    commands += ["calibrate", "report", "data", "doctor", "verify-resume", "nonsense", ""]
-    command = draw.choice(commands)
-    words = [command, *(small if command in ("train", "study", "find-lr") else [])]
-    if command == "study":
+    small = ["--model", "mlp", "--mlp.hidden", "4", "--epochs", "1", "--batch-size", "8"]
+    small += ["--data", str(tiny(folder))]
+    command = draw.choice([*OWN_FLAGS, "train", "train", "study", "study", "find-lr", "nonsense"])
+    # Else what is wrong elsewhere would cost the minutes of what is right.
+    short = {
+        "study": ["--seeds", "1"],
+        "find-lr": ["--steps", "20"],
+        "verify-resume": ["--kills=0"],
+    }
+    words = [command, *short.get(command, [])]
+    names = OWN_FLAGS.get(command, "debug").split()
+    if command in ("train", "study", "find-lr", "verify-resume"):
+        words += small
+        names = draw.choice([names, options(), options()])
+    if command == "study" and draw.random() < 0.5:
         option = draw.choice(options())
-        shown = [draw.choice(["", "=", f"{option}=", f"{option}=1:0:-1", f"{option}=0:1:0"])]
-        shown += [f"{option}={_word(draw)},{_word(draw)}", f"{option}=0:1e9:1e-9", _word(draw)]
-        words += ["--seeds", "1", "--vary", draw.choice(shown)]
-    if command == "verify-resume":
-        words += ["--kills", draw.choice(["0", "-1", "x", ""])]
-    for _ in range(draw.randint(0 if command == "study" else 1, 2)):
-        name = draw.choice(options()).replace("_", "-")
-        flag = "--" + (misspelt(name, draw) if draw.random() < 0.3 else name)
+        varied = ["", "=", f"{option}=", f"{option}=1:0:-1", f"{option}=0:1:0", _word(draw)]
+        varied += [f"{option}={_word(draw)},{_word(draw)}", f"{option}=0:1e9:1e-9"]
+        return [*words, "--vary", draw.choice(varied)]
+    for _ in range(draw.randint(1, 2)):
+        name = draw.choice(names).replace("_", "-")
+        flag = "--" + (misspelt(name, draw) if draw.random() < 0.2 else name)
         words += draw.choice(
             [[flag, _word(draw)], [f"{flag}={_word(draw)}"], [flag], [_word(draw)]]
         )
@@ -247,8 +274,6 @@ def encoded(draw: random.Random, side: int | None = None) -> tuple[bytes, str]:
 
 def bomb(width: int, height: int) -> bytes:
     """A PNG of a few bytes that claims to be huge."""
-    import struct
-    import zlib
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         held = kind + body
@@ -434,8 +459,6 @@ def _csv(draw: random.Random, folder: Path) -> list[str]:
 
 
 def _idx(draw: random.Random, folder: Path) -> list[str]:
-    import gzip
-
     (base := folder / "idx").mkdir()
     for split in ("train", "t10k"):
         held = arrays(draw)
@@ -548,7 +571,7 @@ def run_names(draw: random.Random, folder: Path) -> list[str]:
             ["train", *small, *made, f"--name={name}"],
             ["train", *small, *made, f"--runs={inside}", "--name", "r"],
             ["train", "--resume", name],
-            ["study", *small, "--seeds", "1", f"--name={name}"],
+            ["study", *small, "--batch-size", "8", "--seeds", "1", f"--name={name}"],
             ["evaluate", name],
             ["predict", name, name],
             ["data", "inspect", inside],
