@@ -381,8 +381,8 @@ def image_folders(draw: random.Random, folder: Path) -> list[str]:
         "\udcff",
     ]
     for split in splits:
-        for name in draw.sample(names[: draw.choice([2, 3, 11])], draw.randint(1, 2)):
-            for _ in range(draw.choice([0, 1, 5, 8])):
+        for name in draw.sample(names[: draw.choice([2, 3, 11])], draw.choice([1, 2, 2, 2])):
+            for _ in range(draw.choice([0, 3, 5, 5, 8, 8])):
                 inner = draw.choice(["", "", "deep/er"])
                 put_image(draw, base / split / name / inner, sound)
         if draw.random() < 0.1 and (base / split).is_dir():
@@ -399,7 +399,7 @@ def image_files(draw: random.Random, folder: Path) -> list[str]:
     for _ in range(draw.randint(1, 4)):
         put_image(draw, given, 0.2)
     paths = [str(path.relative_to(folder)) for path in sorted(given.iterdir())]
-    paths = draw.choice([paths, ["given"], [*paths, "given/none.png"], []])
+    paths = draw.choice([paths, paths, ["given"], ["given"], [*paths, "given/none.png"]])
     extra = draw.choice([[], [], ["--format", "csv"], ["--format", "json", "--out", "o.json"]])
     extra = draw.choice([extra, extra, ["--samples", "4"], ["--risk", _word(draw)]])
     return ["predict", "whole", *paths, *extra]
@@ -501,14 +501,16 @@ def run_folders(draw: random.Random, folder: Path) -> list[str]:
         # The named ones are few among the many of the checkpoints.
         named = [path for path in files if path.parent == run]
         _damage(draw.choice(draw.choice([named, files])), draw)
-    small = ["--epochs", draw.choice(["1", "2", "3"])]
+    small = ["--epochs", draw.choice(["1", "2", "3", "3", "3"])]
+    (folder / "x.png").write_bytes(encoded(draw, 8)[0])
     return draw.choice(
         [
             ["train", "--resume", "whole", *small],
             ["train", "--resume", "whole", *small],
             ["evaluate", "whole"],
             ["evaluate", "whole", "--samples", "2"],
-            ["predict", "whole", "whole"],
+            ["predict", "whole", "x.png"],
+            ["predict", "whole", "x.png", "--calibrated", "--risk", "0.5"],
             ["calibrate", "whole"],
             ["doctor", "whole", "--draws", "8"],
         ]
