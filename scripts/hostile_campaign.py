@@ -160,14 +160,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="draws them (0)")
     parser.add_argument("--only", help="one input again, as FAMILY/INDEX")
     given = parser.parse_args()
-    # As thinned.__main__ has it, before JAX is imported.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import jax
-
     answers: dict[str, list[Answer]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="thinned-hostile-") as folder:
         os.environ["XDG_CACHE_HOME"] = str(Path(folder, "cache"))
         whole = whole_run(Path(folder))
+        # Not before: the command line says how much JAX may say.
+        import jax
+
         if given.only:
             family, _, index = given.only.partition("/")
             answer = one(family, given.seed, int(index), whole)

@@ -11,7 +11,6 @@ from conftest import blobs, write_idx
 from PIL import Image
 
 import thinned
-from thinned.__main__ import main as program
 from thinned.cli.main import main, parse
 from thinned.core.config import Config, flag, options
 
@@ -363,17 +362,3 @@ def test_names_are_written_in_whatever_the_terminal_can_show(tmp_path):
     assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
     assert rb"d\xff cannot be saved in a run" in done.stderr
     assert not (tmp_path / "runs").exists()
-
-
-def test_lines_of_xla_are_hidden_unless_the_user_asks_for_them(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["thinned", "--version"])
-    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
-    for said, meant in ((None, "3"), ("0", "0")):
-        if said is None:
-            del os.environ["TF_CPP_MIN_LOG_LEVEL"]
-        else:
-            os.environ["TF_CPP_MIN_LOG_LEVEL"] = said
-        with pytest.raises(SystemExit) as left:
-            program()
-        assert (left.value.code, os.environ["TF_CPP_MIN_LOG_LEVEL"]) == (0, meant)
-    assert capsys.readouterr().out.startswith("thinned ")
