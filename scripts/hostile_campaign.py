@@ -27,7 +27,7 @@ from thinned.core.errors import printable
 
 PATIENCE_S = 15.0
 """Then Ctrl-C is pressed; after as long again, the input has failed."""
-MOST_LINES = 4
+MOST_LINES = 5
 
 
 class NoAnswer(BaseException):

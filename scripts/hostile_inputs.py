@@ -363,7 +363,7 @@ def _looked_at(path: str, draw: random.Random) -> list[str]:
 
 def image_folders(draw: random.Random, folder: Path) -> list[str]:
     """Folders of images in every layout, good and bad, with good and bad files in them."""
-    base, sound = folder / "photos", draw.choice([0.0, 0.6, 0.9])
+    base, sound = folder / "photos", draw.choice([0.0, 0.7, 0.9, 0.9])
     base.mkdir()
     splits = draw.choice([[""], [""], ["train", "test"], ["train", "val", "test"], ["test"]])
     splits = draw.choice([splits, splits, ["train"], ["Train", "other"]])
@@ -381,7 +381,7 @@ def image_folders(draw: random.Random, folder: Path) -> list[str]:
         "\udcff",
     ]
     for split in splits:
-        for name in draw.sample(names[: draw.choice([2, 3, 11])], draw.choice([1, 2, 2, 2])):
+        for name in draw.sample(names[: draw.choice([2, 3, 11])], draw.choice([1, 2, 2, 2, 2, 2])):
             for _ in range(draw.choice([0, 3, 5, 5, 8, 8])):
                 inner = draw.choice(["", "", "deep/er"])
                 put_image(draw, base / split / name / inner, sound)

@@ -271,4 +271,7 @@ def _shapes(arrays: Any) -> list[tuple[str, tuple[int, ...], np.dtype[Any]]]:
 def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, json.JSONDecodeError):
+        # Orbax says neither that it was reading JSON, nor where.
+        return f"it holds a damaged file of JSON ({error})"
     return " ".join(str(error).split())[:160] or type(error).__name__
