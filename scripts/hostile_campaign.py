@@ -27,7 +27,7 @@ from thinned.core.errors import printable
 
 PATIENCE_S = 15.0
 """Then Ctrl-C is pressed; after as long again, the input has failed."""
-MOST_LINES = 5
+MOST_LINES = 6
 
 
 class NoAnswer(BaseException):
@@ -109,7 +109,7 @@ def asked(words: list[str], base: Path) -> Answer:
         faults.append("takes too long")
     if code not in (0, 1, 2, 130):
         faults.append(f"exit code {code}")
-    faults += [f"says {word}" for word in ("Traceback", "unexpected") if word in told]
+    faults += [f"says {word}" for word in ("Traceback", "thinned: unexpected") if word in told]
     if len(told.splitlines()) > MOST_LINES:
         faults.append(f"says {len(told.splitlines())} lines")
     if code in (1, 2) and "thinned: " not in told:
@@ -178,6 +178,7 @@ def main() -> None:
             if number % 40 == 39:
                 # Thousands of programs of other shapes take gigabytes otherwise.
                 jax.clear_caches()
+                print(f"{number + 1} of {given.count}", file=sys.stderr, flush=True)
     show(answers)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"\nmemory at most {peak:.1f} GB", file=sys.stderr)

@@ -211,7 +211,7 @@ OWN_FLAGS = {
     "predict": "samples calibrated risk format out",
     "evaluate": "data.path samples calibrated ood worth corrupt format out",
     "reproduce": "budget rows seeds processes",
-    "calibrate": "debug",
+    "calibrate": "samples",
     "report": "out samples ood figures",
     "doctor": "draws",
     "verify-resume": "kills",
@@ -233,7 +233,7 @@ def flags(draw: random.Random, folder: Path) -> list[str]:
         "verify-resume": ["--kills=0"],
     }
     words = [command, *short.get(command, [])]
-    names = OWN_FLAGS.get(command, "debug").split()
+    names = OWN_FLAGS.get(command, "config").split()
     if command in ("train", "study", "find-lr", "verify-resume"):
         words += small
         names = draw.choice([names, options(), options()])
