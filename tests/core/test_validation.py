@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import thinned
-import thinned.cli
+import thinned.cli.main
 from thinned.core.config import (
     Config,
     DataConfig,
