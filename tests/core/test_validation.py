@@ -16,15 +16,13 @@ from thinned.core.config import (
     DropoutConfig,
     MlpConfig,
     OptimConfig,
-    idle,
     load,
     recipe,
-    refuse_idle,
     to_json,
-    validate,
     with_values,
 )
 from thinned.core.errors import RequestError
+from thinned.core.validation import idle, refuse_idle, validate
 from thinned.studies.arms import grid, varied
 from thinned.studies.study import Study
 

@@ -8,7 +8,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg, subcommand
 
-from thinned.core.config import Config, DataConfig, Option, validate
+from thinned.core.config import Config, DataConfig, Option
+from thinned.core.validation import validate
 
 # JAX is imported only once a command runs: `thinned --help` must answer at once.
 

@@ -10,8 +10,9 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from thinned.core.config import Config, Option, validate
+from thinned.core.config import Config, Option
 from thinned.core.errors import RequestError
+from thinned.core.validation import validate
 from thinned.studies.arms import grid, sample, varied
 
 # JAX is imported only once a command runs: `thinned --help` must answer at once.

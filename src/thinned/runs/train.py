@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from thinned.core.config import Config, changed_options, refuse_idle, to_json, validate
+from thinned.core.config import Config, changed_options, to_json
 from thinned.core.disk import Busy, held, write_whole
 from thinned.core.errors import RequestError, printable
 from thinned.core.rng import fixed_settings
 from thinned.core.types import Dataset
+from thinned.core.validation import refuse_idle, validate
 from thinned.data.facts import Facts
 from thinned.data.sources.load import load_data, open_source
 from thinned.data.split import fingerprint
