@@ -173,7 +173,7 @@ def test_divergence_is_a_failure_not_a_wrong_request(capsys, tiny_data, tmp_path
 
 
 def test_what_nobody_foresaw_gets_one_line_and_a_traceback_only_on_demand(capsys, monkeypatch):
-    from thinned.runs import run as runs
+    from thinned.runs import train as runs
 
     def fail(*args, **kwargs):
         raise ZeroDivisionError("of a\nkind")
