@@ -51,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 for a failure, 2 for a wrong request, 130 or 143 after a signal.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # jax 0.10.1 takes two tuning hints of a cached program for features that the machine lacks, and
+    # says so in a thousand letters for each program: of XLA's own words only the fatal are let out.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if not _prepare_streams():
         return 1
     try:
