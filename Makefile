@@ -1,12 +1,16 @@
 # Every target makes .venv when it is missing and installs what it needs.
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
+# The other end of the pins: the newest JAX, which needs a newer Python.
+NEWER ?= python3.13
+SUBSET := tests/core tests/dropout/test_bits.py tests/dropout/test_functional.py \
+  tests/dropout/test_settings.py tests/engine/test_step.py tests/trust/test_partition.py tests/runs/test_stack.py
 BIN := $(VENV)/bin
 WORKERS ?= 2
 # Where one PyTorch build is enough, name it: make bench TORCH=torch==2.13.0
 TORCH ?= torch
 
-.PHONY: help train test nightly check lint types bench docs notebook clean
+.PHONY: help train test nightly subset ends check lint types bench docs notebook clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +38,13 @@ test: $(VENV)/.test ## Run the tests
 
 nightly: $(VENV)/.test ## Run the long tests, too
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'long or not long'
+
+subset: $(VENV)/.test ## A named part of the tests, for the other end of the pins
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(SUBSET)
+
+ends: ## All tests on both ends of the pins: .venv, and .venv-newer with NEWER=python3.13
+	$(MAKE) nightly
+	$(MAKE) nightly PYTHON=$(NEWER) VENV=.venv-newer
 
 check: lint types ## Formatting, lint, types, import contract, quick --help
 
@@ -65,4 +76,4 @@ notebook: $(VENV)/.test ## docs/tutorial.ipynb from docs/tutorial.md
 	$(BIN)/python -m jupytext --quiet --to ipynb --output docs/tutorial.ipynb docs/tutorial.md
 
 clean: ## Remove .venv and caches (never runs/)
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-newer .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -6,8 +6,8 @@ import sys
 
 LIMIT_S = 0.5
 PROBE = (
-    "import sys, thinned.cli.main.main\n"
-    "try:\n    thinned.cli.main.main.main(['--help'])\n"
+    "import sys, thinned.cli.main\n"
+    "try:\n    thinned.cli.main.main(['--help'])\n"
     "except SystemExit:\n    pass\n"
     "sys.exit(3 if 'jax' in sys.modules else 0)"
 )

@@ -9,6 +9,8 @@ ROOT = Path(__file__).parent.parent
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# See thinned.cli.main.main.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import hypothesis
 import jax
@@ -25,12 +27,17 @@ def idx_bytes(array: np.ndarray) -> bytes:
     return header + array.astype(np.uint8).tobytes()
 
 
+def gzipped(content: bytes) -> bytes:
+    """Compressed, the same at any time: it may become the name of a test."""
+    return gzip.compress(content, mtime=0)
+
+
 def write_idx(folder: Path, train: tuple, test: tuple) -> Path:
     """Four gzipped IDX files: (images u8 [n, h, w], labels [n]) for train and test."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, (images, labels) in (("train", train), ("t10k", test)):
-        (folder / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(images)))
-        (folder / f"{name}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx_bytes(labels)))
+        (folder / f"{name}-images-idx3-ubyte.gz").write_bytes(gzipped(idx_bytes(images)))
+        (folder / f"{name}-labels-idx1-ubyte.gz").write_bytes(gzipped(idx_bytes(labels)))
     return folder
 
 

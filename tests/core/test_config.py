@@ -18,10 +18,10 @@ from thinned.core.config import (
     options,
     recipe,
     to_json,
-    validate,
     with_values,
 )
 from thinned.core.errors import RequestError
+from thinned.core.validation import validate
 
 
 def configs() -> st.SearchStrategy[Config]:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinned.core.config import Config, load, options, to_json, validate
+from thinned.core.config import Config, load, options, to_json
 from thinned.core.errors import RequestError
+from thinned.core.validation import validate
 
 SMALL = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 NAMES = st.sampled_from([*(name.split(".")[-1] for name, _, _ in options(Config())), "data", "x"])

@@ -9,22 +9,20 @@ import numpy as np
 import pytest
 
 import thinned
-import thinned.cli
+import thinned.cli.main
 from thinned.core.config import (
     Config,
     DataConfig,
     DropoutConfig,
     MlpConfig,
     OptimConfig,
-    idle,
     load,
     recipe,
-    refuse_idle,
     to_json,
-    validate,
     with_values,
 )
 from thinned.core.errors import RequestError
+from thinned.core.validation import idle, refuse_idle, validate
 from thinned.studies.arms import grid, varied
 from thinned.studies.study import Study
 

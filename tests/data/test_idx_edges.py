@@ -1,12 +1,11 @@
 """Headers, folders and files that are legal to write and easy to get wrong."""
 
-import gzip
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, blobs, idx_bytes, write_idx
+from conftest import ROOT, blobs, gzipped, idx_bytes, write_idx
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 def test_any_sizes_in_a_header_are_read_or_refused(tmp_path_factory, sizes, content, packed):
     path = tmp_path_factory.mktemp("fuzz") / "file"
     whole = header(sizes) + content
-    path.write_bytes(gzip.compress(whole) if packed else whole)
+    path.write_bytes(gzipped(whole) if packed else whole)
     tracemalloc.start()
     try:
         shape, message = read_idx(path).shape, ""
@@ -66,13 +65,13 @@ def test_images_in_colour_keep_their_channels(tmp_path):
 
 def test_a_gzip_file_of_several_members_is_read_whole(tmp_path):
     content = idx_bytes(np.arange(9))
-    (tmp_path / "file").write_bytes(gzip.compress(content[:6]) + gzip.compress(content[6:]))
+    (tmp_path / "file").write_bytes(gzipped(content[:6]) + gzipped(content[6:]))
     assert np.array_equal(read_idx(tmp_path / "file"), np.arange(9))
 
 
 @pytest.mark.parametrize("cut", [1, 8, 11, 30])
 def test_a_gzip_file_cut_anywhere_is_refused(tmp_path, cut):
-    (tmp_path / "file").write_bytes(gzip.compress(idx_bytes(np.arange(200)))[:-cut])
+    (tmp_path / "file").write_bytes(gzipped(idx_bytes(np.arange(200)))[:-cut])
     with pytest.raises(RequestError, match=r"cut short|damaged"):
         read_idx(tmp_path / "file")
 

@@ -1,4 +1,3 @@
-import gzip
 import hashlib
 import lzma
 import os
@@ -7,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import blobs, idx_bytes, write_idx
+from conftest import blobs, gzipped, idx_bytes, write_idx
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -67,7 +66,7 @@ def test_idx_folders_are_read_in_every_usual_name(tmp_path, packed, dot):
             content = idx_bytes(array)
             path = tmp_path / f"{prefix}-{stem}-ubyte"
             if packed:
-                Path(f"{path}.gz").write_bytes(gzip.compress(content))
+                Path(f"{path}.gz").write_bytes(gzipped(content))
             else:
                 path.write_bytes(content)
     data = open_source(tmp_path).load()
@@ -81,7 +80,7 @@ def test_idx_folders_are_read_in_every_usual_name(tmp_path, packed, dot):
 def test_whatever_is_written_is_read_back(tmp_path_factory, array, packed):
     path = tmp_path_factory.mktemp("idx") / "file"
     content = idx_bytes(array)
-    path.write_bytes(gzip.compress(content) if packed else content)
+    path.write_bytes(gzipped(content) if packed else content)
     assert np.array_equal(read_idx(path), array)
 
 
@@ -112,7 +111,7 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory, content):
 )
 def test_a_changed_byte_or_a_cut_is_read_or_refused(tmp_path_factory, where, flip, cut, packed):
     content = bytearray(idx_bytes(blobs(6, 0)[0]))
-    content = bytearray(gzip.compress(content)) if packed else content
+    content = bytearray(gzipped(content)) if packed else content
     at = int(where * len(content))
     content[at] ^= flip
     path = tmp_path_factory.mktemp("fuzz") / "file"
@@ -124,7 +123,7 @@ def test_a_changed_byte_or_a_cut_is_read_or_refused(tmp_path_factory, where, fli
 def test_a_header_that_promises_terabytes_allocates_nothing(tmp_path):
     path = tmp_path / "file"
     header = bytes([0, 0, 8, 3]) + np.asarray([60_000, 512, 512], ">u4").tobytes()
-    for content in (header + b"x" * 100, gzip.compress(header + b"x" * 100)):
+    for content in (header + b"x" * 100, gzipped(header + b"x" * 100)):
         path.write_bytes(content)
         tracemalloc.start()
         message = refuses(path)
@@ -139,7 +138,7 @@ def test_a_header_that_promises_terabytes_allocates_nothing(tmp_path):
 def test_a_gzip_bomb_is_unpacked_no_further_than_promised(tmp_path):
     path = tmp_path / "file"
     header = bytes([0, 0, 8, 1]) + np.asarray([1000], ">u4").tobytes()
-    path.write_bytes(gzip.compress(header + bytes(300 * 2**20)))
+    path.write_bytes(gzipped(header + bytes(300 * 2**20)))
     tracemalloc.start()
     message = refuses(path)
     peak = tracemalloc.get_traced_memory()[1]
@@ -156,7 +155,7 @@ IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 
 
 def packed(array: np.ndarray) -> bytes:
-    return gzip.compress(idx_bytes(array))
+    return gzipped(idx_bytes(array))
 
 
 @pytest.mark.parametrize(

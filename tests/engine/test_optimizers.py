@@ -7,8 +7,9 @@ import optax
 import pytest
 from flax import linen as nn
 
-from thinned.core.config import Config, OptimConfig, validate
+from thinned.core.config import Config, OptimConfig
 from thinned.core.errors import RequestError
+from thinned.core.validation import validate
 from thinned.data.batch import Batch
 from thinned.dropout.linen import Dropout
 from thinned.engine.losses import cross_entropy, disagreement, smoothed

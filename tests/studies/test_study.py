@@ -14,6 +14,7 @@ import xml.dom.minidom
 import jax
 import numpy as np
 import pytest
+from conftest import gzipped
 from jax.tree import leaves
 
 from thinned.cli.main import main
@@ -345,7 +346,7 @@ def test_other_images_under_the_same_name_are_refused(base, tmp_path):
     changed = next(data.glob("train-images*"))
     before = changed.read_bytes()
     pixels = gzip.decompress(before)
-    changed.write_bytes(gzip.compress(pixels[:-1] + bytes([pixels[-1] ^ 1])))
+    changed.write_bytes(gzipped(pixels[:-1] + bytes([pixels[-1] ^ 1])))
     with pytest.raises(RequestError, match="holds other images than .*seed-0 learned from"):
         run_study(more, folder)
     assert Study.open(folder).seeds == (0,)

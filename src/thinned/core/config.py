@@ -7,23 +7,20 @@ holds the help text, the unit and the range, so that documentation and validatio
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import os
-import re
-import reprlib
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
 from typing_extensions import Doc
 
-from thinned.core.errors import RequestError
+from thinned.core.errors import SHOWN, RequestError, nearest, printable_path, told
+from thinned.core.reading import LONGEST, read_mapping
 
 
 class Option(Doc):
@@ -444,7 +441,7 @@ def with_values(config: Any, values: Mapping[str, Any], where: str) -> Any:
                 )
             changes[name] = with_values(current, value, f"{where}: {name}")
         else:
-            changes[name] = _coerce(hints[name], value, f"{where}: {name}")
+            changes[name] = coerce(hints[name], value, f"{where}: {name}")
     return dataclasses.replace(config, **changes)
 
 
@@ -461,7 +458,7 @@ def load(path: Path, named: str | None = None) -> Config:
     Raises:
         RequestError: the file cannot be read, is no mapping, or names unknown options.
     """
-    values = dict(_read_mapping(path))
+    values = dict(read_mapping(path))
     if named is not None:
         values["recipe"] = named
     data = values.get("data")
@@ -474,116 +471,6 @@ def load(path: Path, named: str | None = None) -> Config:
 def to_json(config: Config) -> str:
     """The config as JSON text, every option written out."""
     return json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
-
-
-Section = TypeVar("Section")
-"""`Config`, or one of its sections."""
-
-
-def validate(config: Section, prefix: str = "") -> Section:
-    """The config in plain Python values, once types, choices and ranges were checked.
-
-    Flags, files and programs all pass through here before anything is written: a NumPy number
-    becomes Python's, a list a tuple.
-
-    Args:
-        config: a `Config`, or a section of one.
-        prefix: of the section's flags, e.g. ``data.``.
-
-    Raises:
-        RequestError: the first option that is wrong, named as its flag; options that exclude one
-            another; or an unknown recipe.
-    """
-    if not dataclasses.is_dataclass(config) or isinstance(config, type):
-        raise RequestError(f"{told(config)} is no thinned.Config")
-    values: dict[str, Any] = {}
-    for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
-        values[name] = _checked(hint, getattr(config, name), f"{prefix}{name}")
-    checked = dataclasses.replace(config, **values)
-    if isinstance(checked, Config):
-        recipe(checked.recipe)
-        _refuse_contradictions(checked.dropout)
-        _refuse_unused(checked.optim)
-    return checked
-
-
-def _checked(hint: Any, value: Any, name: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, typing.cast(Any, hint)):
-            kind = typing.cast(Any, hint).__name__
-            raise RequestError(f"{flag(name)} is {told(value)}: expected a {kind}")
-        return validate(value, f"{name}.")
-    value = _coerce(hint, value, flag(name))
-    if isinstance(value, Mapping):
-        each = list(typing.cast(Mapping[str, Any], value).items())
-    else:
-        each = [("", v) for v in (value if isinstance(value, tuple) else (value,))]
-    option = typing.get_args(hint)[1]
-    for key, number in each:
-        if isinstance(number, int | float) and option.range and not option.admits(number):
-            shown = f"{flag(name)} {key[:_SHOWN]}".rstrip()
-            raise RequestError(f"{shown} is {told(number)}: must be {_sentence(option)}")
-    return value
-
-
-def _refuse_unfollowed(config: Config) -> None:
-    wanted, plain = recipe(config.recipe), Config()
-    named = [
-        (mine, value)
-        for (name, _, mine), (_, _, value), (_, _, usual) in zip(
-            options(config), options(wanted), options(plain), strict=True
-        )
-        if value != usual and name != "recipe"
-    ]
-    if named and all(mine != value for mine, value in named):
-        raise RequestError(
-            f"--recipe {config.recipe} names values of which the config has none: from Python, "
-            f"begin with thinned.core.config.recipe({config.recipe!r})"
-        )
-
-
-_SGD = ("optim.name", ("sgd",))
-_RAMPS = ("dropout.schedule", ("linear", "cosine"))
-_USED_WITH: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "optim.momentum": _SGD,
-    "optim.final": ("optim.schedule", ("linear", "cosine", "exponential")),
-    "dropout.block_size": ("dropout.kind", ("block",)),
-    "dropout.schedule_from": _RAMPS,
-    "dropout.schedule_to": _RAMPS,
-    "mlp.pieces": ("mlp.units", ("maxout",)),
-}
-"""Options that change nothing unless another one has one of these values."""
-
-
-def idle(config: Config) -> dict[str, str]:
-    """The options that are set and change nothing: dotted name -> what would make them count."""
-    values = {name: value for name, _, value in options(config)}
-    usual = usual_values(_USED_WITH)
-    return {
-        name: f"{flag(other)} {' or '.join(wanted)}"
-        for name, (other, wanted) in _USED_WITH.items()
-        if values[name] != usual[name] and values[other] not in wanted
-    }
-
-
-def usual_values(names: Iterable[str]) -> dict[str, Any]:
-    """The defaults of options, by their dotted names."""
-    usual = {name: value for name, _, value in options(Config())}
-    return {name: usual[name] for name in names}
-
-
-def refuse_idle(config: Config) -> None:
-    """Refuse a config for a new run that says what the run would not do.
-
-    Not part of `validate`: a run of before that has such an option can still be opened.
-
-    Raises:
-        RequestError: an option that would change nothing, with the one that it goes with; or a
-            recipe of which no value is followed.
-    """
-    _refuse_unfollowed(config)
-    for name, needed in idle(config).items():
-        raise RequestError(f"{flag(name)} changes nothing here: it goes with {needed}")
 
 
 def options(config: Any, prefix: str = "") -> Iterator[tuple[str, Option, Any]]:
@@ -607,74 +494,13 @@ def changed_options(past: Config, wanted: Config) -> list[str]:
     ]
 
 
-def flag(name: str) -> str:
-    """The command-line flag of a dotted name: ``data.batch_size`` -> ``--data.batch-size``."""
-    return "--" + name.replace("_", "-")
-
-
-def _refuse_contradictions(dropout: DropoutConfig) -> None:
-    if (dropout.schedule == "constant") != (dropout.schedule_epochs is None):
-        verb = "needs" if dropout.schedule_epochs is None else "has no"
-        raise RequestError(
-            f"--dropout.schedule {dropout.schedule} {verb} --dropout.schedule-epochs"
-        )
-    if dropout.kind != "concrete":
-        return
-    if dropout.rate in (0.0, 1.0):
-        raise RequestError("--dropout.rate must lie between 0 and 1 where kind concrete starts")
-    if dropout.schedule != "constant" or dropout.sites or dropout.depth != "uniform":
-        raise RequestError(
-            "--dropout.kind concrete learns its rates: "
-            "it takes no --dropout.schedule, --dropout.sites or --dropout.depth"
-        )
-
-
-def _refuse_unused(optim: OptimConfig) -> None:
-    if optim.name != "sgd" and (optim.nesterov or optim.momentum_start is not None):
-        raise RequestError(f"--optim.name {optim.name} has no momentum to set: take sgd")
-    if (optim.momentum_start is None) != (optim.momentum_epochs is None):
-        raise RequestError("--optim.momentum-start and --optim.momentum-epochs go together")
-    if optim.name == "adam" and optim.weight_decay is not None:
-        raise RequestError("--optim.weight-decay goes with adamw or sgd, not with adam")
-    if optim.schedule == "exponential" and optim.final == 0:
-        raise RequestError("--optim.schedule exponential needs an --optim.final above 0")
-    if optim.schedule == "onecycle" and optim.warmup_epochs:
-        raise RequestError("--optim.schedule onecycle has a warm-up of its own")
-
-
 def _shown(value: Any) -> Any:
     return "unset" if value is None else value
 
 
-def _sentence(option: Option) -> str:
-    return f"a number from {option.range}" if option.high is not None else option.range
-
-
-def nearest(word: str, known: Mapping[str, Any]) -> str:
-    """The end of an error about an unknown word: the closest known one, or all."""
-    close = difflib.get_close_matches(word[:_SHOWN], known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
-
-
-_MOST_BYTES = 256_000
-_SHOWN = 60
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHOWN
-
-
-def told(value: Any) -> str:
-    """A value as in Python, cut where it is long."""
-    try:
-        return _SHORT.repr(value)[: 2 * _SHOWN]
-    except ValueError:
-        # Python writes no integer of more than 4,300 digits.
-        return "a number of thousands of digits"
-
-
-def printable_path(path: Path) -> str:
-    """A path for a message, its end where it is very long."""
-    text = str(path)
-    return text if len(text) <= 4 * _SHOWN else f"...{text[-_SHOWN:]}"
+def flag(name: str) -> str:
+    """The command-line flag of a dotted name: ``data.batch_size`` -> ``--data.batch-size``."""
+    return "--" + name.replace("_", "-")
 
 
 def _placed(path: str, folder: str) -> str:
@@ -694,119 +520,7 @@ def _absolute(path: str, folder: str) -> str:
     return os.path.abspath(os.path.join(folder, own))
 
 
-def _read_mapping(path: Path) -> Mapping[str, Any]:
-    where = printable_path(path)
-    try:
-        with path.open("rb") as file:
-            content = file.read(_MOST_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise RequestError(f"cannot read config {where}: {reason}") from error
-    if len(content) > _MOST_BYTES:
-        raise RequestError(f"{where} has more than {_MOST_BYTES // 1000} kB: that is no config")
-    try:
-        values = _parsed(content.decode())
-    except RecursionError as error:
-        raise RequestError(f"{where} is no config: it is nested too deeply") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RequestError(f"{where} is neither YAML nor JSON: {_first_line(error)}") from error
-    except ValueError as error:
-        raise RequestError(f"{where}: {error}") from error
-    if not isinstance(values, dict):
-        raise RequestError(f"{where} holds no options: expected lines like 'epochs: 3'")
-    return typing.cast(dict[str, Any], values)
-
-
-def _parsed(text: str) -> Any:
-    if text.lstrip().startswith("{"):
-        try:
-            return json.loads(text, object_pairs_hook=_once)
-        except ValueError:
-            # YAML has braces, too; what is no good either way is told with its line.
-            pass
-    return _plain(yaml.compose(text, _Nodes))
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of JSON with these names, each of them given once."""
-    seen: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in seen:
-            raise ValueError(f"{name} is given twice")
-        seen[name] = value
-    return seen
-
-
-class _Nodes(yaml.SafeLoader):
-    """Reads YAML as nodes, without aliases: a few lines of them can stand for any amount."""
-
-    # What a plain word means is said by `_scalar`, not by the tables of YAML 1.1.
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (an attribute of PyYAML's)
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise ValueError(
-                f"{_line(self.peek_event())} has an alias: write out what it stands for"
-            )
-        return super().compose_node(parent, index)
-
-
-def _plain(node: Any) -> Any:
-    """A node as dicts, lists and scalars; every key is a string, given once."""
-    if node is None:
-        return None
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(each) for each in node.value]
-    if isinstance(node, yaml.ScalarNode):
-        if node.tag != "tag:yaml.org,2002:str":
-            raise ValueError(f"{_line(node)} has a tag, {told(node.tag)}")
-        return node.value if node.style else _scalar(node.value, node)
-    found: dict[str, Any] = {}
-    for key, value in node.value:
-        if not isinstance(key, yaml.ScalarNode):
-            raise ValueError(f"{_line(key)} has a key that is no name")
-        if key.value in found:
-            raise ValueError(f"{_line(key)} gives {told(key.value)} a second time")
-        found[key.value] = _plain(value)
-    return found
-
-
-_WORDS = {
-    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
-    **dict.fromkeys(("true", "True", "TRUE"), True),
-    **dict.fromkeys(("false", "False", "FALSE"), False),
-}
-_NUMBERS: Mapping[str, Callable[[str], Any]] = {
-    r"[-+]?[0-9]+": int,
-    r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?": float,
-    r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)": lambda text: float(text.replace(".", "")),
-}
-
-
-def _scalar(text: str, node: Any) -> Any:
-    """What a word without quotes means in YAML 1.2 (its core schema, chapter 10.3.2).
-
-    So ``no`` and ``on`` are words, as the choices that they name; 1e-3 is a number.
-    """
-    if text in _WORDS:
-        return _WORDS[text]
-    for pattern, number in _NUMBERS.items():
-        if re.fullmatch(pattern, text):
-            if len(text) > _LONGEST:
-                raise ValueError(f"{_line(node)} has a number of thousands of digits")
-            return number(text)
-    return text
-
-
-def _line(place: Any) -> str:
-    return f"line {place.start_mark.line + 1}"
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def _coerce(hint: Any, value: Any, where: str) -> Any:
+def coerce(hint: Any, value: Any, where: str) -> Any:
     """`value` as the annotated type, or a `RequestError` that says what was expected."""
     kind = typing.get_args(hint)[0]
     allowed = typing.get_args(kind)
@@ -819,14 +533,14 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         number: Any = Annotated[allowed[1], ""]
         named = typing.cast(Mapping[Any, Any], value)
         return {
-            str(name): _coerce(number, each, f"{where}: {str(name)[:_SHOWN]}")
+            str(name): coerce(number, each, f"{where}: {str(name)[:SHOWN]}")
             for name, each in named.items()
         }
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list | tuple) or not value:
             raise RequestError(f"{where} is {told(value)}: expected one or more values")
         item: Any = Annotated[allowed[0], ""]
-        return tuple(_coerce(item, each, where) for each in typing.cast(list[Any], value))
+        return tuple(coerce(item, each, where) for each in typing.cast(list[Any], value))
     if typing.get_origin(kind) is Literal:
         for choice in allowed:
             # 1 is no True here.
@@ -836,7 +550,7 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         if value is None:
             return None
-        return _coerce(Annotated[allowed[0], ""], value, where)
+        return coerce(Annotated[allowed[0], ""], value, where)
     return _single(kind, value, where)
 
 
@@ -852,10 +566,6 @@ def _single(kind: Any, value: Any, where: str) -> Any:
         raise RequestError(f"{where} is {told(value)}: expected {kind.__name__}")
     if isinstance(value, int) and value.bit_length() > 63:
         raise RequestError(f"{where} is {told(value)}: too large a number")
-    if isinstance(value, str) and ("\0" in value or len(value) > _LONGEST):
+    if isinstance(value, str) and ("\0" in value or len(value) > LONGEST):
         raise RequestError(f"{where} is {told(value)}: no name of anything")
     return value
-
-
-_LONGEST = 4096
-"""Characters of a path, at most, in Linux."""

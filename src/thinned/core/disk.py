@@ -198,15 +198,28 @@ def ensure_descriptors(count: int = _DESCRIPTORS) -> None:
             os.close(descriptor)
 
 
-def _flock(descriptor: int) -> None:
-    # Not on Windows, where all that holds nothing still works.
-    import fcntl
+def lock(descriptor: int, shared: bool = False, wait: bool = False) -> None:
+    """Take the system's lock on an open file; it goes with the descriptor.
 
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    Args:
+        descriptor: of the file.
+        shared: whether others may share it.
+        wait: whether to wait for it.
+
+    Raises:
+        BlockingIOError: another has it, and `wait` is false.
+        OSError: there are no such locks here (some network disks, Windows).
+    """
+    try:
+        import fcntl
+    except ImportError as error:
+        raise OSError(errno.ENOLCK, "no locks on this system") from error
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
 
 
 @contextmanager
-def held(folder: Path, doing: str, lock: Callable[[int], None] = _flock) -> Generator[None]:
+def held(folder: Path, doing: str, lock: Callable[[int], None] = lock) -> Generator[None]:
     """Hold a folder for this process, and sweep out what killed ones left half-written.
 
     The system's lock goes with the process, however it ends. Where there is none (some network
@@ -242,7 +255,7 @@ def _locked(
         lock(descriptor)
     except BlockingIOError as error:
         raise Busy(f"{folder} is {doing} by another process") from error
-    except (ImportError, OSError):
+    except OSError:
         return _owned(folder, doing)
     return nullcontext()
 

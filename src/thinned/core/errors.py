@@ -1,7 +1,12 @@
 """The errors that users see: one line that says what, where and what to do."""
 
+import difflib
 import importlib.util
+import reprlib
 import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 
 def printable(text: object) -> str:
@@ -53,3 +58,31 @@ def need(module: str, wanted: str, extra: str) -> None:
         raise RequestError(
             f"{wanted} needs {module}: install it with pip install 'thinned[{extra}]'"
         )
+
+
+SHOWN = 60
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = SHOWN
+
+
+def told(value: Any) -> str:
+    """A value as in Python, cut where it is long."""
+    try:
+        return _SHORT.repr(value)[: 2 * SHOWN]
+    except ValueError:
+        # Python writes no integer of more than 4,300 digits.
+        return "a number of thousands of digits"
+
+
+def printable_path(path: Path) -> str:
+    """A path for a message, its end where it is very long."""
+    text = str(path)
+    return text if len(text) <= 4 * SHOWN else f"...{text[-SHOWN:]}"
+
+
+def nearest(word: str, known: Mapping[str, Any]) -> str:
+    """The end of an error about an unknown word: the closest known one, or all."""
+    close = difflib.get_close_matches(word[:SHOWN], known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

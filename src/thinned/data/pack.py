@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import math
@@ -27,6 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from thinned.core.disk import lock
 from thinned.core.errors import RequestError, ThinnedError
 
 _BLOCK = 1 << 22
@@ -41,7 +41,7 @@ class _Hold:
         descriptor = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, descriptor)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            lock(descriptor, shared=True)
         except BlockingIOError:
             # Just being deleted.
             raise
@@ -248,7 +248,7 @@ def _alone_in(folder: Path) -> Generator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            lock(descriptor, wait=True)
         yield
     finally:
         os.close(descriptor)
@@ -318,7 +318,7 @@ def _deleted(folder: Path) -> bool:
         return False
     try:
         # Held by whoever reads it; whoever comes now finds it locked and decodes anew.
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(descriptor)
         shutil.rmtree(folder)
     except OSError:
         return False

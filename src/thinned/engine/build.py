@@ -13,8 +13,8 @@ import numpy as np
 from flax import errors as flax_errors
 from flax import linen as nn
 
-from thinned.core.config import Config, MlpConfig, flag, options, recipe, told
-from thinned.core.errors import RequestError
+from thinned.core.config import Config, MlpConfig, flag, options, recipe
+from thinned.core.errors import RequestError, told
 from thinned.core.rng import key_for, stream_root
 from thinned.core.types import Key
 from thinned.data.augment import Augment, augment_for

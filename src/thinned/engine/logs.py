@@ -141,6 +141,9 @@ class Silent:
     def say(self, line: str) -> None:
         """One line for the person."""
 
+    def warn(self, line: str) -> None:
+        """One line that is no result."""
+
     def advance(self, images: int) -> None:
         """So many images were trained on since the last call."""
 
@@ -155,12 +158,16 @@ class Plain(Silent):
         """Print the line."""
         print(line, flush=True)
 
+    def warn(self, line: str) -> None:
+        """Print the line beside the output."""
+        warn(line)
+
     def epoch(self, line: str) -> None:
         """Print the line."""
         self.say(line)
 
 
-class Bar(Silent):
+class Bar(Plain):
     """A progress bar with images per second and time left, and one line for each epoch."""
 
     def __init__(self, done: int, total: int) -> None:
@@ -187,10 +194,6 @@ class Bar(Silent):
     def say(self, line: str) -> None:
         """Print the line above the bar."""
         self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-    def epoch(self, line: str) -> None:
-        """Print the line above the bar."""
-        self.say(line)
 
     def advance(self, images: int) -> None:
         """Move the bar."""

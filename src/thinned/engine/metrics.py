@@ -70,8 +70,8 @@ class Totals:
             loss += float(value)
         return Totals(
             loss,
-            self.correct + int(np.sum(steps.correct)),
-            self.count + int(np.sum(steps.count)),
+            self.correct + int(np.sum(np.asarray(steps.correct))),
+            self.count + int(np.sum(np.asarray(steps.count))),
         )
 
     @property

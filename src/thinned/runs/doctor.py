@@ -10,8 +10,9 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from thinned.core.config import load, validate
+from thinned.core.config import load
 from thinned.core.types import Dataset
+from thinned.core.validation import validate
 from thinned.data.batch import Batch
 from thinned.data.facts import Facts
 from thinned.data.sources.load import load_data

@@ -9,10 +9,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from thinned.core.config import Config, refuse_idle, validate
+from thinned.core.config import Config
 from thinned.core.disk import whole
 from thinned.core.errors import RequestError
 from thinned.core.pages import Plots
+from thinned.core.validation import refuse_idle, validate
 from thinned.data.facts import Facts
 from thinned.data.sources.load import load_data
 from thinned.engine.build import Built

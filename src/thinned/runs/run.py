@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from thinned.core.config import Config, load, validate
+from thinned.core.config import Config, load
 from thinned.core.disk import read_regular
 from thinned.core.errors import RequestError
 from thinned.core.rng import fixed_settings
 from thinned.core.types import Dataset, Split
+from thinned.core.validation import validate
 from thinned.data.facts import Facts
 from thinned.data.pack import PackedImages
 from thinned.data.sources.arrays import as_images

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from thinned.core.config import Config, changed_options, refuse_idle, to_json, validate
+from thinned.core.config import Config, changed_options, to_json
 from thinned.core.disk import Busy, held, write_whole
 from thinned.core.errors import RequestError, printable
 from thinned.core.rng import fixed_settings
 from thinned.core.types import Dataset
+from thinned.core.validation import refuse_idle, validate
 from thinned.data.facts import Facts
 from thinned.data.sources.load import load_data, open_source
 from thinned.data.split import fingerprint
@@ -31,7 +32,6 @@ from thinned.engine.logs import (
     TensorBoardLog,
     refuse_missing_log,
     view_for,
-    warn,
 )
 from thinned.engine.loop import Parts, Progress, StopSignal, arrays_of, with_arrays
 from thinned.engine.loop import train as run_loop
@@ -121,7 +121,7 @@ def resume(
     if dataset is None:
         dataset = loaded_again(run, config)
     built = Built.of(config, run.facts, dataset.train.labels)
-    with _continued(run, config, dataset, quiet) as run:
+    with _continued(run, config, dataset, Silent() if quiet else Plain()) as run:
         return _train_in(run, dataset, built, quiet)
 
 
@@ -185,7 +185,7 @@ def _begun(
 
 
 @contextmanager
-def _continued(run: Run, config: Config, dataset: Dataset, quiet: bool) -> Generator[Run]:
+def _continued(run: Run, config: Config, dataset: Dataset, view: Silent) -> Generator[Run]:
     """A run's folder, for this process alone, once its data are what they were."""
     facts = run.facts
     with held(run.folder, _TRAINED):
@@ -193,8 +193,7 @@ def _continued(run: Run, config: Config, dataset: Dataset, quiet: bool) -> Gener
         refuse_other_settings(run.folder / "environment.json")
         now = describe_environment(dataset.name, fingerprint(dataset))
         for line in environment_changes(run.folder / "environment.json", now):
-            if not quiet:
-                warn(line)
+            view.warn(line)
         refuse_changed(run, config, now["data"]["sha256"])
         if replace(Facts.of(dataset, config), name=facts.name) != facts:
             raise RequestError(
@@ -254,7 +253,7 @@ def _list_left_out(folder: Path, dataset: Dataset, view: Silent) -> None:
 
 def _announce(view: Silent, run: Run, dataset: Dataset, found: Restored | None, plan: Plan) -> None:
     for reason in found.skipped if found else ():
-        warn(f"checkpoint {reason}; going on from the one before it")
+        view.warn(f"checkpoint {reason}; going on from the one before it")
     if found and found.step >= plan.total_steps:
         view.say(f"{run.folder} is finished: {plan.config.epochs} epochs, {found.step} steps")
     elif found:

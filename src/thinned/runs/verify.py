@@ -14,8 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from thinned.core.config import Config, refuse_idle, to_json, validate
+from thinned.core.config import Config, to_json
 from thinned.core.errors import ThinnedError
+from thinned.core.validation import refuse_idle, validate
 from thinned.engine.loop import arrays_of
 from thinned.runs.run import Run
 

@@ -12,18 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from thinned.core.config import (
-    Config,
-    flag,
-    idle,
-    nearest,
-    options,
-    refuse_idle,
-    usual_values,
-    validate,
-    with_values,
-)
-from thinned.core.errors import RequestError
+from thinned.core.config import Config, flag, options, with_values
+from thinned.core.errors import RequestError, nearest
+from thinned.core.validation import idle, refuse_idle, usual_values, validate
 
 _MOST = 100_000
 _LONGEST = 120

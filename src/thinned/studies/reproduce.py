@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import yaml
 
-from thinned.core.config import nearest, recipe, with_values
+from thinned.core.config import recipe, with_values
 from thinned.core.disk import write_whole
-from thinned.core.errors import RequestError
+from thinned.core.errors import RequestError, nearest
 from thinned.core.pages import Plots, plain
 from thinned.core.types import Split
 from thinned.data.batch import as_float

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thinned.core.config import Config, flag, idle, nearest, options, recipe, validate, with_values
+from thinned.core.config import Config, flag, options, recipe, with_values
 from thinned.core.disk import held, read_regular, write_whole
-from thinned.core.errors import RequestError, ThinnedError
+from thinned.core.errors import RequestError, ThinnedError, nearest
+from thinned.core.validation import idle, validate
 from thinned.data.sources.load import load_data
 from thinned.data.split import fingerprint
 from thinned.engine.logs import refuse_missing_log

@@ -1,0 +1,207 @@
+"""Commands on what runs are worth and predict: evaluate, predict, calibrate, report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from thinned.core.config import Option
+from thinned.core.errors import RequestError, ThinnedError
+
+# JAX is imported only once a command runs: `thinned --help` must answer at once.
+
+
+Samples = Annotated[
+    int | Literal["auto"],
+    Option(
+        "Thinned networks of each run to average; 0 for dropout off; auto for as many as "
+        "narrow probabilities to 0.005.",
+        "samples",
+        low=0,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Every usual score on all test images; of several runs, as an ensemble."""
+
+    runs: Annotated[Positional[tuple[Path, ...]], Option("Run folders.")]
+    data_path: Annotated[
+        str | None,
+        Option("Data whose test images to use, as for train; the run's own when absent."),
+        arg(name="data.path"),
+    ] = None
+    samples: Samples = 0
+    calibrated: Annotated[bool, Option("Divide logits by the run's fitted temperature.")] = False
+    ood: Annotated[
+        str | None, Option("Other images, to see how well uncertainty tells them apart.")
+    ] = None
+    worth: Annotated[
+        bool, Option("Compare a plain pass with samples, temperature and ensemble instead.")
+    ] = False
+    corrupt: Annotated[bool, Option("Score damaged test images, too: six ways, three levels.")] = (
+        False
+    )
+    format: Annotated[
+        Literal["text", "json"],
+        Option("Text, or JSON that also holds the points of risk and coverage."),
+    ] = "text"
+    out: Annotated[Path | None, Option("File to write; the terminal when absent.")] = None
+    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+
+    def __call__(self) -> None:
+        """Evaluate, and print or write the scores."""
+        from thinned.core.disk import refuse_unwritable
+        from thinned.runs import evaluate as scoring
+        from thinned.runs import predictions as trust
+
+        refuse_unwritable(self.out)
+        runs = trust.load_runs(self.runs)
+        if self.worth:
+            self._compare(runs)
+            return
+        lines: list[str] = []
+        silent = self.out is not None or self.format == "json"
+        values = scoring.evaluate_runs(
+            runs,
+            lines.append if silent else partial(print, flush=True),
+            data=self.data_path,
+            samples=self.samples,
+            calibrated=self.calibrated,
+            ood=self.ood,
+            corrupt=self.corrupt,
+        )
+        if silent:
+            as_json = self.format == "json"
+            _put(json.dumps(values, ensure_ascii=False) if as_json else "\n".join(lines), self.out)
+
+    def _compare(self, runs: Sequence[Any]) -> None:
+        from thinned.runs.evaluate import compare
+
+        given = {"--samples": self.samples, "--calibrated": self.calibrated, "--ood": self.ood}
+        given |= {"--corrupt": self.corrupt, "--format json": self.format == "json"}
+        useless = [name for name, value in given.items() if value]
+        if useless:
+            raise RequestError(f"--worth compares ways of its own: leave out {', '.join(useless)}")
+        _put(str(compare(runs, self.data_path)), self.out)
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Classify image files; with --samples, say how sure that is."""
+
+    paths: Annotated[
+        Positional[tuple[Path, ...]],
+        Option("Run folder (or several, as an ensemble), then image files and folders of them."),
+    ]
+    samples: Samples = 0
+    calibrated: Annotated[bool, Option("Divide logits by the run's fitted temperature.")] = False
+    risk: Annotated[
+        float | None,
+        Option(
+            "Mark answers as unsure, so that of the others only this part is wrong on validation "
+            "images.",
+            "of the answers",
+            low=0,
+            high=1,
+        ),
+    ] = None
+    format: Annotated[
+        Literal["table", "csv", "json", "parquet"],
+        Option("A table, CSV, JSON with one object a line, or Parquet (with --out)."),
+    ] = "table"
+    out: Annotated[Path | None, Option("File to write; the terminal when absent.")] = None
+    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+
+    def __call__(self) -> None:
+        """Predict, and print or write a row for each file."""
+        from thinned.runs import files as prediction
+        from thinned.runs import predictions as trust
+
+        folders = [path for path in self.paths if (path / "config.json").is_file()]
+        if not folders:
+            if not self.paths:
+                raise RequestError("no run is given")
+            raise RequestError(f"{self.paths[0]} is no run folder: it has no config.json")
+        rows = prediction.predict_files(
+            trust.load_runs(folders),
+            [path for path in self.paths if path not in folders],
+            samples=self.samples,
+            calibrated=self.calibrated,
+            risk=self.risk,
+        )
+        header = prediction.columns(self.samples, self.risk)
+        errors = prediction.write_rows(rows, self.format, self.out, header)
+        if errors:
+            raise ThinnedError(f"{errors} of the files could not be read")
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """Fit a run's temperature on its validation images, for --calibrated."""
+
+    run: Annotated[Positional[Path], Option("Run folder.")]
+    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+
+    def __call__(self) -> None:
+        """Fit, save, and say what it changed."""
+        from thinned.runs import predictions as trust
+        from thinned.runs.run import Run
+
+        found = trust.calibrate(Run.open(self.run))
+        print(
+            f"temperature {found.temperature:.4f}: NLL {found.before:.4f} to "
+            f"{found.after:.4f} nats on validation"
+        )
+        if found.doubt:
+            print(f"thinned: warning: {found.doubt}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Report:
+    """One HTML page that shows what a run is worth, or compares several."""
+
+    runs: Annotated[Positional[tuple[Path, ...]], Option("Run folders.")]
+    out: Annotated[
+        Path | None, Option("The page to write; RUN/report.html, or report.html for several.")
+    ] = None
+    samples: Annotated[
+        int, Option("Thinned networks of each run to average; 0 for dropout off.", "samples", low=0)
+    ] = 0
+    ood: Annotated[
+        str | None, Option("Other images, whose entropy is shown beside the test images'.")
+    ] = None
+    figures: Annotated[Path | None, Option("Folder for the figures as SVG and PNG files, too.")] = (
+        None
+    )
+    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+
+    def __call__(self) -> None:
+        """Write the page and say where it is."""
+        from thinned.core.disk import refuse_unwritable
+        from thinned.runs import predictions as trust
+        from thinned.runs import report
+
+        refuse_unwritable(self.out)
+        runs = trust.load_runs(self.runs)
+        alone = runs[0].folder / "report.html" if len(runs) == 1 else Path("report.html")
+        out = self.out or alone
+        print(report.write_report(runs, out, self.samples, self.figures, self.ood))
+
+
+def _put(text: str, out: Path | None) -> None:
+    """Print a text, or write it to a file, whole or not at all."""
+    if out is None:
+        print(text, flush=True)
+        return
+    from thinned.core.disk import write_whole
+
+    write_whole(out, text + "\n")

@@ -1,0 +1,91 @@
+"""Commands that prove: doctor, what dropout and this machine really do; verify-resume."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from thinned.core.config import Config, Option
+from thinned.core.errors import RequestError, ThinnedError
+
+# JAX is imported only once a command runs: `thinned --help` must answer at once.
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Audit the dropout of a run or a config: what really happens, measured."""
+
+    target: Annotated[
+        Positional[Path | None],
+        Option("Run folder, or YAML or JSON file of options; none with --stack."),
+    ] = None
+    stack: Annotated[
+        bool, Option("Try instead whether JAX computes right on this machine; takes seconds.")
+    ] = False
+    draws: Annotated[int, Option("Training steps to measure.", "steps", low=8)] = 64
+    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+
+    def __call__(self) -> None:
+        """Print the report; fail when any check does."""
+        if self.draws < 8:
+            raise RequestError(f"--draws is {self.draws}: must be at least 8")
+        if self.stack:
+            self._examine()
+            return
+        if self.target is None:
+            raise RequestError("give a run folder or a file of options, or --stack")
+        _show_devices(4)
+        from thinned.runs import doctor
+
+        found = doctor.diagnose(self.target, self.draws)
+        print(found, flush=True)
+        if not found.passed:
+            raise ThinnedError(f"{self.target} fails its audit")
+
+    def _examine(self) -> None:
+        if self.target is not None:
+            raise RequestError("--stack asks about this machine: leave out the target")
+        from thinned.runs import stack
+
+        found = stack.examine()
+        print(found, flush=True)
+        if not found.passed:
+            raise ThinnedError(
+                f"JAX computes wrong on this machine ({'; '.join(found.wrong)}): install another "
+                "version of jax, by the constraints.txt of thinned"
+            )
+
+
+@dataclass(frozen=True)
+class VerifyResume:
+    """Prove that a killed and resumed run ends bit-identical to one that was never stopped."""
+
+    config: Annotated[Config, arg(name="")] = field(default_factory=Config)
+    config_file: Annotated[
+        Path | None,
+        Option("YAML or JSON file of defaults; flags override it."),
+        arg(name="config", aliases=["-c"]),
+    ] = None
+    kills: Annotated[int, Option("How often to kill the run.", "kills", low=1)] = 3
+    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+
+    def __call__(self) -> None:
+        """Train twice, kill one of the two, compare, print a verdict for every array."""
+        from thinned.runs.verify import verify_resume
+
+        if self.kills < 1:
+            raise RequestError(f"--kills is {self.kills}: must be at least 1")
+        if not verify_resume(self.config, self.kills):
+            raise ThinnedError("the resumed run differs from the uninterrupted one")
+
+
+def _show_devices(count: int) -> None:
+    """Let a CPU pass for several devices; has no effect once JAX has started."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "host_platform_device_count" not in flags:
+        option = f"--xla_force_host_platform_device_count={count}"
+        os.environ["XLA_FLAGS"] = f"{flags} {option}".strip()
