@@ -19,9 +19,10 @@ from thinned.core.disk import (
     plain_path,
     read_regular,
     refuse_irregular,
+    refuse_unwritable,
     whole,
 )
-from thinned.core.errors import RequestError
+from thinned.core.errors import RequestError, ThinnedError
 
 
 def no_locks(descriptor: int) -> None:
@@ -194,3 +195,9 @@ def test_a_pipe_is_refused_before_it_is_read(tmp_path):
 def test_all_can_be_imported_where_there_are_no_locks():
     code = "import sys; sys.modules['fcntl'] = None; import thinned.studies.study"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_name_that_is_too_long_is_refused_before_the_work(tmp_path):
+    with pytest.raises(ThinnedError, match="cannot write .*: File name too long"):
+        refuse_unwritable(tmp_path / ("n" * 300))
+    refuse_unwritable(tmp_path / "new")

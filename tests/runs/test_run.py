@@ -23,13 +23,16 @@ from thinned.data.sources.arrays import Arrays
 from thinned.data.sources.load import load_data
 from thinned.engine.logs import MetricsLog
 from thinned.engine.loop import Progress, StopSignal
+from thinned.runs.doctor import diagnose
 from thinned.runs.environment import (
     environment_changes,
     git_revision,
     recorded_digest,
     usable_cores,
 )
+from thinned.runs.run import Run
 from thinned.runs.verify import differing
+from thinned.studies.study import folder_of
 
 
 def config_for(tiny_data: Path, **changes) -> Config:
@@ -377,3 +380,11 @@ def test_arrays_of_a_program_are_trained_on_evaluated_and_gone_on_with(tmp_path)
     short = thinned.train(dataclasses.replace(config, epochs=1), dataset=data, runs=tmp_path)
     grown = thinned.resume(short.folder, config, dataset=data)
     assert differing(whole, grown) == []
+
+
+def test_a_name_that_is_too_long_is_no_run_and_no_unexpected_error(tmp_path):
+    """Some versions of Python let methods of paths raise for it, others do not."""
+    for ask in (Run.open, diagnose):
+        with pytest.raises(RequestError, match="is no run folder"):
+            ask(tmp_path / ("n" * 300))
+    assert folder_of(tmp_path / ("n" * 300), None).name == "study-001"

@@ -86,6 +86,12 @@ def refuse_unwritable(path: Path | None) -> None:
     if path is None:
         return
     target = Path(os.path.realpath(path))
+    try:
+        os.lstat(target)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise ThinnedError(f"cannot write {path}: {error.strerror}") from error
     if target.is_dir():
         raise ThinnedError(f"cannot write {path}: it is a folder")
     if not target.parent.is_dir():

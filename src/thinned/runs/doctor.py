@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -129,7 +130,7 @@ class _Case:
     @classmethod
     def open(cls, target: Path | str) -> _Case:
         target, run = Path(target), None
-        if target.is_dir() or not target.exists():
+        if os.path.isdir(target) or not os.path.exists(target):
             run = Run.open(target)
             config = run.config
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -53,7 +54,8 @@ class Run:
             RequestError: there is no run in `folder`, or its config cannot be read.
         """
         folder = Path(folder)
-        if not (folder / "config.json").is_file():
+        # Not as a method of the path, which some versions of Python let raise for a name too long.
+        if not os.path.isfile(folder / "config.json"):
             raise RequestError(f"{folder} is no run folder: it has no config.json")
         return cls(folder, validate(load(folder / "config.json")))
 

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import signal
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -263,7 +264,7 @@ def folder_of(runs: Path, name: str | None) -> Path:
     """Where a study of that name is kept, or the next free ``study-001``."""
     if name is not None:
         return named(runs, name)
-    number = next(n for n in itertools.count(1) if not (runs / f"study-{n:03d}").exists())
+    number = next(n for n in itertools.count(1) if not os.path.exists(runs / f"study-{n:03d}"))
     return runs / f"study-{number:03d}"
 
 
