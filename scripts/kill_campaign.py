@@ -27,12 +27,11 @@ from thinned.runs.verify import differing
 SMALL = {
     "data": {"limit": 640, "validation": 64},
     "epochs": 12,
-    "test": "end",
     # So often that a good part of the kills falls into a save.
     "checkpoint_every_s": 0.05,
 }
 NETWORKS = {
-    "mlp": {"model": "mlp", "mlp": {"hidden": [64, 64]}, "optim": {"name": "sgd"}, "epochs": 40},
+    "mlp": {"model": "mlp", "mlp": {"hidden": [64, 64]}, "optim": {"name": "sgd"}},
     "cnn": {"model": "cnn", "optim": {"ema": 0.9}},
 }
 LIMIT_S = 300.0
