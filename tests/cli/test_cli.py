@@ -362,3 +362,12 @@ def test_names_are_written_in_whatever_the_terminal_can_show(tmp_path):
     assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
     assert rb"d\xff cannot be saved in a run" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "n" * 5000, "a\u202eb"])
+def test_names_of_any_length_and_direction_are_told_in_one_short_line(capsys, tmp_path, name):
+    for words in (("predict", name), ("train", "--resume", name), ("train", "--data", name)):
+        told = refused(capsys, *words)
+        assert "unexpected" not in told
+        assert len(told) < 1200
+        assert "\u202e" not in told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -126,7 +127,7 @@ class Predict:
         from thinned.runs import files as prediction
         from thinned.runs import predictions as trust
 
-        folders = [path for path in self.paths if (path / "config.json").is_file()]
+        folders = [path for path in self.paths if os.path.isfile(path / "config.json")]
         if not folders:
             if not self.paths:
                 raise RequestError("no run is given")

@@ -77,7 +77,7 @@ def _attempt(arguments: list[str]) -> int:
     except ThinnedError as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        print(f"thinned: {printable(error)}", file=sys.stderr)
+        print(f"thinned: {_shortened(printable(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("thinned: stopped at once; what was saved before stays", file=sys.stderr)
@@ -101,6 +101,11 @@ def _attempt(arguments: list[str]) -> int:
     return 0
 
 
+def _shortened(line: str) -> str:
+    """A message whose middle is left out where it repeats what somebody gave at great length."""
+    return line if len(line) <= 2 * _LONGEST else f"{line[:_LONGEST]} ... {line[-_LONGEST:]}"
+
+
 def _prepare_streams() -> bool:
     """Whether there is somewhere to write: a closed output is found before the work, not after."""
     # Python's name for a closed stream, though its types do not say so.
@@ -116,6 +121,7 @@ def _prepare_streams() -> bool:
     return True
 
 
+_LONGEST = 500
 _LOST = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EPIPE)
 
 
@@ -224,7 +230,7 @@ def _base_config(command: Any) -> Config:
             raise RequestError(
                 f"--resume names the run, which has its own config: leave out {useless[0]}"
             )
-        if not (own.resume / "config.json").is_file():
+        if not os.path.isfile(own.resume / "config.json"):
             raise RequestError(f"{own.resume} is no run folder: it has no config.json")
         return load(own.resume / "config.json")
     if file is not None:

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+# They would let a name turn the rest of the line around.
+_DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
 
 def printable(text: object) -> str:
     """A name or a message as one line of valid text that moves no cursor.
@@ -15,7 +18,9 @@ def printable(text: object) -> str:
     Line breaks, other control characters and bytes that are no UTF-8 are written as in Python.
     """
     return "".join(
-        char if unicodedata.category(char) not in ("Cc", "Cs", "Zl", "Zp") else _escaped(char)
+        _escaped(char)
+        if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or char in _DIRECTIONS
+        else char
         for char in str(text)
     )
 
