@@ -236,8 +236,8 @@ def test_too_few_open_files_are_no_damage(saved, tmp_path):
     import os, resource
     import numpy as np
     from pathlib import Path
-    from thinned.checkpoint import Checkpoints
-    from thinned.errors import ThinnedError
+    from thinned.engine.checkpoint import Checkpoints
+    from thinned.core.errors import ThinnedError
     checkpoints = Checkpoints(Path({str(saved.folder)!r}))
     resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
     for work in (
@@ -271,8 +271,8 @@ def test_a_disk_that_is_full_is_told_and_nothing_is_lost(saved):
     code = f"""
     import resource, signal, sys
     import numpy as np
-    from thinned.checkpoint import Checkpoints
-    from thinned.errors import ThinnedError
+    from thinned.engine.checkpoint import Checkpoints
+    from thinned.core.errors import ThinnedError
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     noise = np.random.default_rng(0).normal(size=300_000)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -296,7 +296,7 @@ def test_a_process_killed_while_saving_leaves_whole_checkpoints(tmp_path):
     import itertools
     import numpy as np
     from pathlib import Path
-    from thinned.checkpoint import Checkpoints
+    from thinned.engine.checkpoint import Checkpoints
     checkpoints = Checkpoints(Path({str(tmp_path / "c")!r}))
     for step in itertools.count(1):
         checkpoints.save(step, {{"a": np.full(50_000, step, np.float64)}}, {{"step": step}})
