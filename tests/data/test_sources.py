@@ -7,6 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import blobs, write_idx
@@ -14,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from thinned.core.config import DataConfig
-from thinned.core.disk import cache_folder
+import thinned
+from thinned.core.config import Config, DataConfig, MlpConfig
 from thinned.core.errors import RequestError, ThinnedError
 from thinned.data.files import class_name, dataset_of
 from thinned.data.pack import open_pack, write_pack
@@ -514,14 +515,26 @@ def test_a_folder_that_may_not_be_entered_is_named(tmp_path, monkeypatch):
             assert refused(base) == f"cannot read folder {closed}: Permission denied"
 
 
-def test_without_a_home_the_cache_is_asked_for(monkeypatch):
-    def fail():
-        raise RuntimeError("Could not determine home directory.")
+def test_without_a_home_a_cache_is_asked_for_only_where_images_are_decoded(tmp_path, monkeypatch):
+    pwd = pytest.importorskip("pwd")
+
+    def unknown(user):
+        raise KeyError(user)
 
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(Path, "home", fail)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
     with pytest.raises(ThinnedError, match="set XDG_CACHE_HOME"):
-        cache_folder()
+        load(tree(tmp_path / "d"))
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        config = Config(model="mlp", data=DataConfig(limit=100), mlp=MlpConfig((8,)), epochs=1)
+        run = thinned.train(config, name="homeless", runs=tmp_path / "runs")
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    assert len(run.metrics) == 2
 
 
 def test_names_that_are_no_text_stay_apart_and_are_written_in_ascii(tmp_path):

@@ -367,5 +367,8 @@ def cache_folder(kind: str = "data") -> Path:
     try:
         base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     except RuntimeError as error:
-        raise ThinnedError("there is no home folder for a cache: set XDG_CACHE_HOME") from error
+        raise ThinnedError(
+            "decoded images are kept in a cache, and there is no home folder for it: set "
+            "XDG_CACHE_HOME to a folder that is yours"
+        ) from error
     return Path(base) / "thinned" / kind

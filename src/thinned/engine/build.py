@@ -85,10 +85,13 @@ class Built:
             raise self._own(error) from error
         numbers = numbers_at(config, self.plan.steps_per_epoch)(jnp.int32(0))
         own = {name: numbers[name] for name in numbers if name not in LOSS_NUMBERS}
-        state = state.replace(
-            opt_state=with_numbers(state.opt_state, own),
-            average=None if config.optim.ema is None else jax.tree.map(jnp.copy, state.params),
-        )
+        state = state.replace(opt_state=with_numbers(state.opt_state, own))
+        if config.optim.ema is not None:
+            # Copies: the state is donated, and no buffer can be given away twice.
+            state = state.replace(
+                average=jax.tree.map(jnp.copy, state.params),
+                average_state=jax.tree.map(jnp.copy, state.model_state) or None,
+            )
         if facts.mean is None or facts.deviation is None:
             return state
         return state.replace(

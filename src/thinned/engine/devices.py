@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,16 @@ from thinned.data.batch import Batch
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs on the disk between processes, unless JAX was told where already."""
+    """Keep compiled programs on the disk between processes, unless JAX was told where already.
+
+    Without a place for them each process compiles anew: nothing is worse for it but the wait.
+    """
     # An entry that a killed process left half written is compiled anew: nothing to worry about.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder("xla")))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        with suppress(ThinnedError):
+            jax.config.update("jax_compilation_cache_dir", str(cache_folder("xla")))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def on_device(split: Split) -> Batch:

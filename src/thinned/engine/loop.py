@@ -25,7 +25,10 @@ from thinned.engine.feed import Feed
 from thinned.engine.logs import MetricsLog, Silent
 from thinned.engine.metrics import BatchSums, Totals
 from thinned.engine.plan import CHUNK_STEPS
-from thinned.engine.step import TrainState, train_steps
+from thinned.engine.step import TrainState, collect, train_steps
+
+STATISTICS_BATCHES = 100
+"""Batches over which the statistics of averaged weights are collected, at most an epoch's."""
 
 
 class Diverged(ThinnedError):
@@ -177,10 +180,13 @@ def train(parts: Parts, state: TrainState, progress: Progress, stop: StopSignal)
     while progress.step < plan.total_steps:
         state, progress = _advance(parts, state, progress, pace)
         epoch_ended = progress.step % plan.steps_per_epoch == 0
+        due = time.monotonic() - saved_at >= plan.config.checkpoint_every_s
+        saving = epoch_ended or due or stop.number
+        if saving:
+            state = collected(parts.built, parts.feed, state, progress.step)
         if epoch_ended:
             progress = _end_epoch(parts, state, progress, pace.lap(plan.steps_per_epoch))
-        due = time.monotonic() - saved_at >= plan.config.checkpoint_every_s
-        if epoch_ended or due or stop.number:
+        if saving:
             save(parts.checkpoints, state, progress)
             saved_at = time.monotonic()
         if stop.number and progress.step < plan.total_steps:
@@ -215,13 +221,33 @@ def arrays_of(state: TrainState) -> dict[str, Any]:
         "opt_state": state.opt_state,
         "model_state": state.model_state,
     }
-    return arrays if state.average is None else {**arrays, "average": state.average}
+    averages = {"average": state.average, "average_state": state.average_state}
+    return arrays | {name: held for name, held in averages.items() if held is not None}
 
 
 def with_arrays(state: TrainState, restored: Restored) -> TrainState:
     """The state with the arrays of a checkpoint, on the device."""
     arrays = jax.tree.map(jnp.asarray, restored.arrays)
     return state.replace(**arrays)
+
+
+def collected(built: Built, feed: Feed, state: TrainState, step: int) -> TrainState:
+    """The state with the statistics that its averaged weights have, for what evaluates or loads it.
+
+    A pure function of the weights and the step: they are collected anew, from the first batches of
+    the epoch that the last step belongs to, so that it does not matter where a run was cut.
+    """
+    if state.average_state is None:
+        return state
+    plan = built.plan
+    first = (plan.epoch_of(step - 1) - 1) * plan.steps_per_epoch
+    seen, wanted = 0, min(STATISTICS_BATCHES, plan.steps_per_epoch)
+    while seen < wanted:
+        data, chunk, count = feed.fetch(first + seen, wanted - seen)
+        counts = jnp.int32(seen), jnp.int32(count)
+        state = state.replace(average_state=collect(state, data, chunk, *counts, built.augment))
+        seen += count
+    return state
 
 
 def _advance(

@@ -28,18 +28,21 @@ class TrainState(train_state.TrainState):
     Attributes:
         model_state: collections that the forward pass updates, e.g. ``batch_stats``; often empty.
         average: a moving average of `params` that is evaluated in their stead, or None.
+        average_state: the `model_state` that goes with `average`, see `collect`; or None.
         constants: collections that no step changes, as the statistics of inputs; not saved.
     """
 
     model_state: Variables
     average: Any = None
+    average_state: Any = None
     constants: Variables = struct.field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, Any]:
         """All variables of the model, for its ``apply`` at prediction time."""
         params = self.params if self.average is None else self.average
-        return {"params": params, **self.model_state, **self.constants}
+        collected = self.model_state if self.average_state is None else self.average_state
+        return {"params": params, **collected, **self.constants}
 
 
 def create_state(
@@ -203,12 +206,79 @@ def train_steps(
 
     def body(index: jax.Array, carry: tuple[TrainState, BatchSums]) -> tuple[TrainState, BatchSums]:
         state, sums = carry
-        own = jax.tree.map(lambda leaf: leaf[index], chunk)
-        batch = jax.tree.map(lambda leaf: leaf[own.order], data)
-        if augment is not None:
-            images, targets = augment(as_float(batch.images), batch.labels, own.augment_keys)
-            batch = batch._replace(images=images, targets=targets)
+        batch, own = _at(index, data, chunk, augment)
         state, step_sums = train_step(state, batch, own.rates, own.keys, own.numbers)
         return state, jax.tree.map(lambda total, one: total.at[index].set(one), sums, step_sums)
 
     return jax.lax.fori_loop(0, count, body, (state, empty))
+
+
+def _at(
+    index: jax.Array, data: Batch, chunk: Chunk, augment: Augment | None
+) -> tuple[Batch, Chunk]:
+    """What one step of a chunk looks at, and its own part of the chunk."""
+    own = jax.tree.map(lambda leaf: leaf[index], chunk)
+    batch = jax.tree.map(lambda leaf: leaf[own.order], data)
+    if augment is not None:
+        images, targets = augment(as_float(batch.images), batch.labels, own.augment_keys)
+        batch = batch._replace(images=images, targets=targets)
+    return batch, own
+
+
+@partial(jax.jit, static_argnames="augment")
+def collect(
+    state: TrainState,
+    data: Batch,
+    chunk: Chunk,
+    seen: jax.Array,
+    count: jax.Array,
+    augment: Augment | None = None,
+) -> Variables:
+    """Go on collecting the batch statistics of the averaged weights (Izmailov et al. 2018, 3.2).
+
+    Weights that were never trained with have no statistics of their own: an average over the path
+    of those that were trained with is none, either. So the averaged network sees batches once more,
+    as in training: what normalisation sees there, dropout included, is what it learned with. The
+    statistics become the plain mean over batches, as in ``torch.optim.swa_utils.update_bn``; other
+    modules collect as they always do.
+
+    Args:
+        state: with an `average`; its `average_state` is the mean over the batches seen so far.
+        data, chunk, augment: as for `train_steps`.
+        seen: i32 [], batches seen so far; with 0, nothing is left of the statistics before.
+        count: i32 [], at most the number of steps in `chunk`.
+
+    Returns:
+        The `average_state` over `count` batches more.
+    """
+
+    def body(index: jax.Array, collected: Variables) -> Variables:
+        batch, own = _at(index, data, chunk, augment)
+        variables = {"params": state.average, **collected, **state.constants}
+        if own.rates:
+            variables["rates"] = own.rates
+        before = (seen + index).astype(jnp.float32)
+        with nn.intercept_methods(partial(_with_momentum, before / (before + 1))):
+            _, updates = state.apply_fn(
+                variables,
+                as_float(batch.images),
+                train=True,
+                rngs={"dropout": own.keys},
+                mutable=[*collected, LOSSES],
+            )
+        return {
+            name: jax.tree.map(lambda new, old: new.astype(old.dtype), updates[name], held)
+            for name, held in collected.items()
+        }
+
+    return jax.lax.fori_loop(0, count, body, state.average_state)
+
+
+def _with_momentum(
+    momentum: jax.Array, call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext
+) -> Any:
+    """Call a method; one of batch normalisation with another momentum than its own."""
+    if isinstance(context.module, nn.BatchNorm):
+        # This object lives for this pass alone, and Linen's attributes are frozen.
+        object.__setattr__(context.module, "momentum", momentum)
+    return call(*args, **kwargs)
