@@ -71,14 +71,20 @@ class Run:
         """What the run knows of its data.
 
         Raises:
-            RequestError: it was never saved, and the data cannot be read either.
+            RequestError: what was saved is damaged, and the data do not tell, either: they cannot
+                be read, or are others by now.
         """
         path = self.folder / "data.json"
         try:
             return Facts.from_json(read_regular(path))
         except (OSError, ValueError, KeyError, TypeError):
             # A damaged file: the data themselves still tell.
-            return Facts.of(load_data(self.config), self.config)
+            if self.config.data.path is None and recorded_digest(self.folder) is None:
+                raise RequestError(
+                    f"{path} cannot be read, and nothing says whether {self.folder} learned from the "
+                    "package's MNIST or from arrays of a program: restore it from a copy"
+                ) from None
+            return Facts.of(_same_again(self, self.config), self.config)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -191,6 +197,10 @@ def loaded_again(run: Run, config: Config) -> Dataset:
         RequestError: they cannot be read, or are others than the run began with.
     """
     refuse_lost(run)
+    return _same_again(run, config)
+
+
+def _same_again(run: Run, config: Config) -> Dataset:
     try:
         dataset = load_data(config)
     except RequestError as error:
