@@ -31,7 +31,7 @@ _LARGEST_NATIVE = 64
 """Images that all have one size up to this side keep it; others are brought to `_DEFAULT_SIDE`."""
 _DEFAULT_SIDE = 64
 MOST_CLASSES = 100_000
-_VERSION = 3
+_VERSION = 4
 _LONGEST_NUMBER = 18
 
 

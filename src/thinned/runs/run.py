@@ -81,7 +81,7 @@ class Run:
             # A damaged file: the data themselves still tell.
             if self.config.data.path is None and recorded_digest(self.folder) is None:
                 raise RequestError(
-                    f"{path} cannot be read, and nothing says whether {self.folder} learned from the "
+                    f"{path} cannot be read, and nothing says whether the run learned from the "
                     "package's MNIST or from arrays of a program: restore it from a copy"
                 ) from None
             return Facts.of(_same_again(self, self.config), self.config)
