@@ -18,7 +18,7 @@ from thinned.core.types import Dataset, Split
 from thinned.data.facts import Facts
 from thinned.data.pack import PackedImages
 from thinned.data.sources.arrays import as_images
-from thinned.data.sources.load import decodes_files, load_data, open_source
+from thinned.data.sources.load import decodes_files, load_data, load_to_look_at, open_source
 from thinned.data.split import everything, fingerprint
 from thinned.engine.build import Built
 from thinned.engine.checkpoint import Checkpoints
@@ -154,7 +154,7 @@ class Run:
         if decodes_files(source) and height == width:
             # Photos of any size are brought to the run's; arrays have to fit.
             source = open_source(self.facts.form_of(data), self.config.seed)
-        found = source.load()
+        found = load_to_look_at(source)
         own = _same_data(self, replace(self.config, data=there)) if found.drawn else None
         if own is not None:
             return matched(own, self.facts)
