@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import types
+import unicodedata
 
 import numpy as np
 import pytest
@@ -192,6 +193,15 @@ def test_labels_may_be_plain_integers_or_text(tmp_path, kind, labels, classes):
     found = load(f"hf:{parquet(tmp_path / 't.parquet', rows, kind)}")
     assert found.classes == classes
     assert found.train.labels.tolist() == [1 - value // 50 for value in first(found.train)]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_text_labels_in_two_forms_of_unicode_are_one_class(tmp_path):
+    one, two = (unicodedata.normalize(form, "été") for form in ("NFC", "NFD"))
+    rows = [(png(i), (one, two, "b")[i % 3]) for i in range(12)]
+    found = load(f"hf:{parquet(tmp_path / 't.parquet', rows, 'string')}")
+    assert found.classes == ("b", one)
+    assert all(found.train.labels == [value % 3 != 2 for value in first(found.train)])
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -199,7 +199,7 @@ def test_a_large_palette_with_transparency_takes_about_its_own_bytes():
     picture.putpalette(list(range(256)) * 3)
     content = saved(picture, transparency=0)
     code = (
-        "import io, resource, sys; from thinned.data import images\n"
+        "import io, resource, sys; from thinned.data import decode as images\n"
         "images.decode(open(0, 'rb').read(), (8, 8), 3)"
         " if len(sys.argv) > 1 else open(0, 'rb').read()\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"

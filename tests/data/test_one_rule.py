@@ -12,7 +12,7 @@ from PIL import Image
 
 from thinned.core.config import DataConfig
 from thinned.core.errors import RequestError
-from thinned.data.decode import decode
+from thinned.data.decode import Unreadable, decode
 from thinned.data.sources.arrays import Arrays
 from thinned.data.sources.load import open_source
 
@@ -207,3 +207,22 @@ def test_test_images_that_cannot_be_read_are_not_replaced_by_training_images(tmp
     for path in (base / "test").rglob("*.png"):
         path.write_bytes(b"broken")
     assert "none of the test images can be read" in refused(base)
+
+
+def decoded_floats(values) -> list:
+    content = io.BytesIO()
+    image = np.asarray(values, np.float32)[None]
+    Image.fromarray(image).save(content, "TIFF")
+    return decode(content.getvalue(), image.shape, 1)[0, :, 0].tolist()
+
+
+@given(st.lists(st.floats(0, 1, width=32), min_size=2, max_size=9))
+def test_what_a_float_means_does_not_depend_on_its_image(values):
+    assert decoded_floats(values) == np.rint(np.float32(values) * np.float32(255)).tolist()
+    assert decoded_floats([*values, 1])[:-1] == decoded_floats(values)
+
+
+@pytest.mark.parametrize("values", [[0, 200], [0.5, 1.001], [-0.01, 0.5], [0, np.nan]])
+def test_floats_of_another_range_are_refused(values):
+    with pytest.raises(Unreadable, match="from 0 to 1; divide all|NaN"):
+        decoded_floats(values)

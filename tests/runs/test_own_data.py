@@ -130,6 +130,32 @@ def test_other_data_without_a_test_split_are_evaluated_whole(run, tmp_path, caps
     assert len(load_data(Config(data=DataConfig(path=str(other)))).test) == 6
 
 
+def test_other_data_from_which_nothing_could_be_learned_are_evaluated(run, tmp_path, capsys):
+    whole = pictures(tmp_path / "whole", 30, seed=7)
+    right = run.evaluate(whole).confusion
+    shutil.copytree(whole / "b", tmp_path / "single" / "b")
+    assert main(["evaluate", str(run.folder), "--data.path", str(tmp_path / "single")]) == 0
+    told = capsys.readouterr()
+    assert "of 10 images" in told.out
+    assert "names no test images: all 10 are evaluated" in told.err
+    found = run.evaluate(tmp_path / "single").confusion
+    assert np.array_equal(found[1], right[1])
+    assert found.sum() == 10
+    # One image of each class: none could be set aside.
+    pictures(tmp_path / "few", 3, seed=7)
+    assert run.evaluate(tmp_path / "few").totals.count == 3
+    # Test images alone, of two of the classes.
+    images, labels = blobs(30, 7)
+    two = labels < 2
+    parts = {"x_test": images[two], "y_test": labels[two], "classes": ["a", "b", "c"]}
+    np.savez(tmp_path / "test.npz", **parts)
+    assert np.array_equal(run.evaluate(tmp_path / "test.npz").confusion[:2], right[:2])
+    capsys.readouterr()
+    for data in ("single", "few", "test.npz"):
+        assert main(["train", "--data.path", str(tmp_path / data), "--runs", str(tmp_path)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_other_images_need_no_folders_of_classes_and_all_are_taken(run, tmp_path, capsys):
     flat = tmp_path / "flat"
     flat.mkdir()

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import blobs
+from conftest import blobs, write_idx
 
 import thinned
 from thinned.cli.main import main
-from thinned.core.config import Config, DataConfig, MlpConfig, OptimConfig, with_values
+from thinned.core.config import Config, DataConfig, MlpConfig, OptimConfig, to_json, with_values
 from thinned.core.errors import RequestError, ThinnedError
 from thinned.core.types import Dataset
 from thinned.data.sources.arrays import Arrays
@@ -278,6 +278,33 @@ def test_a_pipe_among_the_files_of_a_run_is_not_waited_for(finished, tmp_path):
         thinned.resume(copy)
 
 
+def test_damaged_facts_are_known_anew_from_the_same_data_only(finished, tiny_data, tmp_path):
+    data, copy = tmp_path / "data", tmp_path / "copy"
+    shutil.copytree(tiny_data, data)
+    shutil.copytree(finished.folder, copy)
+    config = dataclasses.replace(finished.config, data=DataConfig(path=str(data)))
+    (copy / "config.json").write_text(to_json(config))
+    (copy / "data.json").write_text("{")
+    run = thinned.Run.open(copy)
+    assert dataclasses.replace(run.facts, name=finished.facts.name) == finished.facts
+    # One class more, and every class another name: what the network says would be misread.
+    write_idx(data, blobs(200, 2, classes=4), blobs(77, 1))
+    with pytest.raises(RequestError, match="are no longer what"):
+        _ = thinned.Run.open(copy).facts
+
+
+def test_damaged_facts_of_arrays_are_not_those_of_the_package(tmp_path):
+    arrays = Arrays({"train": blobs(40, 0), "test": blobs(20, 1)}, DataConfig()).load()
+    config = Config(model="mlp", mlp=MlpConfig((8,)), epochs=1, batch_size=8)
+    run = thinned.train(config, name="arrays", runs=tmp_path, dataset=arrays)
+    (run.folder / "data.json").unlink()
+    with pytest.raises(RequestError, match="are no longer what"):
+        _ = thinned.Run.open(run.folder).facts
+    (run.folder / "environment.json").unlink()
+    with pytest.raises(RequestError, match="arrays of a program: restore it"):
+        _ = thinned.Run.open(run.folder).facts
+
+
 def test_lines_that_are_no_records_are_passed_over(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl")
     whole = {"split": "train", "epoch": 1, "step": 2}
@@ -298,8 +325,6 @@ def test_cores_are_counted_where_the_system_does_not_say_which():
 
 
 def start(folder: Path, config: Config, *, name: str = "killed") -> subprocess.Popen[str]:
-    from thinned.core.config import to_json
-
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(to_json(config))
     command = [sys.executable, "-m", "thinned", "train", "-c", str(folder / "config.json")]

@@ -3,9 +3,9 @@
 Sizes, modes and orientations are brought to one form as follows. EXIF orientation is applied; of
 animations the first frame is taken; palettes are looked up; transparency is laid on white; CMYK and
 other colour spaces become RGB; 16-bit values keep their upper 8 bits, and wider integers are taken
-for such; grey is ITU-R 601 luma. What a value means never depends on the others of its image. Then
-the image is resized with antialiasing (bicubic) so that it covers the target and its centre is
-cropped, or so that it fits in and is padded with black.
+for such; floats lie from 0 to 1, others are refused; grey is ITU-R 601 luma. What a value means
+never depends on the others of its image. Then the image is resized with antialiasing (bicubic) so
+that it covers the target and its centre is cropped, or so that it fits in and is padded with black.
 
 Images of more than `LARGE_PIXELS` are unpacked one at a time, are brought to L or RGB in bands, and
 are first reduced by averaging where they are many times larger than the target: the memory that
@@ -240,29 +240,18 @@ def _reduced(image: Image.Image, side: int, channels: int) -> Image.Image:
     size = (-(-image.width // factor), -(-image.height // factor))
     reduced = Image.new("L" if channels == 1 else "RGB", size)
     rows = factor * max(1, _BAND_PIXELS // (image.width * factor))
-    span = _span(image)
     for top in range(0, image.height, rows):
         band = image.crop((0, top, image.width, min(top + rows, image.height)))
-        reduced.paste(_plain(band, channels, span).reduce(factor), (0, top // factor))
+        reduced.paste(_plain(band, channels).reduce(factor), (0, top // factor))
     return reduced
 
 
-def _is_deep(image: Image.Image) -> bool:
-    return image.mode in ("I", "F") or image.mode.startswith("I;")
-
-
-def _span(image: Image.Image) -> tuple[float, float]:
-    """The least and the largest value of an image of more than 8 bits."""
-    found: Any = image.getextrema() if _is_deep(image) else (0, 255)
-    return found
-
-
-def _plain(
-    image: Image.Image, channels: int, span: tuple[float, float] | None = None
-) -> Image.Image:
-    """The image in mode L or RGB; `span` is that of the whole, of which this may be a part."""
-    if _is_deep(image):
-        image = _eight_bits(image, span or _span(image))
+def _plain(image: Image.Image, channels: int) -> Image.Image:
+    """The image, or a part of one, in mode L or RGB."""
+    if image.mode == "F":
+        image = _of_floats(image)
+    elif image.mode == "I" or image.mode.startswith("I;"):
+        image = _of_integers(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -271,18 +260,26 @@ def _plain(
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def _eight_bits(image: Image.Image, span: tuple[float, float]) -> Image.Image:
+def _of_integers(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
-    low, high = span
-    if image.mode == "F":
-        if not np.all(np.isfinite(values)):
-            raise Unreadable("pixels are NaN or infinite")
-        values, high = (values * 255, high * 255) if high <= 1 else (values, high)
-    else:
-        values, high = values >> 8, int(high) >> 8
-    if low < 0 or high > 255:
-        raise Unreadable(f"pixels from {span[0]:g} to {span[1]:g} cannot be scaled")
-    return Image.fromarray(values.astype(np.uint8), "L")
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 0xFFFF:
+        raise Unreadable(f"pixels from {low} to {high}: more than the 16 bits that are read")
+    return Image.fromarray((values >> 8).astype(np.uint8), "L")
+
+
+def _of_floats(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    if not np.all(np.isfinite(values)):
+        raise Unreadable("pixels are NaN or infinite")
+    low, high = values.min(), values.max()
+    if low < 0 or high > 1:
+        # Scaled by its own maximum, a dark image would look like a bright one.
+        raise Unreadable(
+            f"pixels from {low:g} to {high:g}: floats must lie from 0 to 1; divide all images by "
+            "the largest value that any can have"
+        )
+    return Image.fromarray(np.rint(values * 255).astype(np.uint8), "L")
 
 
 def _fitted(image: Image.Image, size: Size, fit: Fit) -> np.ndarray:

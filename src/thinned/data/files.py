@@ -31,7 +31,7 @@ _LARGEST_NATIVE = 64
 """Images that all have one size up to this side keep it; others are brought to `_DEFAULT_SIDE`."""
 _DEFAULT_SIDE = 64
 MOST_CLASSES = 100_000
-_VERSION = 3
+_VERSION = 4
 _LONGEST_NUMBER = 18
 
 
@@ -48,6 +48,18 @@ class Entry:
     path: Path
     label: int
     split: SplitName | None = None
+
+
+class Unlearnable(RequestError):
+    """Data that can be looked at, but from which nothing could be learned.
+
+    Attributes:
+        dataset: what they hold.
+    """
+
+    def __init__(self, message: str, dataset: Dataset) -> None:
+        super().__init__(message)
+        self.dataset = dataset
 
 
 def load_files(
@@ -129,8 +141,8 @@ def dataset_of(
             are then chosen by the seed, the same fraction of each class.
 
     Raises:
-        RequestError: no images, fewer than two classes, a class without training images; or
-            something was left out and `options` say to fail.
+        Unlearnable: fewer than two classes, a class without training images, or no test images.
+        RequestError: no images; or something was left out and `options` say to fail.
     """
     if left_out and options.on_error == "fail":
         raise RequestError(
@@ -157,40 +169,48 @@ def dataset_of(
         )
     whole = Split(images, labels)
     parts = {name: _part(whole, np.flatnonzero(splits == name)) for name in np.unique(splits)}
-    train = parts.get("train")
-    if train is None or not len(train):
-        raise RequestError(f"{where} has no training images")
-    if "test" not in parts:
-        raise RequestError(
-            f"{where}: no test images are left: every class has one image only; add images, or "
-            "test images of their own"
-        )
-    present = np.unique(train.labels)
-    missing = np.setdiff1d(np.arange(len(classes)), present).tolist()
-    if len(classes) - len(missing) < 2:
-        raise RequestError(
-            f"{where} has training images of one class only ({classes[present[0]]}): "
-            "give at least two"
-        )
-    if missing:
-        lost = classes[missing[0]]
-        held = np.isin(labels[splits != "train"], missing).any()
-        why = "in test or validation only" if held else "without a readable image"
-        if not held and not left_out:
-            numbers = classes == tuple(map(str, range(len(classes))))
-            hint = "; do labels start at 1?" if missing == [0] and numbers else ""
-            raise RequestError(f"{where}: no training image has label {lost}{hint}")
-        raise RequestError(f"{where}: class {lost!r} is {why}: nothing could be learned of it")
-    return Dataset(
+    none = whole.take(np.zeros(0, np.int64))
+    dataset = Dataset(
         name,
-        train,
-        parts["test"],
+        parts.get("train", none),
+        parts.get("test", none),
         classes,
         parts.get("validation"),
         left_out=left_out,
         notes=notes,
         drawn=drawn,
     )
+    reason = _unlearnable(dataset)
+    if reason:
+        raise Unlearnable(f"{where}{reason}", dataset)
+    return dataset
+
+
+def _unlearnable(dataset: Dataset) -> str:
+    """Why nothing could be learned from data, or not be tested; empty where it could."""
+    train, test, classes = dataset.train, dataset.test, dataset.classes
+    if not len(train):
+        return " has no training images"
+    present = np.unique(train.labels)
+    missing = np.setdiff1d(np.arange(len(classes)), present).tolist()
+    if len(test) and len(present) < 2:
+        only = classes[present[0]]
+        return f" has training images of one class only ({only}): give at least two"
+    if not len(test):
+        return (
+            ": no test images are left: every class has one image only; add images, or "
+            "test images of their own"
+        )
+    if not missing:
+        return ""
+    others = [split.labels for name, split in dataset.splits.items() if name != "train"]
+    held = np.isin(np.concatenate(others), missing).any()
+    if not held and not dataset.left_out:
+        numbers = classes == tuple(map(str, range(len(classes))))
+        hint = "; do labels start at 1?" if missing == [0] and numbers else ""
+        return f": no training image has label {classes[missing[0]]}{hint}"
+    why = "in test or validation only" if held else "without a readable image"
+    return f": class {classes[missing[0]]!r} is {why}: nothing could be learned of it"
 
 
 def _part(whole: Split, rows: np.ndarray) -> Split:

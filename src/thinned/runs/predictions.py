@@ -18,7 +18,7 @@ from thinned.core.errors import RequestError
 from thinned.core.rng import fixed_settings, key_for
 from thinned.core.types import Split
 from thinned.data.sources.folder import ImageFolder
-from thinned.data.sources.load import open_source
+from thinned.data.sources.load import load_to_look_at, open_source
 from thinned.data.split import everything
 from thinned.dropout.sites import rates_collection
 from thinned.models.apply import predict_logits
@@ -290,7 +290,7 @@ def other_images(run: Run, data: str, test: Split) -> Split:
     if isinstance(source, ImageFolder):
         other = source.unlabelled()
     else:
-        found = source.load()
+        found = load_to_look_at(source)
         other = everything(found) if found.drawn else found.test
     if _digests(other) <= _digests(test):
         raise RequestError(f"--ood {data}: these are the test images themselves")

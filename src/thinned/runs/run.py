@@ -20,7 +20,7 @@ from thinned.core.validation import validate
 from thinned.data.facts import Facts
 from thinned.data.pack import PackedImages
 from thinned.data.sources.arrays import as_images
-from thinned.data.sources.load import decodes_files, load_data, open_source
+from thinned.data.sources.load import decodes_files, load_data, load_to_look_at, open_source
 from thinned.data.split import everything, fingerprint
 from thinned.engine.build import Built
 from thinned.engine.checkpoint import Checkpoints
@@ -74,14 +74,20 @@ class Run:
         """What the run knows of its data.
 
         Raises:
-            RequestError: it was never saved, and the data cannot be read either.
+            RequestError: what was saved is damaged, and the data do not tell, either: they cannot
+                be read, or are others by now.
         """
         path = self.folder / "data.json"
         try:
             return Facts.from_json(read_regular(path))
         except (OSError, ValueError, KeyError, TypeError):
             # A damaged file: the data themselves still tell.
-            return Facts.of(load_data(self.config), self.config)
+            if self.config.data.path is None and recorded_digest(self.folder) is None:
+                raise RequestError(
+                    f"{path} cannot be read, and nothing says whether the run learned from the "
+                    "package's MNIST or from arrays of a program: restore it from a copy"
+                ) from None
+            return Facts.of(_same_again(self, self.config), self.config)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -151,7 +157,7 @@ class Run:
         if decodes_files(source) and height == width:
             # Photos of any size are brought to the run's; arrays have to fit.
             source = open_source(self.facts.form_of(data), self.config.seed)
-        found = source.load()
+        found = load_to_look_at(source)
         own = _same_data(self, replace(self.config, data=there)) if found.drawn else None
         if own is not None:
             return matched(own, self.facts)
@@ -194,6 +200,10 @@ def loaded_again(run: Run, config: Config) -> Dataset:
         RequestError: they cannot be read, or are others than the run began with.
     """
     refuse_lost(run)
+    return _same_again(run, config)
+
+
+def _same_again(run: Run, config: Config) -> Dataset:
     try:
         dataset = load_data(config)
     except RequestError as error:

@@ -20,6 +20,7 @@ from thinned.core.types import Dataset, LeftOut
 from thinned.data.decode import Header, decode, or_reason, read_header
 from thinned.data.files import (
     SplitName,
+    class_name,
     class_order,
     dataset_of,
     form_for,
@@ -204,8 +205,10 @@ def _coded(parts: Parts, label: str, feature: Any) -> tuple[Mapping[Any, int], t
     if type(feature).__name__ == "ClassLabel":
         return {code: code for code in range(len(feature.names))}, tuple(feature.names)
     values = {value for part in parts.values() for value in part.unique(label)} - {None}
-    ordered = sorted(values, key=lambda value: class_order(str(value)))
-    return {value: code for code, value in enumerate(ordered)}, tuple(map(str, ordered))
+    names = {value: class_name(str(value)) for value in values}
+    classes = tuple(sorted(set(names.values()), key=class_order))
+    code = {name: index for index, name in enumerate(classes)}
+    return {value: code[name] for value, name in names.items()}, classes
 
 
 def _row(

@@ -10,6 +10,7 @@ from thinned.core.config import Config, DataConfig
 from thinned.core.errors import RequestError, printable
 from thinned.core.types import Dataset
 from thinned.data import enterable, regular
+from thinned.data.files import Unlearnable
 from thinned.data.sources.arrays import Npz
 from thinned.data.sources.cifar import CifarFolder
 from thinned.data.sources.folder import ImageFolder
@@ -109,6 +110,18 @@ def _open_file(path: Path, data: DataConfig, seed: int) -> Source:
         return kinds[path.suffix.lower()](regular(path), data, seed)
     except OSError as error:
         raise RequestError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def load_to_look_at(source: Source) -> Dataset:
+    """What a source holds, even where nothing could be learned from it: as images of one class.
+
+    Raises:
+        RequestError: the data cannot be read or do not fit together.
+    """
+    try:
+        return source.load()
+    except Unlearnable as error:
+        return error.dataset
 
 
 def load_data(config: Config) -> Dataset:
