@@ -170,7 +170,8 @@ def test_balance_and_every_augmentation_train(photos, tmp_path, balance):
 
 @pytest.mark.parametrize("kind", ["path", "channel", "block", "connect", "concrete"])
 def test_every_kind_of_dropout_works_in_the_residual_network(photos, tmp_path, kind, capsys):
-    dropout = DropoutConfig(kind=kind, rate=0.2, block_size=2)
+    size = {"block_size": 2} if kind == "block" else {}
+    dropout = DropoutConfig(kind=kind, rate=0.2, **size)
     options = dataclasses.replace(config(photos), dropout=dropout, epochs=1)
     run = train(options, runs=tmp_path)
     assert main(["doctor", str(run.folder), "--draws", "40"]) == 0, capsys.readouterr().out

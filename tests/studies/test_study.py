@@ -416,7 +416,7 @@ def test_ctrl_c_is_told_how_to_go_on(tmp_path, capsys, monkeypatch, words, place
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"thinned.{place}", stopped)
+    monkeypatch.setattr(f"thinned.studies.{place}", stopped)
     assert main([*words, "--runs", str(tmp_path)]) == 130
     said = capsys.readouterr().err
     assert "stopped; what was done is saved: go on with the same" in said

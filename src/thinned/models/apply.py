@@ -42,7 +42,9 @@ class Normalised:
             deviation: their standard deviation, above 0, by channel.
         """
         held = {"mean": mean, "deviation": deviation}
-        return {INPUT_STATISTICS: {name: jnp.asarray(part) for name, part in held.items()}}
+        return {
+            INPUT_STATISTICS: {name: jnp.asarray(part, jnp.float32) for name, part in held.items()}
+        }
 
     def __call__(self, variables: Any, images: jax.Array, **options: Any) -> Any:
         """See ``flax.linen.Module.apply``."""
