@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
+from thinned.engine.evaluation import Evaluation
 from thinned.engine.losses import cross_entropy
-from thinned.engine.metrics import BatchSums, Totals, batch_sums, confusion_counts
+from thinned.engine.metrics import BatchSums, Totals, batch_sums
 
 
 def case(count, classes, seed):
@@ -39,16 +40,12 @@ def test_padding_counts_for_nothing(sizes, seed):
     assert int(padded.count) == int(alone.count) == count
     assert int(padded.correct) == int(alone.correct)
     assert float(padded.loss) == pytest.approx(float(alone.loss), rel=1e-5)
-    assert np.array_equal(
-        confusion_counts(logits, labels, mask),
-        confusion_counts(logits[:count], labels[:count], mask[:count]),
-    )
 
 
 def test_confusion_is_that_of_scikit_learn():
     logits, labels = case(500, 5, 0)
-    counts = confusion_counts(logits, labels, jnp.ones(500, bool))
-    assert np.array_equal(counts, reference.confusion_matrix(labels, np.argmax(logits, 1)))
+    found = Evaluation(Totals(), np.asarray(labels), np.argmax(logits, 1), 5)
+    assert np.array_equal(found.confusion, reference.confusion_matrix(labels, found.predicted))
 
 
 @given(st.lists(st.floats(0, 50, width=32), min_size=1, max_size=40), st.data())

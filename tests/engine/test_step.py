@@ -232,3 +232,18 @@ def test_evaluation_counts_every_example_once_whatever_the_batch(batch_size):
         np.testing.assert_allclose(found.class_accuracy[label], expected)
     expected = float(printed_tutorial.cross_entropy(logits, data.labels)) * 77
     assert found.totals.loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_of_many_classes_nothing_is_counted_for_each_pair_of_them():
+    # So many that counts for each pair would fill 40 GB.
+    classes = 100_000
+    labels = np.arange(30, dtype=np.int32) * 3000
+    data = Batch(jnp.zeros((30, 1, 1, 1)), jnp.asarray(labels))
+
+    def the_same(variables, images, *, train):
+        return jnp.zeros((len(images), classes)).at[:, 87_000].set(1.0)
+
+    found = evaluate(the_same, {}, data, 8)
+    assert found.classes == classes
+    assert np.flatnonzero(found.class_accuracy == 1).tolist() == [87_000]
+    assert np.isnan(found.class_accuracy).sum() == classes - 30

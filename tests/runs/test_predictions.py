@@ -109,6 +109,7 @@ def test_scores_are_written_whole_as_json(runs, base, capsys):
     found = trust.appraise(runs[:1], runs[0].dataset.test)
     assert told["scores"] == pytest.approx(found.scores)
     assert told["confusion"] == found.confusion.tolist()
+    assert sum(count for _, _, count in told["confused"]) == 77
     assert sum(told["reliability"]["count"]) == 77
     assert len(told["risk_coverage"]["risk"]) == 77
     assert told["reliability"]["accuracy"][0] is None

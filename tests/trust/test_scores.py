@@ -1,5 +1,7 @@
 """Every score against an independent library, to 1e-6."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +10,8 @@ from scipy import special, stats
 from sklearn import metrics
 
 from thinned.trust import scores
+from thinned.trust.appraisal import Appraisal
+from thinned.trust.sampling import Predictions
 
 
 def case(seed, count=400, classes=5, sharp=2.0):
@@ -38,14 +42,17 @@ def test_scores_of_probabilities_are_those_of_scikit_learn(seed, classes):
     expected = metrics.precision_recall_fscore_support(
         y, p.argmax(1), labels=every, zero_division=np.nan
     )[:3]
-    found = scores.per_class(cells)
+    pairs = scores.confused(p.argmax(1), y, classes)
+    assert pairs.tolist() == [[*cell, cells[cell]] for cell in zip(*np.nonzero(cells), strict=True)]
+    found = scores.per_class(p.argmax(1), y, classes)
     for column in range(3):
         known = ~np.isnan(expected[column])
         np.testing.assert_allclose(found[known, column], expected[column][known], atol=1e-9)
 
 
 def test_classes_that_never_occur_give_nan_not_an_error():
-    found = scores.per_class(np.asarray([[3, 0, 0], [1, 2, 0], [0, 0, 0]]))
+    labels, predicted = np.asarray([0, 0, 0, 1, 1, 1]), np.asarray([0, 0, 0, 0, 1, 1])
+    found = scores.per_class(predicted, labels, 3)
     assert np.isnan(found[2]).all()
     assert not np.isnan(found[:2]).any()
 
@@ -159,3 +166,19 @@ def test_the_bootstrap_interval_covers_the_mean_as_that_of_scipy():
     low, high = scores.bootstrap(values)
     expected = stats.bootstrap((values,), np.mean, method="percentile", rng=1).confidence_interval
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.03)
+
+
+def test_of_many_classes_nothing_is_made_for_each_pair_of_them():
+    classes, count = 5000, 20
+    p, y = case(0, count, classes)
+    predictions = Predictions(p, np.zeros(count), np.zeros(count), np.zeros(count), 1)
+    appraisal = Appraisal(predictions, y, tuple(map(str, range(classes))))
+    tracemalloc.start()
+    text, values = str(appraisal), appraisal.as_values()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # A whole matrix would take 200 MB.
+    assert peak < 30e6
+    assert text.count("\n") > classes
+    assert values["confusion"] is None
+    assert sum(row[2] for row in values["confused"]) == count

@@ -14,7 +14,7 @@ import numpy as np
 from thinned.core.types import Split, Variables
 from thinned.data.batch import Batch
 from thinned.engine.losses import cross_entropy
-from thinned.engine.metrics import BatchSums, Totals, batch_sums, confusion_counts
+from thinned.engine.metrics import BatchSums, Totals, batch_sums
 from thinned.models.apply import BATCH_SIZE, logits_of, padded_batches
 
 
@@ -24,18 +24,28 @@ class Evaluation:
 
     Attributes:
         totals: loss, correct answers and count, summed over all examples.
-        confusion: int64 [true class, predicted class], counts.
+        labels: i32 [example].
+        predicted: i32 [example], the class of the largest logit; ties go to the lower class.
+        classes: how many classes there are.
     """
 
     totals: Totals
-    confusion: np.ndarray
+    labels: np.ndarray
+    predicted: np.ndarray
+    classes: int
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """Counts i64 [true class, predicted class], made anew: large where there are many."""
+        cells = self.labels.astype(np.int64) * self.classes + self.predicted
+        return np.bincount(cells, minlength=self.classes**2).reshape(self.classes, -1)
 
     @property
     def class_accuracy(self) -> np.ndarray:
         """f64 [class]: fraction of each class's examples classified correctly; NaN without any."""
-        examples = self.confusion.sum(1)
-        right = np.diagonal(self.confusion).astype(float)
-        return np.divide(right, examples, out=np.full(len(right), np.nan), where=examples > 0)
+        right = np.bincount(self.labels, self.labels == self.predicted, self.classes)
+        examples = np.bincount(self.labels, minlength=self.classes)
+        return np.divide(right, examples, out=np.full(self.classes, np.nan), where=examples > 0)
 
 
 @partial(jax.jit, static_argnames="apply_fn")
@@ -45,8 +55,8 @@ def eval_step(
     data: Batch,
     rows: jax.Array,
     mask: jax.Array,
-) -> tuple[BatchSums, jax.Array]:
-    """Sums and confusion counts of one batch, dropout off.
+) -> tuple[BatchSums, jax.Array, int]:
+    """Sums, predicted classes i32 [batch], and the number of classes; dropout off.
 
     Args:
         apply_fn: the ``apply`` of a module called as ``module(images, train=bool)``.
@@ -58,7 +68,7 @@ def eval_step(
     labels = data.labels[rows]
     logits = logits_of(apply_fn, variables, data.images[rows])
     sums = batch_sums(cross_entropy(logits, labels), logits, labels, mask)
-    return sums, confusion_counts(logits, labels, mask)
+    return sums, jnp.argmax(logits, -1).astype(jnp.int32), logits.shape[-1]
 
 
 def evaluate(
@@ -76,13 +86,16 @@ def evaluate(
             or a split, of which one batch at a time is brought there.
         batch_size: examples in one compiled call.
     """
-    totals, counts = Totals(), 0
+    totals, found, classes = Totals(), list[np.ndarray](), 0
     size = len(data.labels)
     for rows, mask in padded_batches(size, min(batch_size, size)):
         part, places = data, rows
         if isinstance(data, Split):
             part = Batch(jnp.asarray(data.images[rows]), jnp.asarray(data.labels[rows]))
             places = np.arange(len(rows), dtype=np.int32)
-        sums, cells = eval_step(apply_fn, variables, part, jnp.asarray(places), jnp.asarray(mask))
-        totals, counts = totals.add(sums), counts + np.asarray(cells, np.int64)
-    return Evaluation(totals, np.asarray(counts))
+        places, kept = jnp.asarray(places), jnp.asarray(mask)
+        sums, predicted, classes = eval_step(apply_fn, variables, part, places, kept)
+        totals = totals.add(sums)
+        found.append(np.asarray(predicted)[mask])
+    # Counts for each pair of classes would take more memory than all else, where there are many.
+    return Evaluation(totals, np.asarray(data.labels), np.concatenate(found), int(classes))

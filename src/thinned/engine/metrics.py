@@ -44,17 +44,6 @@ def batch_sums(
     )
 
 
-def confusion_counts(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
-    """Counts i32 [true class, predicted class] over the unmasked examples of one batch.
-
-    Ties go to the lower class, as in ``argmax``.
-    """
-    classes = logits.shape[-1]
-    cell = labels * classes + jnp.argmax(logits, -1)
-    counts = jnp.zeros(classes * classes, jnp.int32).at[cell].add(mask.astype(jnp.int32))
-    return counts.reshape(classes, classes)
-
-
 @dataclass(frozen=True)
 class Totals:
     """Sums over any number of batches, on the host, in double precision and exact integers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from thinned.core.pages import INK, Plots, plain
 from thinned.runs.run import Run
 from thinned.trust import scores
-from thinned.trust.appraisal import Appraisal
+from thinned.trust.appraisal import WIDEST, Appraisal
 
 _SPLITS = {"train": ("C0", "o"), "validation": ("C2", "s"), "test": ("C1", "^")}
 """Colour and marker of each split."""
@@ -68,7 +69,10 @@ def _ending(run: Run, quantity: str) -> str:
 
 
 def confusion(found: Appraisal, plots: Plots, name: str) -> str:
-    """The confusion matrix; shades are parts of each true class."""
+    """The confusion matrix; shades are parts of each true class. Of too many, only words."""
+    caption = f"Confusion matrix; {_mistaken(found)}"
+    if len(found.classes) > WIDEST:
+        return f"<p>{html.escape(caption)}</p>"
     cells = found.confusion
     shares = cells / np.maximum(cells.sum(1, keepdims=True), 1)
 
@@ -94,13 +98,16 @@ def confusion(found: Appraisal, plots: Plots, name: str) -> str:
                             fontsize=8,
                         )
 
-    off = cells - np.diag(np.diagonal(cells))
-    row, column = np.unravel_index(off.argmax(), off.shape)
-    caption = (
-        f"Confusion matrix; most often {found.classes[row]} is taken for {found.classes[column]} "
-        f"({off.max()} times)"
-    )
     return plots.draw(f"{name}-confusion", caption, paint, 5.2)
+
+
+def _mistaken(found: Appraisal) -> str:
+    wrong = found.confused[found.confused[:, 0] != found.confused[:, 1]]
+    if not len(wrong):
+        return "no class is taken for another"
+    true, predicted, count = wrong[wrong[:, 2].argmax()]
+    names = found.classes[true], found.classes[predicted]
+    return f"most often {names[0]} is taken for {names[1]} ({count} times)"
 
 
 def reliability(found: Appraisal, plots: Plots, name: str) -> str:

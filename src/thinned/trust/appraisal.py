@@ -15,6 +15,8 @@ from thinned.trust.sampling import Predictions
 COVERAGES = (0.8, 0.9, 0.95)
 _MATRIX = 20
 """Classes up to which a confusion matrix fits a terminal."""
+WIDEST = 1000
+"""Classes up to which a confusion matrix is given whole: of 10,000 it would take 0.8 GB."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,12 @@ class Appraisal:
     @cached_property
     def right(self) -> np.ndarray:
         """bool [example], whether the most probable class is the label."""
-        return self.probabilities.argmax(1) == self.labels
+        return self.predicted == self.labels
+
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        """i64 [example], the most probable class."""
+        return self.probabilities.argmax(1)
 
     @cached_property
     def losses(self) -> np.ndarray:
@@ -49,7 +56,17 @@ class Appraisal:
     @cached_property
     def confusion(self) -> np.ndarray:
         """Counts i64 [true class, predicted class]."""
-        return scores.confusion(self.probabilities.argmax(1), self.labels, len(self.classes))
+        return scores.confusion(self.predicted, self.labels, len(self.classes))
+
+    @cached_property
+    def confused(self) -> np.ndarray:
+        """Its cells that are not 0, see `thinned.trust.scores.confused`."""
+        return scores.confused(self.predicted, self.labels, len(self.classes))
+
+    @cached_property
+    def per_class(self) -> np.ndarray:
+        """Precision, recall and F1 f64 [class, 3]."""
+        return scores.per_class(self.predicted, self.labels, len(self.classes))
 
     @cached_property
     def selective(self) -> scores.RiskCoverage:
@@ -91,13 +108,16 @@ class Appraisal:
         """Everything as plain values for JSON; NaN is null.
 
         ``scores`` by name; ``classes``; ``per_class`` rows of precision, recall and F1;
-        ``confusion`` [true][predicted]; ``reliability`` bins; ``risk_coverage`` points.
+        ``confusion`` [true][predicted], null of more than `WIDEST` classes; ``confused`` rows of
+        its cells that are not 0: true, predicted, count; ``reliability`` bins; ``risk_coverage``
+        points.
         """
         parts = {
             "scores": self.scores,
             "classes": self.classes,
-            "per_class": scores.per_class(self.confusion),
-            "confusion": self.confusion,
+            "per_class": self.per_class,
+            "confusion": self.confusion if len(self.classes) <= WIDEST else None,
+            "confused": self.confused,
             "reliability": vars(self.bins),
             "risk_coverage": vars(self.selective),
         }
@@ -124,8 +144,8 @@ class Appraisal:
     def _per_class(self) -> Iterator[str]:
         width = max(5, *(len(name) for name in self.classes))
         yield f"{'class'.ljust(width)}  images  precision  recall      F1"
-        table = scores.per_class(self.confusion)
-        for name, row, images in zip(self.classes, table, self.confusion.sum(1), strict=True):
+        examples = np.bincount(self.labels, minlength=len(self.classes))
+        for name, row, images in zip(self.classes, self.per_class, examples, strict=True):
             cells = "".join(f"{value:>10.2%}" if value == value else f"{'-':>10}" for value in row)
             yield f"{name.ljust(width)}  {int(images):>6,} {cells}"
 

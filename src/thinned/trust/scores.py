@@ -88,9 +88,10 @@ def losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Brier score (1950): the squared distance to the label's one-hot vector, 0 to 2, averaged."""
-    distance = probabilities.copy()
-    distance[np.arange(len(labels)), labels] -= 1
-    return float(np.mean(np.sum(np.square(distance), 1)))
+    own = probabilities[np.arange(len(labels)), labels]
+    # The squares of all, the label's exchanged for that of its distance to 1.
+    others = np.einsum("ec,ec->e", probabilities, probabilities) - np.square(own)
+    return float(np.mean(others + np.square(1 - own)))
 
 
 def accuracy_interval(correct: int, count: int, level: float = 0.95) -> tuple[float, float]:
@@ -106,8 +107,10 @@ def top_k(probabilities: np.ndarray, labels: np.ndarray, k: int) -> float:
 
     Ties are decided as by a stable sort: among equals, the class of the lower index is taken first.
     """
-    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
-    return float(np.mean(np.any(order == labels[:, None], 1)))
+    own = probabilities[np.arange(len(labels)), labels, None]
+    ahead = np.sum(probabilities > own, 1)
+    lower = np.arange(probabilities.shape[1]) < labels[:, None]
+    return float(np.mean(ahead + np.sum((probabilities == own) & lower, 1) < k))
 
 
 def confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
@@ -116,12 +119,22 @@ def confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.nda
     return cells.reshape(classes, classes)
 
 
-def per_class(cells: np.ndarray) -> np.ndarray:
-    """Precision, recall and F1 f64 [class, 3] from a confusion matrix; NaN for 0 / 0."""
-    hits = np.diagonal(cells).astype(float)
+def confused(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Rows i64 [pair, 3] of true class, predicted class and how often, for pairs that occur.
+
+    The confusion matrix without its zeros: no larger than the examples, however many classes.
+    """
+    cells, count = np.unique(labels.astype(np.int64) * classes + predicted, return_counts=True)
+    return np.stack([*np.divmod(cells, classes), count], 1)
+
+
+def per_class(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Precision, recall and F1 f64 [class, 3]; NaN for 0 / 0."""
+    hits = np.bincount(labels, predicted == labels, classes)
+    answers, examples = (np.bincount(each, minlength=classes) for each in (predicted, labels))
     with np.errstate(invalid="ignore", divide="ignore"):
-        precision, recall = hits / cells.sum(0), hits / cells.sum(1)
-        f1 = 2 * hits / (cells.sum(0) + cells.sum(1))
+        precision, recall = hits / answers, hits / examples
+        f1 = 2 * hits / (answers + examples)
     return np.stack([precision, recall, f1], 1)
 
 
