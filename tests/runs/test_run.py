@@ -336,6 +336,7 @@ def start(folder: Path, config: Config, *, name: str = "killed") -> subprocess.P
     )
 
 
+@pytest.mark.long
 def test_killed_at_random_moments_it_still_ends_with_the_same_bits(finished, tmp_path):
     """SIGKILL after a random line of output, or while a checkpoint is being written."""
     chance = random.Random(1)
