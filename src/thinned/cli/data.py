@@ -8,6 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg, subcommand
 
+from thinned.cli.options import Debug
 from thinned.core.config import Config, DataConfig, Option
 from thinned.core.validation import validate
 
@@ -95,7 +96,7 @@ class Data:
         | Annotated[Show, subcommand("show")]
         | Annotated[Cache, subcommand("cache")]
     )
-    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+    debug: Debug = False
 
     def __call__(self) -> None:
         """Do it."""

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from thinned.cli.options import Debug
 from thinned.core.config import Option
 from thinned.core.errors import RequestError, ThinnedError
 
@@ -56,7 +57,7 @@ class Evaluate:
         Option("Text, or JSON that also holds the points of risk and coverage."),
     ] = "text"
     out: Annotated[Path | None, Option("File to write; the terminal when absent.")] = None
-    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+    debug: Debug = False
 
     def __call__(self) -> None:
         """Evaluate, and print or write the scores."""
@@ -120,7 +121,7 @@ class Predict:
         Option("A table, CSV, JSON with one object a line, or Parquet (with --out)."),
     ] = "table"
     out: Annotated[Path | None, Option("File to write; the terminal when absent.")] = None
-    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+    debug: Debug = False
 
     def __call__(self) -> None:
         """Predict, and print or write a row for each file."""
@@ -150,7 +151,7 @@ class Calibrate:
     """Fit a run's temperature on its validation images, for --calibrated."""
 
     run: Annotated[Positional[Path], Option("Run folder.")]
-    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+    debug: Debug = False
 
     def __call__(self) -> None:
         """Fit, save, and say what it changed."""
@@ -183,7 +184,7 @@ class Report:
     figures: Annotated[Path | None, Option("Folder for the figures as SVG and PNG files, too.")] = (
         None
     )
-    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+    debug: Debug = False
 
     def __call__(self) -> None:
         """Write the page and say where it is."""

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from thinned.cli.options import ConfigFile, Debug
 from thinned.core.config import Config, Option
 from thinned.core.errors import RequestError, ThinnedError
 
@@ -27,7 +28,7 @@ class Doctor:
         bool, Option("Try instead whether JAX computes right on this machine; takes seconds.")
     ] = False
     draws: Annotated[int, Option("Training steps to measure.", "steps", low=8)] = 64
-    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+    debug: Debug = False
 
     def __call__(self) -> None:
         """Print the report; fail when any check does."""
@@ -65,13 +66,9 @@ class VerifyResume:
     """Prove that a killed and resumed run ends bit-identical to one that was never stopped."""
 
     config: Annotated[Config, arg(name="")] = field(default_factory=Config)
-    config_file: Annotated[
-        Path | None,
-        Option("YAML or JSON file of defaults; flags override it."),
-        arg(name="config", aliases=["-c"]),
-    ] = None
+    config_file: ConfigFile = None
     kills: Annotated[int, Option("How often to kill the run.", "kills", low=1)] = 3
-    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+    debug: Debug = False
 
     def __call__(self) -> None:
         """Train twice, kill one of the two, compare, print a verdict for every array."""

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional, arg
 
+from thinned.cli.options import ConfigFile, Debug
 from thinned.core.config import Config, Option
 from thinned.core.errors import RequestError
 from thinned.core.validation import validate
@@ -23,11 +24,7 @@ class Study:
     """Compare ways to train over several seeds, with intervals and paired tests."""
 
     config: Annotated[Config, arg(name="")] = field(default_factory=Config)
-    config_file: Annotated[
-        Path | None,
-        Option("YAML or JSON file of defaults; flags override it."),
-        arg(name="config", aliases=["-c"]),
-    ] = None
+    config_file: ConfigFile = None
     vary: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]],
         Option(
@@ -51,7 +48,7 @@ class Study:
     ] = None
     runs: Annotated[Path, Option("Folder of all runs and studies.")] = Path("runs")
     processes: Annotated[int, Option("Processes that share the runs and the CPU cores.", low=1)] = 1
-    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+    debug: Debug = False
 
     def __call__(self) -> None:
         """Run what was not run yet; print the table, write the page."""
@@ -112,7 +109,7 @@ class Reproduce:
     )
     runs: Annotated[Path, Option("Folder of all runs and studies.")] = Path("runs")
     processes: Annotated[int, Option("Processes that share the runs and the CPU cores.", low=1)] = 1
-    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+    debug: Debug = False
 
     def __call__(self) -> None:
         """Run what was not run yet; print the table and say where the rest is."""

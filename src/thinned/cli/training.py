@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
+from thinned.cli.options import ConfigFile, Debug
 from thinned.core.config import Config, Option
 from thinned.core.errors import RequestError, need
 
@@ -32,7 +33,7 @@ class Train:
         None
     )
     quiet: Annotated[bool, Option("Print nothing but errors.")] = False
-    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+    debug: Debug = False
 
     def __call__(self) -> None:
         """Train, then say where the result is and what can be done with it."""
@@ -51,16 +52,12 @@ class FindLr:
     """Find a learning rate: train briefly while it grows, and look where the loss falls."""
 
     config: Annotated[Config, arg(name="")] = field(default_factory=Config)
-    config_file: Annotated[
-        Path | None,
-        Option("YAML or JSON file of defaults; flags override it."),
-        arg(name="config", aliases=["-c"]),
-    ] = None
+    config_file: ConfigFile = None
     low: Annotated[float, Option("First learning rate.", "per step", low=0, above=True)] = 1e-6
     high: Annotated[float, Option("Last learning rate.", "per step", low=0, above=True)] = 10.0
     steps: Annotated[int, Option("Rates to try.", "steps", low=20)] = 200
     out: Annotated[Path | None, Option("Where to draw the curve, .svg or .png.")] = None
-    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+    debug: Debug = False
 
     def __call__(self) -> None:
         """Print what was found; draw it where asked."""
@@ -90,7 +87,7 @@ class Models:
     channels: Annotated[Literal[1, 3], Option("1 for grey, 3 for colour.")] = 1
     classes: Annotated[int, Option("Number of classes.", low=2)] = 10
     own: Annotated[tuple[str, ...], Option("Networks of your own, MODULE:CLASS, too.")] = ()
-    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
+    debug: Debug = False
 
     def __call__(self) -> None:
         """Print a line for each."""
