@@ -249,7 +249,7 @@ def test_a_flag_can_name_another_recipe_than_the_file_and_pictures_follow_one(tm
 
 
 def test_resuming_ignores_nothing_that_is_given(capsys, trained):
-    for words in (["-c", trained / "config.json"], ["--name", "other"]):
+    for words in (["-c", trained / "config.json"], ["--name", "other"], ["--runs", "x"]):
         message = refused(capsys, "train", "--resume", trained, *words)
         assert "--resume names the run, which has its own config: leave out" in message
 

@@ -128,6 +128,7 @@ class Predict:
         from thinned.runs import files as prediction
         from thinned.runs import predictions as trust
 
+        prediction.refuse_unready(self.format, self.out)
         folders = [path for path in self.paths if os.path.isfile(path / "config.json")]
         if not folders:
             if not self.paths:

@@ -224,7 +224,8 @@ def _base_config(command: Any) -> Config:
     named = own.config.recipe if _takes_config(own) else ""
     file = getattr(own, "config_file", None)
     if isinstance(own, Train) and own.resume is not None:
-        given = {"--config": file, "--name": own.name}
+        moved = None if own.runs == Train().runs else own.runs
+        given = {"--config": file, "--name": own.name, "--runs": moved}
         useless = [flag for flag, value in given.items() if value is not None]
         if useless:
             raise RequestError(

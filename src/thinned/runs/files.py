@@ -14,7 +14,7 @@ from typing import Any, Literal, TextIO
 import numpy as np
 
 from thinned.core.disk import refuse_unwritable, whole, write_whole
-from thinned.core.errors import RequestError, printable
+from thinned.core.errors import RequestError, need, printable
 from thinned.data.decode import decode, or_reason
 from thinned.data.files import in_parallel
 from thinned.data.sources.folder import image_files
@@ -144,6 +144,18 @@ def columns(samples: int | Literal["auto"] = 0, risk: float | None = None) -> di
     return {name: kinds.get(name, float) for name in names}
 
 
+def refuse_unready(form: Format, out: Path | None) -> None:
+    """Say before the work that its result could not be written in that form.
+
+    Raises:
+        RequestError: Parquet is asked for without a file, or without pyarrow.
+    """
+    if form == "parquet":
+        if out is None:
+            raise RequestError("--format parquet needs --out FILE")
+        need("pyarrow", "--format parquet", "parquet")
+
+
 def write_rows(
     rows: Iterator[dict[str, Any]], form: Format, out: Path | None, header: dict[str, type]
 ) -> int:
@@ -162,9 +174,10 @@ def write_rows(
         RequestError: Parquet was asked for without a file, or without pyarrow.
         ThinnedError: the file cannot be written.
     """
-    if form == "parquet":
-        return _write_parquet(rows, out, header)
+    refuse_unready(form, out)
     refuse_unwritable(out)
+    if form == "parquet" and out is not None:
+        return _write_parquet(rows, out, header)
     buffer = io.StringIO()
     target = sys.stdout if out is None else buffer
     write = {"json": _json_line, "csv": _csv_line, "table": _table_line}[form]
@@ -203,19 +216,10 @@ def _table_line(target: TextIO, header: dict[str, type], row: dict[str, Any]) ->
     target.write("  ".join(cells) + f"  {printable(row['path'])}\n")
 
 
-def _write_parquet(
-    rows: Iterator[dict[str, Any]], out: Path | None, header: dict[str, type]
-) -> int:
-    if out is None:
-        raise RequestError("--format parquet needs --out FILE")
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise RequestError(
-            "--format parquet needs pyarrow: install it with pip install 'thinned[parquet]'"
-        ) from error
-    refuse_unwritable(out)
+def _write_parquet(rows: Iterator[dict[str, Any]], out: Path, header: dict[str, type]) -> int:
+    import pyarrow
+    from pyarrow import parquet
+
     kinds = {str: pyarrow.string(), float: pyarrow.float64(), bool: pyarrow.bool_()}
     schema = pyarrow.schema([(name, kinds[kind]) for name, kind in header.items()])
     held = list(rows)
