@@ -18,6 +18,8 @@ from thinned.runs import figures, report
 from thinned.runs.predictions import appraise
 from thinned.runs.run import Run
 from thinned.runs.train import train
+from thinned.trust.appraisal import WIDEST, Appraisal
+from thinned.trust.sampling import Predictions
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -256,3 +258,13 @@ def test_the_browser_would_see_an_error_and_a_request(tmp_path):
     _, said, hosts = opened(page, tmp_path)
     assert any("wrong" in line for line in said)
     assert hosts == {"example.org"}
+
+
+def test_of_many_classes_the_page_says_which_are_confused_without_a_drawing():
+    classes = WIDEST + 1
+    predicted, labels = np.asarray([7, 7, 9, 1]), np.asarray([3, 3, 9, 2])
+    nothing = np.zeros(4)
+    found = Predictions(np.eye(classes)[predicted], nothing, nothing, nothing, 1)
+    names = tuple(f"<{index}>" for index in range(classes))
+    told = figures.confusion(Appraisal(found, labels, names), None, "run")
+    assert "most often &lt;3&gt; is taken for &lt;7&gt; (2 times)" in told

@@ -26,9 +26,10 @@ from thinned.runs.environment import recorded_digest
 from thinned.runs.run import Run, fitting_images
 from thinned.trust import scores
 from thinned.trust.appraisal import Appraisal
-from thinned.trust.sampling import Predictions, averaged, entropy_of, sample_predictions
+from thinned.trust.sampling import Predictions, averaged, entropy_of, joined, sample_predictions
 
 _PILOT = 500
+_PART = 500
 _MOST = 1024
 
 
@@ -71,10 +72,10 @@ def _member(run: Run, images: Any, samples: int, calibrated: bool) -> Prediction
         raise RequestError(f"--samples is {samples}: must be at least 0")
     state = run.state
     if samples == 0:
-        logits = predict_logits(state.apply_fn, state.variables, images).astype(np.float64)
-        mean = softmax(logits, 1)
-        energy = -np.asarray(logsumexp(logits, 1))
-        found = Predictions(mean, np.zeros(len(mean)), entropy_of(mean), energy, 1)
+        logits = predict_logits(state.apply_fn, state.variables, images)
+        # Part by part: SciPy needs several times the memory of what it is given.
+        starts = range(0, max(len(logits), 1), _PART)
+        found = joined([_certain(logits[start : start + _PART]) for start in starts])
     else:
         variables = dict(state.variables)
         rates = run.built.plan.full_rates
@@ -88,6 +89,13 @@ def _member(run: Run, images: Any, samples: int, calibrated: bool) -> Prediction
         except RequestError as error:
             raise RequestError(f"{run.folder}: {error}") from error
     return tempered(found, temperature_of(run)) if calibrated else found
+
+
+def _certain(logits: np.ndarray) -> Predictions:
+    """What a single pass says, from its logits f32 [image, class]."""
+    wide = logits.astype(np.float64)
+    mean, energy = softmax(wide, 1), -np.asarray(logsumexp(wide, 1))
+    return Predictions(mean, np.zeros(len(mean)), entropy_of(mean), energy, 1)
 
 
 def tempered(found: Predictions, temperature: float) -> Predictions:

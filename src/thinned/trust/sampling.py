@@ -288,12 +288,14 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
 
 def averaged(members: Sequence[Predictions]) -> Predictions:
     """A deep ensemble (Lakshminarayanan et al. 2017): the mean of several networks' predictions."""
+    if len(members) == 1:
+        return members[0]
     mean = np.mean([member.probabilities for member in members], 0)
     top = mean.argmax(1)[:, None]
     tops = np.stack([np.take_along_axis(m.probabilities, top, 1)[:, 0] for m in members])
     inner = np.mean([np.square(member.deviation) for member in members], 0)
     # Spread within the networks and between them.
-    deviation = np.sqrt(inner + tops.var(0)) if len(members) > 1 else members[0].deviation
+    deviation = np.sqrt(inner + tops.var(0))
     entropy = np.mean([member.expected_entropy for member in members], 0)
     energy = np.mean([member.energy for member in members], 0)
     return Predictions(mean, deviation, entropy, energy, sum(m.samples for m in members))
