@@ -236,7 +236,22 @@ def _base_config(command: Any) -> Config:
         return load(own.resume / "config.json")
     if file is not None:
         return load(file, named or None)
-    return recipe(named or "tutorial")
+    if named or not _takes_config(own):
+        return recipe(named or "tutorial")
+    return recipe(_usual_recipe(own.config))
+
+
+def _usual_recipe(config: Config) -> str:
+    """The defaults of who names no recipe: those for pretrained weights, where there are any."""
+    if config.pretrained == "no" or (config.pretrained == "auto" and config.data.path is None):
+        return "tutorial"
+    from thinned.runs.pretrained import resolved
+
+    found, _ = resolved(config)
+    # A run that is gone on from has its own ways, which its user knows.
+    if not found.is_pretrained or os.path.isdir(found.pretrained):
+        return "tutorial"
+    return "finetune-head" if config.finetune == "head" else "finetune-all"
 
 
 def _one_line(box: str) -> str:

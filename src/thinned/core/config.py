@@ -197,6 +197,16 @@ class AugmentConfig:
         float | None,
         Option("Parameter of the Beta distribution of pasting patches.", "number", low=0, high=10),
     ] = None
+    views: Annotated[
+        int,
+        Option(
+            "Varied views kept of each image where only its features are learned from; epochs take "
+            "them in turn.",
+            "views",
+            low=1,
+            high=1000,
+        ),
+    ] = 4
 
 
 @dataclass(frozen=True)
@@ -305,6 +315,15 @@ class OptimConfig:
         float | None,
         Option("Largest norm of each unit's incoming weights.", "norm", low=0, above=True),
     ] = None
+    layer_decay: Annotated[
+        float | None,
+        Option(
+            "Learning rate of each stage of a pretrained network, as a part of the next one's.",
+            low=0,
+            high=1,
+            above=True,
+        ),
+    ] = None
     l1: Annotated[float | None, Option("Times the weights' absolute sum, in the loss.", low=0)] = (
         None
     )
@@ -352,7 +371,11 @@ class Config:
     """
 
     recipe: Annotated[
-        str, Option("Named set of defaults: tutorial, or tutorial-as-printed (see docs).")
+        str,
+        Option(
+            "Named set of defaults: tutorial, tutorial-as-printed, finetune-head or finetune-all "
+            "(see docs). [default: tutorial; finetune-... with pretrained weights]"
+        ),
     ] = "tutorial"
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -364,6 +387,25 @@ class Config:
         ),
     ] = "auto"
     mlp: MlpConfig = field(default_factory=MlpConfig)
+    pretrained: Annotated[
+        str,
+        Option(
+            "Weights to begin with: imagenet (extra `pretrained`), a .safetensors or .pth file, "
+            "hf:OWNER/NAME, or the folder of a run; no for none. auto takes imagenet for colour "
+            "photos of at least 64 pixels, where the extra is installed."
+        ),
+    ] = "auto"
+    finetune: Annotated[
+        str,
+        Option(
+            "What of a pretrained network trains: head, all, or the names of stages, as "
+            "blocks_5,head."
+        ),
+    ] = "head"
+    batch_statistics: Annotated[
+        Literal["frozen", "trained"],
+        Option("Whether batch normalisation of a pretrained network goes on collecting them."),
+    ] = "frozen"
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
     learning_rate: Annotated[
         float, Option("Step size of the optimizer.", "per step", low=0, above=True)
@@ -394,6 +436,11 @@ class Config:
         ),
     ] = 60.0
 
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether weights are read from somewhere; ``auto`` is written out before a run begins."""
+        return self.pretrained not in ("auto", "no")
+
 
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "tutorial": {},
@@ -402,6 +449,21 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "learning_rate": 0.1,
         "dropout": {"bits": "threefry"},
         "randomness": {"derivation": "tutorial", "dropout": "frozen", "shuffle": "frozen"},
+    },
+    # Chosen on validation photos by scripts/finetune_recipes.py; see docs/results.md.
+    "finetune-head": {
+        "batch_size": 64,
+        "epochs": 60,
+        "augment": {"preset": "none"},
+        "optim": {"name": "adamw", "schedule": "cosine"},
+    },
+    "finetune-all": {
+        "finetune": "all",
+        "batch_size": 16,
+        "epochs": 6,
+        "learning_rate": 0.0003,
+        "augment": {"preset": "none", "crop": 0.35, "flip": 0.5},
+        "optim": {"name": "adamw", "schedule": "onecycle", "label_smoothing": 0.1},
     },
 }
 

@@ -170,12 +170,12 @@ class Plain(Silent):
 class Bar(Plain):
     """A progress bar with images per second and time left, and one line for each epoch."""
 
-    def __init__(self, done: int, total: int) -> None:
+    def __init__(self, done: int, total: int, doing: str = "training") -> None:
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
         from rich.progress import TimeRemainingColumn as TimeLeft
 
         speed = TextColumn("{task.fields[speed]}")
-        columns = (TextColumn("training"), BarColumn(), TaskProgressColumn(), speed, TimeLeft())
+        columns = (TextColumn(doing), BarColumn(), TaskProgressColumn(), speed, TimeLeft())
         self._progress = Progress(*columns, transient=True)
         self._task = self._progress.add_task("", completed=done, total=total, speed="compiling")
 
@@ -204,8 +204,8 @@ class Bar(Plain):
             self._progress.update(self._task, speed=f"{speed:,.0f} images/s")
 
 
-def view_for(quiet: bool, done: int, total: int) -> Silent:
+def view_for(quiet: bool, done: int, total: int, doing: str = "training") -> Silent:
     """The view that suits where the output goes."""
     if quiet:
         return Silent()
-    return Bar(done, total) if sys.stdout.isatty() else Plain()
+    return Bar(done, total, doing) if sys.stdout.isatty() else Plain()

@@ -53,6 +53,48 @@ class Normalised:
         return self.apply_fn(rest, (images - own["mean"]) / own["deviation"], **options)
 
 
+FROZEN = "frozen"
+"""The collection of parameters that no step changes, see `Frozen`."""
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The ``apply`` of a module some of whose parameters lie in a collection of their own.
+
+    What lies there takes no gradient, no state of an optimizer and no room in checkpoints.
+
+    Attributes:
+        apply_fn: called with all parameters together.
+    """
+
+    apply_fn: Callable[..., Any]
+
+    def __call__(self, variables: Any, images: jax.Array, **options: Any) -> Any:
+        """See ``flax.linen.Module.apply``."""
+        rest = dict(variables)
+        fixed = rest.pop(FROZEN, {})
+        return self.apply_fn({**rest, "params": {**fixed, **rest["params"]}}, images, **options)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The ``apply`` of a part of a network, see `thinned.models.staged.Staged`.
+
+    Attributes:
+        apply_fn: of the whole network.
+        begin: the stage that takes the inputs.
+        stop: the stage that no longer runs; None where all the rest do.
+    """
+
+    apply_fn: Callable[..., Any]
+    begin: int = 0
+    stop: int | None = None
+
+    def __call__(self, variables: Any, inputs: jax.Array, **options: Any) -> Any:
+        """See ``flax.linen.Module.apply``."""
+        return self.apply_fn(variables, inputs, begin=self.begin, stop=self.stop, **options)
+
+
 @partial(jax.jit, static_argnames="apply_fn")
 def logits_of(apply_fn: Callable[..., Any], variables: Variables, images: jax.Array) -> jax.Array:
     """Logits f32 [batch, class] with dropout off: the deterministic pass (weight scaling)."""

@@ -14,12 +14,11 @@ from thinned.core.disk import whole
 from thinned.core.errors import RequestError
 from thinned.core.pages import Plots
 from thinned.core.validation import refuse_idle, validate
-from thinned.data.facts import Facts
-from thinned.data.sources.load import load_data
-from thinned.engine.build import Built
 from thinned.engine.devices import use_compilation_cache
 from thinned.engine.feed import feed_of
 from thinned.engine.step import train_steps
+from thinned.runs.features import shortened
+from thinned.runs.prepare import Prepared
 
 _SMOOTH = 0.9
 _BLOWN = 4.0
@@ -75,10 +74,10 @@ def find_lr(config: Config, low: float = 1e-6, high: float = 10.0, steps: int = 
     config = validate(config)
     refuse_idle(config)
     use_compilation_cache()
-    dataset = load_data(config)
-    facts = Facts.of(dataset, config)
-    built = Built.of(config, facts, dataset.train.labels)
-    state, feed = built.initial_state(), feed_of(built.plan, dataset.train)
+    prepared = Prepared.of(config)
+    built = prepared.built
+    built, state, dataset = shortened(built, built.initial_state(), prepared.dataset)
+    feed = feed_of(built.plan, dataset.train)
     rates = np.geomspace(low, high, steps)
     losses: list[float] = []
     while len(losses) < steps:

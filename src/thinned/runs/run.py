@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from thinned.core.config import Config, load
 from thinned.core.disk import read_regular
 from thinned.core.errors import RequestError
 from thinned.core.rng import fixed_settings
-from thinned.core.types import Dataset, Split
+from thinned.core.types import Dataset, Split, Variables
 from thinned.core.validation import validate
 from thinned.data.facts import Facts
 from thinned.data.pack import PackedImages
@@ -31,6 +32,7 @@ from thinned.engine.logs import MetricsLog, warn
 from thinned.engine.loop import arrays_of, with_arrays
 from thinned.engine.step import TrainState
 from thinned.models.apply import predict
+from thinned.runs.beginning import beginning_of
 from thinned.runs.environment import recorded_digest
 
 
@@ -101,7 +103,12 @@ class Run:
     @cached_property
     def built(self) -> Built:
         """What its config made of its data: network, sites, plan; without the data themselves."""
-        return Built.of(self.config, self.facts)
+        return Built.of(self.config, self.facts, start=self.start)
+
+    @property
+    def start(self) -> Callable[[], Variables] | None:
+        """Reads the variables that it began with, where they were no drawn ones."""
+        return beginning_of(self.folder) if self.config.is_pretrained else None
 
     @cached_property
     def state(self) -> TrainState:

@@ -19,7 +19,7 @@ from thinned.core.rng import fixed_settings
 from thinned.core.types import Dataset
 from thinned.core.validation import refuse_idle, validate
 from thinned.data.facts import Facts
-from thinned.data.sources.load import load_data, open_source
+from thinned.data.sources.load import open_source
 from thinned.data.split import fingerprint
 from thinned.engine.build import Built, model_name
 from thinned.engine.checkpoint import Checkpoints, Restored
@@ -33,15 +33,22 @@ from thinned.engine.logs import (
     refuse_missing_log,
     view_for,
 )
-from thinned.engine.loop import Parts, Progress, StopSignal, arrays_of, with_arrays
+from thinned.engine.head import fitted_head, with_head
+from thinned.engine.loop import Parts, Progress, StopSignal, arrays_of, save, with_arrays
 from thinned.engine.loop import train as run_loop
 from thinned.engine.plan import Plan
+from thinned.engine.step import TrainState
+from thinned.models.staged import HEAD, Staged
+from thinned.runs.beginning import recorded_weights
 from thinned.runs.environment import (
     describe_environment,
     environment_changes,
     fix_threads,
     refuse_other_settings,
 )
+from thinned.runs.features import Trunk, featured, shortened
+from thinned.runs.prepare import Prepared
+from thinned.runs.pretrained import as_recorded
 from thinned.runs.run import Run, loaded_again, refuse_changed
 
 _TRAINED = "being trained"
@@ -84,13 +91,12 @@ def train(
     fix_threads()
     refuse_idle(config)
     refuse_missing_log(config.log)
-    dataset = load_data(config) if dataset is None else dataset
-    facts = Facts.of(dataset, config)
-    built = Built.of(config, facts, dataset.train.labels)
+    prepared = Prepared.of(config, dataset)
+    config, dataset = prepared.built.config, prepared.dataset
     refuse_narrow(config, dataset.train)
-    made = _made(folder) if folder is not None else _new_folder(Path(runs), config, facts)
-    with _begun(made, config, dataset, facts, Silent() if quiet else Plain()) as run:
-        return _train_in(run, dataset, built, quiet)
+    made = _made(folder) if folder is not None else _new_folder(Path(runs), prepared.built)
+    with _begun(made, prepared, Silent() if quiet else Plain()) as run:
+        return _train_in(run, dataset, prepared.built, quiet)
 
 
 @fixed_settings()
@@ -114,13 +120,13 @@ def resume(
         RequestError: `config` would change what has already happened.
     """
     run = Run.open(folder)
-    config = run.config if config is None else validate(config)
+    config = run.config if config is None else as_recorded(validate(config), run.config)
     _refuse_changes(run, config)
     refuse_missing_log(config.log)
     fix_threads(run.folder / "environment.json")
     if dataset is None:
         dataset = loaded_again(run, config)
-    built = Built.of(config, run.facts, dataset.train.labels)
+    built = Built.of(config, run.facts, dataset.train.labels, run.start)
     with _continued(run, config, dataset, Silent() if quiet else Plain()) as run:
         return _train_in(run, dataset, built, quiet)
 
@@ -168,20 +174,21 @@ def seed_of_data(config: Config) -> int | None:
 
 
 @contextmanager
-def _begun(
-    folder: Path, config: Config, dataset: Dataset, facts: Facts, view: Silent
-) -> Generator[Run]:
+def _begun(folder: Path, prepared: Prepared, view: Silent) -> Generator[Run]:
     """A new run's folder, with all in it that is known before training, for this process alone."""
+    dataset, built = prepared.dataset, prepared.built
     with held(folder, _TRAINED):
         # Looked at before, but data take a while to load.
         if (folder / "config.json").exists() or (folder / "study.json").exists():
             raise Busy(f"{folder} was begun by another process meanwhile: give the command again")
         environment = describe_environment(dataset.name, fingerprint(dataset))
         write_whole(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
-        write_whole(folder / "data.json", facts.to_json())
+        write_whole(folder / "data.json", built.facts.to_json())
         _list_left_out(folder, dataset, view)
-        write_whole(folder / "config.json", to_json(config))
-        yield Run(folder, config)
+        if prepared.beginning is not None:
+            prepared.beginning.save(folder)
+        write_whole(folder / "config.json", to_json(built.config))
+        yield Run(folder, built.config)
 
 
 @contextmanager
@@ -195,7 +202,11 @@ def _continued(run: Run, config: Config, dataset: Dataset, view: Silent) -> Gene
         for line in environment_changes(run.folder / "environment.json", now):
             view.warn(line)
         refuse_changed(run, config, now["data"]["sha256"])
-        if replace(Facts.of(dataset, config), name=facts.name) != facts:
+        found = replace(Facts.of(dataset, config), name=facts.name)
+        if config.is_pretrained:
+            # Inputs are scaled as the weights want them, whatever the data.
+            found = replace(found, mean=facts.mean, deviation=facts.deviation)
+        if found != facts:
             raise RequestError(
                 f"{run.folder} cannot go on: its data are no longer what it began with "
                 f"({facts.train_size:,} training images, {len(facts.classes)} classes)"
@@ -213,6 +224,11 @@ def _train_in(run: Run, dataset: Dataset, built: Built, quiet: bool) -> Run:
     restored = checkpoints.restore(arrays_of(state))
     if restored is not None:
         state, progress = with_arrays(state, restored), Progress.from_json(restored.progress)
+    elif _begins_with_fitted_head(run, built):
+        state = _with_fitted_head(built, state, dataset, quiet)
+        # Or it would be fitted anew after a kill, on a machine that may round otherwise.
+        save(checkpoints, state, progress)
+    built, state, dataset = shortened(built, state, dataset, quiet)
     parts = _parts(run, dataset, built, checkpoints, progress.step)
     batch, total = run.config.batch_size, built.plan.total_steps
     with view_for(quiet, progress.step * batch, total * batch) as view:
@@ -220,6 +236,22 @@ def _train_in(run: Run, dataset: Dataset, built: Built, quiet: bool) -> Run:
         with StopSignal() as stop:
             run_loop(replace(parts, view=view), state, progress, stop)
     return run
+
+
+def _begins_with_fitted_head(run: Run, built: Built) -> bool:
+    """Whether more than the head trains, and the head is new."""
+    if not run.config.is_pretrained or not isinstance(built.model, Staged):
+        return False
+    head = (recorded_weights(run.folder) or {}).get("head")
+    return head == "new" and HEAD in built.trains and built.trains != (HEAD,)
+
+
+def _with_fitted_head(built: Built, state: TrainState, dataset: Dataset, quiet: bool) -> TrainState:
+    plain = replace(built, augment=None)
+    trunk = Trunk.of(built, state, len(built.parts) - 1)
+    train = featured(trunk, plain, replace(dataset, test=dataset.train.take(np.zeros(0, int)), validation=None), quiet).train
+    head = fitted_head(np.asarray(train.images), train.labels, len(dataset.classes))
+    return with_head(state, head)
 
 
 def _parts(run: Run, dataset: Dataset, built: Built, checkpoints: Checkpoints, step: int) -> Parts:
@@ -269,12 +301,14 @@ def _announce(view: Silent, run: Run, dataset: Dataset, found: Restored | None, 
         view.say(f"streaming {size:,.0f} MB of images from {where} (--data.in-memory)")
 
 
-def _new_folder(runs: Path, config: Config, facts: Facts) -> Path:
+def _new_folder(runs: Path, built: Built) -> Path:
     """A folder that did not exist before, made here: two processes never share one."""
     # A name that a program gave must not lead out of `runs`.
-    name = re.sub(r"[/\\\s]+", "-", printable(facts.name)).strip("-.")[:_LONGEST_NAME] or "data"
+    name = re.sub(r"[/\\\s]+", "-", printable(built.facts.name))
+    name = name.strip("-.")[:_LONGEST_NAME] or "data"
+    model = model_name(built.config, built.facts)
     for number in itertools.count(1):
-        folder = runs / f"{name}-{model_name(config, facts)}-{number:03d}"
+        folder = runs / f"{name}-{model}-{number:03d}"
         try:
             folder.mkdir(parents=True)
             return folder

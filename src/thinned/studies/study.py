@@ -24,6 +24,7 @@ from thinned.engine.logs import refuse_missing_log
 from thinned.engine.loop import Stopped
 from thinned.models.catalog import refuse_unknown
 from thinned.runs.environment import recorded_digest
+from thinned.runs.pretrained import resolved
 from thinned.runs.run import Run
 from thinned.runs.train import named
 from thinned.studies.arms import Arm
@@ -71,7 +72,7 @@ class Study:
             raise RequestError(f"--baseline {baseline} is no arm{_likely(baseline, names)}")
         folders: dict[str, Arm] = {}
         # The last seed is the first to be too large.
-        base = validate(base)
+        base, _ = resolved(validate(base))
         refuse_missing_log(base.log)
         arms[0].config(base, max(seeds))
         configs = [arm.config(base, seeds[0]) for arm in arms]
