@@ -8,8 +8,9 @@ run, seed, arm of a study or split asks for an image's features, they are comput
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -30,6 +31,7 @@ from thinned.engine.step import TrainState
 from thinned.models.apply import Frozen, Normalised, Stages, padded_batches
 
 _BATCH = 16
+_TIMED = 2
 _TOLD_S = 10.0
 _DIGEST = 32
 
@@ -125,125 +127,115 @@ def featured(trunk: Trunk, built: Built, dataset: Dataset, quiet: bool = True) -
     Raises:
         ThinnedError: the disk is full, or the cache cannot be written.
     """
+    plain = _Way(trunk, "images")
     made = {
-        name: _of_split(trunk, split, None, 0, built.config.seed, name, quiet)
+        name: Split(plain.features(split, quiet), split.labels)
         for name, split in dataset.splits.items()
-        if name != "train" and len(split)
+        if name != "train"
     }
-    views = views_of(built)
-    parts = [
-        _of_split(
-            trunk, dataset.train, built.augment, view, built.config.seed, _named(view, views), quiet
-        )
-        for view in range(views)
-    ]
-    train = Split(np.concatenate([part.images for part in parts]), np.tile(dataset.train.labels, views))
-    none = Split(np.zeros((0, *trunk.shape), np.float32), np.zeros(0, np.int32))
-    return replace(
-        dataset,
-        train=train,
-        test=made.get("test", none),
-        validation=made.get("validation"),
-    )
+    train, count = dataset.train, views_of(built)
+    ways = [plain]
+    if built.augment is not None:
+        ways = [_Way.varied(trunk, built, view, count) for view in range(count)]
+    features = np.concatenate([way.features(train, quiet) for way in ways])
+    return replace(dataset, train=Split(features, np.tile(train.labels, count)), **made)
 
 
-def _named(view: int, views: int) -> str:
-    return "train" if views == 1 else f"train, view {view + 1} of {views}"
+@dataclass(frozen=True)
+class _Way:
+    """How features of images are made.
+
+    Attributes:
+        trunk: makes them.
+        name: of the images, for people.
+        vary: makes another image of each, from images f32 and digests u32 [batch]; or None.
+        told: says how `vary` does so.
+    """
+
+    trunk: Trunk
+    name: str
+    vary: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    told: str = ""
+
+    @classmethod
+    def varied(cls, trunk: Trunk, built: Built, view: int, count: int) -> _Way:
+        """The features of a view of training images."""
+        seed, augment = built.config.seed, built.augment
+        vary = partial(_varied, augment, key_for(seed, "augment", view))
+        return cls(trunk, f"images, view {view + 1} of {count}", vary, f"{augment} {seed} {view}")
+
+    @property
+    def digest(self) -> str:
+        """Of all that decides what an image's features are, but the image."""
+        return _short(f"{self.trunk.digest} {self.told}".encode())
+
+    def features(self, split: Split, quiet: bool) -> np.ndarray:
+        """f32 [example, ...], each computed at most once."""
+        digests = [
+            _short(image) for part, _ in split.parts() for image in np.ascontiguousarray(part)
+        ]
+        known = self._kept()
+        # Equal images have equal features.
+        first = {digest: row for row, digest in reversed(list(enumerate(digests)))}
+        missing = sorted(row for digest, row in first.items() if digest not in known)
+        if missing:
+            own = {digests[row]: row for row in missing}
+            with view_for(quiet, 0, len(own), "features") as view:
+                known |= self._computed(split, own, view)
+        empty = np.zeros((0, *self.trunk.shape), np.float32)
+        return np.stack([known[digest] for digest in digests]) if digests else empty
+
+    def _kept(self) -> dict[str, np.ndarray]:
+        """Image digest -> features, of all packs that were made in this way."""
+        found: dict[str, np.ndarray] = {}
+        for kept in packs_in(cache_folder("features")):
+            pack = open_pack(kept.folder) if kept.folder.name.startswith(self.digest) else None
+            if pack is not None:
+                rows = pack.images[np.arange(len(pack.images))].view(np.float32)
+                shaped = rows.reshape(-1, *self.trunk.shape)
+                found.update(zip(pack.beside["digests"], shaped, strict=True))
+        return found
+
+    def _computed(self, split: Split, own: dict[str, int], view: Silent) -> dict[str, np.ndarray]:
+        """Image digest -> features, computed now, and kept."""
+        digests, found = list(own), dict[str, np.ndarray]()
+
+        def made() -> Iterator[tuple[int, np.ndarray]]:
+            for place, features in enumerate(self._run(split, own, view)):
+                found[digests[place]] = features
+                yield place, np.ascontiguousarray(features).reshape(-1).view(np.uint8)
+
+        folder = cache_folder("features") / f"{self.digest}-{_short(' '.join(own).encode())[:8]}"
+        write_pack(folder, (4 * math.prod(self.trunk.shape),), made(), {"digests": digests})
+        return found
+
+    def _run(self, split: Split, own: dict[str, int], view: Silent) -> Iterator[np.ndarray]:
+        """The features of rows of a split, batch by batch; says how long the rest will take."""
+        rows = np.asarray(list(own.values()))
+        words = np.asarray([int(digest[:8], 16) for digest in own], np.uint32)
+        started, batch = 0.0, min(_BATCH, len(rows))
+        for number, (places, mask) in enumerate(padded_batches(len(rows), batch)):
+            images = jnp.asarray(split.images[rows[places]])
+            if self.vary is not None:
+                images = self.vary(as_float(images), jnp.asarray(words[places]))
+            made = _features(self.trunk.apply_fn, self.trunk.variables, images)
+            yield from np.asarray(made)[mask]
+            view.advance(int(mask.sum()))
+            if number == _TIMED:
+                left = (time.monotonic() - started) / _TIMED * (len(rows) / batch - 1 - _TIMED)
+                if left > _TOLD_S:
+                    view.say(f"features of {len(rows):,} {self.name}: about {_in_words(left)}")
+            elif number == 0:
+                # The first call held the compilation.
+                started = time.monotonic()
 
 
-def _of_split(
-    trunk: Trunk, split: Split, augment: Augment | None, view: int, seed: int, name: str, quiet: bool
-) -> Split:
-    manner = trunk.digest
-    if augment is not None:
-        told = f"{manner} {augment} {seed} {view}"
-        manner = hashlib.sha256(told.encode()).hexdigest()[:_DIGEST]
-    digests = [digest for part, _ in split.parts() for digest in map(_digest, part)]
-    known = _kept(manner, trunk.shape)
-    missing = [row for row, digest in enumerate(digests) if digest not in known]
-    if missing:
-        vary = None if augment is None else partial(_varied, augment, seed, view)
-        known |= _computed(trunk, split, missing, digests, manner, vary, name, quiet)
-    return Split(np.stack([known[digest] for digest in digests]), split.labels)
+def _short(content: Any) -> str:
+    """A digest of bytes, or of a contiguous array."""
+    return hashlib.sha256(content).hexdigest()[:_DIGEST]
 
 
-def _digest(image: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(image).data).hexdigest()[:_DIGEST]
-
-
-def _kept(manner: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Image digest -> features f32, of all packs that were made in this manner."""
-    found: dict[str, np.ndarray] = {}
-    for kept in packs_in(cache_folder("features")):
-        if not kept.folder.name.startswith(manner):
-            continue
-        pack = open_pack(kept.folder)
-        if pack is None:
-            continue
-        rows = pack.images[np.arange(len(pack.images))].view(np.float32)
-        found.update(zip(pack.beside["digests"], rows.reshape(-1, *shape), strict=True))
-    return found
-
-
-def _computed(
-    trunk: Trunk,
-    split: Split,
-    rows: list[int],
-    digests: list[str],
-    manner: str,
-    vary: Any,
-    name: str,
-    quiet: bool,
-) -> dict[str, np.ndarray]:
-    """Image digest -> features f32, computed now, and kept."""
-    # Equal images have equal features.
-    first = {digests[row]: row for row in reversed(rows)}
-    wanted = np.asarray(sorted(first.values()))
-    own = [digests[row] for row in wanted]
-    found: dict[str, np.ndarray] = {}
-
-    def made(view: Silent) -> Iterator[tuple[int, np.ndarray]]:
-        for place, features in _run(trunk, split, wanted, own, vary, name, view):
-            found[own[place]] = features
-            yield place, features.reshape(-1).view(np.uint8)
-
-    with view_for(quiet, 0, len(wanted), "features") as view:
-        size = 4 * int(np.prod(trunk.shape))
-        name_of = hashlib.sha256(" ".join(own).encode()).hexdigest()[:8]
-        folder = cache_folder("features") / f"{manner}-{name_of}"
-        write_pack(folder, (size,), made(view), {"digests": own})
-    return found
-
-
-def _run(
-    trunk: Trunk,
-    split: Split,
-    wanted: np.ndarray,
-    digests: list[str],
-    vary: Any,
-    name: str,
-    view: Silent,
-) -> Iterator[tuple[int, np.ndarray]]:
-    started, batch = 0.0, min(_BATCH, len(wanted))
-    for number, (places, mask) in enumerate(padded_batches(len(wanted), batch)):
-        images = jnp.asarray(split.images[wanted[places]])
-        keys = np.asarray([int(digests[place][:8], 16) for place in places], np.uint32)
-        if vary is not None:
-            images = vary(as_float(images), jnp.asarray(keys))
-        features = np.asarray(_features(trunk.apply_fn, trunk.variables, images))
-        for place, row in zip(places[mask], features[mask], strict=True):
-            yield int(place), row
-        view.advance(int(mask.sum()))
-        if number == 0:
-            # The first call holds the compilation.
-            started = time.monotonic()
-        elif number == 2:
-            left = (time.monotonic() - started) / 2 * (len(wanted) / batch - 3)
-            if left > _TOLD_S:
-                view.say(f"features of {len(wanted):,} images ({name}): about {_told(left)}")
-
-
-def _told(seconds: float) -> str:
+def _in_words(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
 
@@ -253,12 +245,8 @@ def _features(apply_fn: Any, variables: Variables, images: jax.Array) -> jax.Arr
 
 
 @partial(jax.jit, static_argnames="augment")
-def _varied(
-    augment: Augment, seed: Any, view: Any, images: jax.Array, digests: jax.Array
-) -> jax.Array:
+def _varied(augment: Augment, view: Key, images: jax.Array, digests: jax.Array) -> jax.Array:
     """A view of each image: what is drawn depends on its pixels, and not on its place."""
-    root: Key = key_for(seed, "augment", view)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(root, digests)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(view, digests)
     labels = jnp.zeros(1, jnp.int32)
-    one = jax.vmap(lambda image, key: augment(image[None], labels, key).images[0])
-    return one(images, keys)
+    return jax.vmap(lambda image, key: augment(image[None], labels, key).images[0])(images, keys)

@@ -184,7 +184,7 @@ def facts_of(facts: Facts, config: Config) -> Facts:
     if not config.is_pretrained or config.data.normalise != "auto":
         return facts
     if _is_run(config.pretrained):
-            past = Run.open(config.pretrained).facts
+        past = Run.open(config.pretrained).facts
         return replace(facts, mean=past.mean, deviation=past.deviation)
     model = build_model(config, facts)
     if not isinstance(model, Staged):

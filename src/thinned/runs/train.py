@@ -249,7 +249,12 @@ def _begins_with_fitted_head(run: Run, built: Built) -> bool:
 def _with_fitted_head(built: Built, state: TrainState, dataset: Dataset, quiet: bool) -> TrainState:
     plain = replace(built, augment=None)
     trunk = Trunk.of(built, state, len(built.parts) - 1)
-    train = featured(trunk, plain, replace(dataset, test=dataset.train.take(np.zeros(0, int)), validation=None), quiet).train
+    train = featured(
+        trunk,
+        plain,
+        replace(dataset, test=dataset.train.take(np.zeros(0, int)), validation=None),
+        quiet,
+    ).train
     head = fitted_head(np.asarray(train.images), train.labels, len(dataset.classes))
     return with_head(state, head)
 
