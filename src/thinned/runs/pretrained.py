@@ -169,7 +169,7 @@ def _adopted(
 
 
 def variables_of(state: TrainState) -> dict[str, Any]:
-    """The parameters and statistics by which a state predicts, those that stood still among them."""
+    """The parameters and statistics by which a state predicts, the fixed ones among them."""
     held = {kind: part for kind, part in state.variables.items() if kind != "input_statistics"}
     held["params"] = {**held.pop(FROZEN, {}), **held["params"]}
     return jax.tree.map(np.asarray, held)

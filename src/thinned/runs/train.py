@@ -25,6 +25,7 @@ from thinned.engine.build import Built, model_name
 from thinned.engine.checkpoint import Checkpoints, Restored
 from thinned.engine.devices import memory_told, use_compilation_cache
 from thinned.engine.feed import feed_of, fits_in_memory, placed, refuse_narrow
+from thinned.engine.head import fitted_head, with_head
 from thinned.engine.logs import (
     MetricsLog,
     Plain,
@@ -33,7 +34,6 @@ from thinned.engine.logs import (
     refuse_missing_log,
     view_for,
 )
-from thinned.engine.head import fitted_head, with_head
 from thinned.engine.loop import Parts, Progress, StopSignal, arrays_of, save, with_arrays
 from thinned.engine.loop import train as run_loop
 from thinned.engine.plan import Plan
