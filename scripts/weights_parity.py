@@ -4,7 +4,7 @@ For every network that has weights of others: timm's module and ours, with weigh
 tensors' names, on two images. For wide residual networks, which timm has not, the module below.
 
     python -m pip install -e '.[bench]'
-    python scripts/weights_parity.py [--write]
+    PYTHONPATH=tests python scripts/weights_parity.py [--write]
 """
 
 from __future__ import annotations
@@ -18,11 +18,6 @@ import numpy as np
 import timm
 import torch
 import torchvision
-from torch import nn
-
-TESTS = Path(__file__).parent.parent / "tests"
-sys.path.insert(0, str(TESTS))
-
 from random_weights import (
     CLASSES,
     KINDS,
@@ -33,12 +28,13 @@ from random_weights import (
     random_weights,
     side_of,
 )
+from torch import nn
 
 from thinned.models.catalog import STAGED
 from thinned.models.weights.load import OWN, fitted
 from thinned.models.weights.tables import tables
 
-EXPECTED = TESTS / "models" / "parity"
+EXPECTED = Path(__file__).parent.parent / "tests" / "models" / "parity"
 TOLERANCE = 1e-4
 TIMM = {
     "mobilenet-v2": "mobilenetv2_100",
@@ -128,12 +124,12 @@ def main() -> None:
     torch.set_num_threads(2)
     writers = {name: tuple(tables(made(name))) or (OWN,) for name in (*STAGED, "wide-resnet-16-4")}
     logits = {
-        # The first writer's names; Melas-Kyriazi's are read from the package itself in the tests.
-        name: [compare(name, each) for each in every if each != "Melas-Kyriazi's"][0]
+        # Names of Melas-Kyriazi's are read from the package itself in the tests.
+        name: [compare(name, each) for each in every if each != "Melas-Kyriazi's"]
         for name, every in writers.items()
     }
     if "--write" in sys.argv:
-        write({name: logits[name] for name in SMALL})
+        write({name: logits[name][0] for name in SMALL})
     print(f"torch {torch.__version__}, timm {timm.__version__}, jax {jax.__version__}")
 
 

@@ -20,8 +20,8 @@ KINDS = ("float32", "float64", "float16", "bfloat16")
 """Of the numbers in the small files of PyTorch's that the tests read."""
 
 
-def made(name: str, dropout: DropoutSpec = DropoutSpec(), classes: int = CLASSES, **more):
-    return network(name, classes, dropout, MlpConfig(), **more)
+def made(name: str, dropout: DropoutSpec | None = None, classes: int = CLASSES, **more):
+    return network(name, classes, dropout or DropoutSpec(), MlpConfig(), **more)
 
 
 def side_of(name: str) -> int:

@@ -1,4 +1,4 @@
-"""Logits on random weights against PyTorch's, which scripts/weights_parity.py wrote; real weights."""
+"""Logits against PyTorch's, which scripts/weights_parity.py wrote; real weights."""
 
 import json
 from pathlib import Path

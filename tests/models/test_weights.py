@@ -293,7 +293,7 @@ def test_variables_come_back_from_safetensors_also_when_turned(tmp_path):
 
 
 def test_the_hubs_cache_is_enough(tmp_path, monkeypatch):
-    hub = pytest.importorskip("huggingface_hub")
+    pytest.importorskip("huggingface_hub")
     pytest.importorskip("safetensors")
     place = tmp_path / "models--timm--tiny"
     snapshot = place / "snapshots" / "abc"
@@ -302,8 +302,8 @@ def test_the_hubs_cache_is_enough(tmp_path, monkeypatch):
     (place / "refs" / "main").write_text("abc")
     content = to_safetensors({"params": {"a": np.ones(3, np.float32)}})
     (snapshot / "model.safetensors").write_bytes(content)
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     found = read_weights("hf:timm/tiny")
     assert (found.origin, list(found.tensors)) == ("hf:timm/tiny", ["params/a"])
     with pytest.raises(RequestError, match="hf:timm/other is not in the cache"):

@@ -76,9 +76,9 @@ def read_weights(where: str, name: str = "efficientnet-lite0") -> Weights:
     """Read a weights file, without running anything that is in it.
 
     Args:
-        where: ``imagenet``, for the package that the extra ``pretrained`` brings; ``hf:OWNER/NAME``,
-            for a repository of the Hugging Face Hub (from its cache, where that has it); or the
-            path of a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file.
+        where: ``imagenet``, for the package that the extra ``pretrained`` brings;
+            ``hf:OWNER/NAME``, for a repository of the Hugging Face Hub (from its cache, where that
+            has it); or the path of a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file.
         name: the network, of `thinned.models.catalog.STAGED`, whose ImageNet weights are meant.
 
     Raises:
@@ -101,8 +101,8 @@ def read_weights(where: str, name: str = "efficientnet-lite0") -> Weights:
 def _installed(name: str) -> tuple[Path, str]:
     if name not in _PACKAGES:
         raise RequestError(
-            f"{IMAGENET} has weights of {', '.join(_PACKAGES)}, not of {told(name)}: name a file or "
-            "hf:timm/NAME"
+            f"{IMAGENET} has weights of {', '.join(_PACKAGES)}, not of {told(name)}: name a file "
+            "or hf:timm/NAME"
         )
     package = _PACKAGES[name]
     found = _distribution(package)

@@ -4,8 +4,8 @@ A pickle is a program, and Python's own machine for it calls whatever the file n
 here knows the few instructions that tensors by name are written with, calls nothing, and refuses
 every name but those of ordered dictionaries, tensors and storages, when the name is read.
 
-Formats: before PyTorch 1.6 a few pickles, then the raw storages (``torch.serialization``, "legacy");
-since then a ZIP file of one pickle and a file for each storage.
+Formats: before PyTorch 1.6 a few pickles, then the raw storages ("legacy" in its source); since
+then a ZIP file of one pickle and a file for each storage.
 """
 
 from __future__ import annotations
@@ -95,10 +95,8 @@ class _Machine:
 
     def run(self, stream: io.BytesIO) -> Any:
         """The value of the pickle that begins where `stream` is, which ends behind it."""
-        steps = 0
-        for opcode, argument, _ in pickletools.genops(stream):
-            steps += 1
-            if steps > MOST_INSTRUCTIONS:
+        for step, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+            if step >= MOST_INSTRUCTIONS:
                 raise _Refused(f"has more than {MOST_INSTRUCTIONS:,} instructions")
             if opcode.name == "STOP":
                 return self.stack.pop()

