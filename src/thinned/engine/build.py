@@ -24,7 +24,7 @@ from thinned.engine.optim import LOSS_NUMBERS, Rule, numbers_at, optimizer, with
 from thinned.engine.plan import Plan
 from thinned.engine.step import TrainState, create_state
 from thinned.models.apply import Normalised
-from thinned.models.catalog import RESIDUAL, SMALLEST, is_own, network
+from thinned.models.catalog import RESIDUAL, SMALLEST, has_branches, is_own, network
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,7 @@ def build_model(config: Config, facts: Facts) -> nn.Module:
     if wanted.kind == "block":
         spec = replace(spec, block_size=wanted.block_size)
     if wanted.kind == "concrete":
-        rate = spec.rate if wanted.rate is None else wanted.rate
-        spec = replace(spec, rate=rate, examples=facts.train_size)
+        spec = replace(spec, rate=wanted.rate, examples=facts.train_size)
     name = model_name(config, facts)
     return _network(name, len(facts.classes), spec, config.mlp if name == "mlp" else MlpConfig())
 
@@ -162,10 +161,10 @@ def _refuse_unfit_data(config: Config, facts: Facts) -> None:
 def _refuse_unfit_sites(config: Config, facts: Facts, sites: Mapping[str, Site]) -> None:
     name, kind = model_name(config, facts), config.dropout.kind
     _refuse_unreached(config, name, sites)
-    if kind == "path" and name not in RESIDUAL:
+    if kind == "path" and not has_branches(name):
         raise RequestError(
             f"--dropout.kind path drops residual branches, and model {name} has none: "
-            f"take --model {RESIDUAL[0]}"
+            f"take --model {RESIDUAL}"
         )
     if kind in MAPS and all(site.learned for site in sites.values()):
         raise RequestError(
