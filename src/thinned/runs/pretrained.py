@@ -37,6 +37,7 @@ def resolved(config: Config) -> tuple[Config, tuple[str, ...]]:
     if config.pretrained == "auto":
         return _chosen(config)
     need("safetensors", f"--pretrained {config.pretrained}", "pretrained")
+    config = replace(config, pretrained=_placed(config.pretrained))
     if _is_run(config.pretrained):
         return _like_run(config), ()
     if config.pretrained == IMAGENET:
@@ -80,9 +81,7 @@ def _like_run(config: Config) -> Config:
     data = config.data
     if data.size is None and decodes_files(open_source(data, config.seed)):
         data = replace(data, size=height, channels=1 if channels == 1 else 3)
-    # Another folder may be the working one when the run is resumed.
-    where = str(Path(config.pretrained).resolve())
-    return replace(config, model=model, data=data, pretrained=where)
+    return replace(config, model=model, data=data)
 
 
 def as_recorded(config: Config, past: Config) -> Config:
@@ -92,8 +91,8 @@ def as_recorded(config: Config, past: Config) -> Config:
     data = config.data
     if config.pretrained == "auto":
         config = replace(config, pretrained=past.pretrained)
-    elif _is_run(config.pretrained):
-        config = replace(config, pretrained=str(Path(config.pretrained).resolve()))
+    else:
+        config = replace(config, pretrained=_placed(config.pretrained))
     if data.size is None:
         data = replace(data, size=past.data.size, channels=data.channels or past.data.channels)
     model = past.model if config.model == "auto" else config.model
@@ -187,6 +186,12 @@ def facts_of(facts: Facts, config: Config) -> Facts:
         return facts
     mean, deviation = model.scaling
     return replace(facts, mean=mean, deviation=deviation)
+
+
+def _placed(where: str) -> str:
+    """A path written out: another folder may be the working one when the run is resumed."""
+    named = where in (IMAGENET, "no") or where.startswith("hf:")
+    return where if named else str(Path(where).expanduser().resolve())
 
 
 def _is_run(where: str) -> bool:
