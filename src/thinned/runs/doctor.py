@@ -24,7 +24,7 @@ from thinned.engine.build import Built, example, params_key
 from thinned.engine.devices import on_device
 from thinned.engine.plan import Plan
 from thinned.engine.step import TrainState, train_steps
-from thinned.runs.run import Run
+from thinned.runs.run import Run, note_best
 
 AUDIT_EXAMPLES = 16
 _ROUNDS = 31
@@ -38,7 +38,7 @@ def diagnose(target: Path | str, draws: int = 64) -> Audit:
     """Audit the network of a run, or of a config that was never run, with the keys of its steps.
 
     Args:
-        target: a run folder, whose newest checkpoint is used, or a file of options.
+        target: a run folder, whose `Run.state` is used, or a file of options.
         draws: how many training steps to measure, at least 8.
 
     Returns:
@@ -138,6 +138,8 @@ class _Case:
         dataset = load_data(config) if run is None else run.dataset
         built = Built.of(config, Facts.of(dataset, config), dataset.train.labels)
         trained = run is not None and bool(run.checkpoints.steps())
+        if run is not None and trained:
+            note_best(run)
         return cls(
             dataset, built, run.state if run is not None and trained else built.initial_state()
         )

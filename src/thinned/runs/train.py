@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from thinned.core.validation import refuse_idle, validate
 from thinned.data.facts import Facts
 from thinned.data.sources.load import load_data, open_source
 from thinned.data.split import fingerprint
+from thinned.engine.best import refuse_blind
 from thinned.engine.build import Built, model_name
 from thinned.engine.checkpoint import Checkpoints, Restored
 from thinned.engine.devices import memory_told, use_compilation_cache
@@ -33,7 +35,15 @@ from thinned.engine.logs import (
     refuse_missing_log,
     view_for,
 )
-from thinned.engine.loop import Parts, Progress, StopSignal, arrays_of, with_arrays
+from thinned.engine.loop import (
+    Parts,
+    Progress,
+    StopSignal,
+    arrays_of,
+    stopped_early,
+    told_stop,
+    with_arrays,
+)
 from thinned.engine.loop import train as run_loop
 from thinned.engine.plan import Plan
 from thinned.runs.environment import (
@@ -85,6 +95,7 @@ def train(
     refuse_idle(config)
     refuse_missing_log(config.log)
     dataset = load_data(config) if dataset is None else dataset
+    refuse_blind(config, dataset)
     facts = Facts.of(dataset, config)
     built = Built.of(config, facts, dataset.train.labels)
     refuse_narrow(config, dataset.train)
@@ -105,8 +116,8 @@ def resume(
 
     Args:
         folder: the run.
-        config: what is asked for now; may differ from the run's in epochs (more) and in how often
-            to save. None asks for what the run was asked before.
+        config: what is asked for now; may differ from the run's in epochs and patience (more) and
+            in how often to save. None asks for what the run was asked before.
         quiet: whether to show nothing.
         dataset: as for `train`.
 
@@ -147,6 +158,11 @@ def _refuse_changes(run: Run, config: Config) -> None:
     if config.epochs < run.config.epochs:
         raise RequestError(
             f"{run.folder} was asked for {run.config.epochs} epochs; --epochs can only grow"
+        )
+    if (config.patience or math.inf) < (run.config.patience or math.inf):
+        raise RequestError(
+            f"{run.folder} was asked for --patience {run.config.patience or 'unset'}; it can only "
+            "grow"
         )
     course = config.optim.schedule
     if course != "constant" and config.epochs != run.config.epochs:
@@ -216,7 +232,7 @@ def _train_in(run: Run, dataset: Dataset, built: Built, quiet: bool) -> Run:
     parts = _parts(run, dataset, built, checkpoints, progress.step)
     batch, total = run.config.batch_size, built.plan.total_steps
     with view_for(quiet, progress.step * batch, total * batch) as view:
-        _announce(view, run, dataset, restored, built.plan)
+        _announce(view, run, dataset, restored, progress, built.plan)
         with StopSignal() as stop:
             run_loop(replace(parts, view=view), state, progress, stop)
     return run
@@ -236,6 +252,7 @@ def _parts(run: Run, dataset: Dataset, built: Built, checkpoints: Checkpoints, s
         feed=feed_of(built.plan, dataset.train, train),
         held_out=where,
         checkpoints=checkpoints,
+        best=run.best_checkpoints,
         log=log,
         view=Silent(),
     )
@@ -251,11 +268,20 @@ def _list_left_out(folder: Path, dataset: Dataset, view: Silent) -> None:
     view.say(f"{files} could not be read and {'is' if count == 1 else 'are'} left out: {listed}")
 
 
-def _announce(view: Silent, run: Run, dataset: Dataset, found: Restored | None, plan: Plan) -> None:
+def _announce(
+    view: Silent,
+    run: Run,
+    dataset: Dataset,
+    found: Restored | None,
+    progress: Progress,
+    plan: Plan,
+) -> None:
     for reason in found.skipped if found else ():
         view.warn(f"checkpoint {reason}; going on from the one before it")
     if found and found.step >= plan.total_steps:
         view.say(f"{run.folder} is finished: {plan.config.epochs} epochs, {found.step} steps")
+    elif stopped_early(plan, progress):
+        view.say(f"{run.folder} {told_stop(progress, plan.config)}")
     elif found:
         view.say(f"resuming {run.folder} at step {found.step} of {plan.total_steps}")
     else:
