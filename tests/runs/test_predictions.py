@@ -19,6 +19,7 @@ from thinned.core.types import Split
 from thinned.runs import evaluate as scoring
 from thinned.runs import evaluate as worth
 from thinned.runs import predictions as trust
+from thinned.runs.files import columns, predict_files
 from thinned.runs.train import train
 from thinned.trust import scores
 from thinned.trust.sampling import Predictions
@@ -377,6 +378,57 @@ def test_a_threshold_for_several_runs_needs_images_that_none_learned_from(runs, 
     assert trust.threshold_for(both, 1.0, 0, calibrated=False).coverage == 1
 
 
+def test_strange_images_are_marked_by_validation_photos(runs, base, pictures, capsys):
+    run, held = runs[0], runs[0].dataset.validation
+    known = trust.known_below([run], 0.1, "energy", 0, calibrated=False)
+    energy = trust.predictions_of([run], held.images).energy
+    # The ceil(61 * 0.9)-th smallest of 60.
+    assert known.threshold == np.sort(energy)[54]
+    assert (known.images, known.marked) == (60, int(np.sum(energy > known.threshold)))
+    mixed = base / "strangers"
+    shutil.copytree(pictures, mixed)
+    Image.fromarray(np.full((8, 8), 120, np.uint8)).save(mixed / "flat.png")
+    (mixed / "broken.png").write_bytes(b"no image")
+    words = ["predict", str(run.folder), str(mixed), "--ood-fpr", "0.1"]
+    assert main([*words, "--format", "json"]) == 1
+    out, err = capsys.readouterr()
+    rows = [row for row in map(json.loads, out.splitlines()) if "error" not in row]
+    assert [row["known"] for row in rows] == [row["energy"] <= known.threshold for row in rows]
+    strange = sum(not row["known"] for row in rows)
+    assert not next(row for row in rows if row["path"].endswith("flat.png"))["known"]
+    assert f"none of the classes above an energy of {known.threshold:.4f}: " in err
+    assert f"{strange} of 13 {'is' if strange == 1 else 'are'} probably none of the classes" in err
+    assert main(words) == 1
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["class", "probability", "energy", "known", "path"]
+    assert [line.split()[3] for line in table[1:]] == [("no", "yes")[row["known"]] for row in rows]
+
+
+@pytest.mark.parametrize("samples", [0, 5])
+def test_strangers_to_several_runs_and_samples_are_marked(runs, base, pictures, samples):
+    twin = base / f"twin-{samples}"
+    shutil.copytree(runs[0].folder, twin)
+    both = trust.load_runs([runs[0].folder, twin])
+    alone, together = (
+        list(predict_files(each, [pictures], samples=samples, calibrated=False, ood_fpr=0.1))
+        for each in (both[:1], both)
+    )
+    # The mean of equal energies.
+    assert [row["energy"] for row in alone] == pytest.approx([row["energy"] for row in together])
+    assert list(alone[0]) == list(columns(samples, None, "energy"))
+    with pytest.raises(RequestError, match="--ood-fpr: .*s1 held out other validation images"):
+        trust.known_below(runs, 0.1, "energy", samples, calibrated=False)
+
+
+def test_a_temperature_changes_no_energy(runs, base):
+    copy = base / "tempered-energy"
+    shutil.copytree(runs[0].folder, copy)
+    run = trust.load_runs([copy])[0]
+    trust.calibrate(run)
+    plain, tempered = (trust.known_below([run], 0.1, "energy", 0, c) for c in (False, True))
+    assert plain == tempered
+
+
 def test_what_makes_no_sense_is_refused_in_one_line(runs, base, data, pictures, capsys):
     run, folder = str(runs[0].folder), str(pictures)
     assert "no images are given" in refused(capsys, "predict", run)
@@ -393,7 +445,11 @@ def test_what_makes_no_sense_is_refused_in_one_line(runs, base, data, pictures, 
     assert "has no validation images" in refused(capsys, "calibrate", str(bare.folder))
     words = ["predict", str(bare.folder), folder]
     assert "has no validation images" in refused(capsys, *words, "--risk", "0.1")
+    assert "has no validation images" in refused(capsys, *words, "--ood-fpr", "0.1")
     assert "trained without dropout" in refused(capsys, *words, "--samples", "5")
+    few = ["predict", run, folder, "--ood-fpr"]
+    assert "takes at least 99 validation images, and" in refused(capsys, *few, "0.01")
+    assert "must be a number above 0 and below 1" in refused(capsys, *few, "0")
     other = write_idx(base / "two", blobs(60, 0, classes=2), blobs(20, 1, classes=2))
     two = Config(data=DataConfig(path=str(other)), epochs=1, batch_size=20)
     pair = train(two, runs=base, name="two")

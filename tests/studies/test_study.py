@@ -263,6 +263,10 @@ def test_a_run_in_progress_tells_how_far_it_is(done, base, tmp_path, monkeypatch
     place = copy / "dropout.rate=0.5" / "seed-1"
     (place / "outcome.json").unlink()
     assert under_way(copy, wanted.jobs) == ["dropout.rate=0.5, seed 1: epoch 2/2 done"]
+    first = {"split": "train", "epoch": 1, "step": 8, "epoch_s": 150.0}
+    (place / "metrics.jsonl").write_text(json.dumps(first) + "\n")
+    told = "dropout.rate=0.5, seed 1: epoch 1/2 done, 2 min left of this run"
+    assert under_way(copy, wanted.jobs) == [told]
     (place / "metrics.jsonl").write_text("")
     assert under_way(copy, wanted.jobs) == ["dropout.rate=0.5, seed 1: epoch 0/2 done"]
     # The one who watches says so while the run lasts.

@@ -75,7 +75,7 @@ class Show:
 
 @dataclass(frozen=True)
 class Cache:
-    """Show the decoded images that are kept between runs, or delete them."""
+    """Show what is kept of images between runs, decoded or as features, or delete it."""
 
     clear: Annotated[bool, Option("Delete all that no process is reading.")] = False
 

@@ -116,6 +116,19 @@ class Predict:
             high=1,
         ),
     ] = None
+    ood_fpr: Annotated[
+        float | None,
+        Option(
+            "Mark images as none of the known classes, so that on average this part of the known "
+            "ones is marked, too; by the validation images.",
+            "of the images",
+            low=0,
+            high=1,
+        ),
+    ] = None
+    ood_score: Annotated[
+        Literal["energy"], Option("How strange an image looks, for --ood-fpr.")
+    ] = "energy"
     format: Annotated[
         Literal["table", "csv", "json", "parquet"],
         Option("A table, CSV, JSON with one object a line, or Parquet (with --out)."),
@@ -140,8 +153,11 @@ class Predict:
             samples=self.samples,
             calibrated=self.calibrated,
             risk=self.risk,
+            ood_fpr=self.ood_fpr,
+            ood_score=self.ood_score,
         )
-        header = prediction.columns(self.samples, self.risk)
+        marking = None if self.ood_fpr is None else self.ood_score
+        header = prediction.columns(self.samples, self.risk, marking)
         errors = prediction.write_rows(rows, self.format, self.out, header)
         if errors:
             raise ThinnedError(f"{errors} of the files could not be read")
@@ -157,9 +173,8 @@ class Calibrate:
     def __call__(self) -> None:
         """Fit, save, and say what it changed."""
         from thinned.runs import predictions as trust
-        from thinned.runs.run import Run
 
-        found = trust.calibrate(Run.open(self.run))
+        found = trust.calibrate(trust.load_runs([self.run])[0])
         print(
             f"temperature {found.temperature:.4f}: NLL {found.before:.4f} to "
             f"{found.after:.4f} nats on validation"

@@ -415,6 +415,22 @@ class Config:
     epochs: Annotated[
         int, Option("Passes over the training images.", "epochs", low=1, changeable=True)
     ] = 10
+    keep_best: Annotated[
+        Literal["no", "accuracy", "nll"],
+        Option(
+            "Predict with the epoch that is best on the validation images, of equals the earlier, "
+            "instead of the last."
+        ),
+    ] = "no"
+    patience: Annotated[
+        int | None,
+        Option(
+            "Stop after so many epochs without a better one by --keep-best.",
+            "epochs",
+            low=1,
+            changeable=True,
+        ),
+    ] = None
     seed: Annotated[int, Option("Root of all randomness.", "integer", low=0, high=2**32 - 1)] = 0
     log: Annotated[
         Literal["none", "tensorboard"],

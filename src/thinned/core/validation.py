@@ -98,6 +98,7 @@ _USED_WITH: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "dropout.schedule_from": _RAMPS,
     "dropout.schedule_to": _RAMPS,
     "mlp.pieces": ("mlp.units", ("maxout",)),
+    "patience": ("keep_best", ("accuracy", "nll")),
 }
 """Options that change nothing unless another one has one of these values."""
 

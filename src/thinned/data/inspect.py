@@ -200,13 +200,20 @@ def convert(data: DataConfig, out: Path, seed: int = 0) -> Dataset:
 
 
 def cache(clear: bool = False) -> str:
-    """What decoded images are kept, a line each and their sum; deleted first, if `clear` says so.
+    """What is kept of images, decoded or as features: a line each and their sums.
+
+    Args:
+        clear: whether to delete first what no process is reading.
 
     Raises:
         ThinnedError: there is no place for a cache.
         RequestError: ``THINNED_CACHE_GB`` is no number.
     """
-    folder, bound = cache_folder(), largest_cache()
+    return "\n".join(line for kind in ("data", "features") for line in _cached(kind, clear))
+
+
+def _cached(kind: str, clear: bool) -> list[str]:
+    folder, bound = cache_folder(kind), largest_cache()
     gone = trim(folder, 0) if clear else []
     packs = packs_in(folder)
     lines = [f"deleted {len(gone):,}, {_gigabytes(gone)} GB"] if clear else []
@@ -217,7 +224,7 @@ def cache(clear: bool = False) -> str:
         f"{folder}: {len(packs):,} kept, {_gigabytes(packs)} GB; above {bound / 1e9:g} GB the "
         "longest unused are deleted (THINNED_CACHE_GB), but none that a process reads"
     )
-    return "\n".join(lines)
+    return lines
 
 
 def _gigabytes(packs: Sequence[Kept]) -> str:

@@ -40,6 +40,7 @@ class Built:
         sites: where it drops something.
         plan: what each step of a run will do.
         augment: how training images are varied, or None.
+        on_features: whether it learns from what the first `cut` stages make of images.
         start: gives the variables of a pretrained network, laid over those that are drawn; or None.
     """
 
@@ -49,6 +50,7 @@ class Built:
     sites: Mapping[str, Site]
     plan: Plan
     augment: Augment | None
+    on_features: bool = False
     start: Callable[[], Variables] | None = field(default=None, compare=False)
 
     @classmethod
@@ -78,7 +80,7 @@ class Built:
         fixed = {name: float(site.rate) for name, site in sites.items() if not site.learned}
         balanced = labels if config.data.balance == "sampling" else None
         plan = Plan(config, facts.train_size, fixed, augment is not None, balanced)
-        built = cls(config, facts, model, sites, plan, augment, start)
+        built = cls(config, facts, model, sites, plan, augment, start=start)
         if config.is_pretrained:
             _refuse_unfit_training(built)
         return built

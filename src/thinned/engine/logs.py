@@ -114,6 +114,12 @@ def warn(line: str) -> None:
     print(printable(line), file=sys.stderr, flush=True)
 
 
+def told_time(seconds: float) -> str:
+    """A time in minutes and hours, for people."""
+    hours, rest = divmod(round(seconds / 60), 60)
+    return f"{hours} h {rest:02d} min" if hours else f"{rest} min" if rest else "under a minute"
+
+
 def refuse_missing_log(kind: str) -> None:
     """Say before there is a run's folder that its log cannot be written.
 

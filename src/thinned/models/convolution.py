@@ -191,9 +191,7 @@ def _backward(
 convolution.defvjp(_forward, _backward)
 
 
-def _kernel_gradient(
-    padded: jax.Array, gradient: jax.Array, side: int, stride: int
-) -> jax.Array:
+def _kernel_gradient(padded: jax.Array, gradient: jax.Array, side: int, stride: int) -> jax.Array:
     """Gradient of the kernel: one matrix product for each of its taps, or one for all.
 
     With few channels the taps' products are too thin to be fast, so they are laid side by side.

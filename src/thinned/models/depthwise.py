@@ -72,9 +72,7 @@ def _multiply_adds(
     return reduce(add, products).astype(padded.dtype)
 
 
-def _kernel_gradient(
-    padded: jax.Array, gradient: jax.Array, side: int, stride: int
-) -> jax.Array:
+def _kernel_gradient(padded: jax.Array, gradient: jax.Array, side: int, stride: int) -> jax.Array:
     """Row by row of each image, products are added to a row of sums for each element of the kernel.
 
     A reduction over batch, rows and columns becomes a strided scalar loop on a CPU, five to ten

@@ -24,7 +24,7 @@ from thinned.engine.plan import Plan
 from thinned.engine.step import TrainState, train_steps
 from thinned.runs.features import shortened
 from thinned.runs.prepare import Prepared
-from thinned.runs.run import Run
+from thinned.runs.run import Run, note_best
 
 AUDIT_EXAMPLES = 16
 _ROUNDS = 31
@@ -38,7 +38,7 @@ def diagnose(target: Path | str, draws: int = 64) -> Audit:
     """Audit the network of a run, or of a config that was never run, with the keys of its steps.
 
     Args:
-        target: a run folder, whose newest checkpoint is used, or a file of options.
+        target: a run folder, whose `Run.state` is used, or a file of options.
         draws: how many training steps to measure, at least 8.
 
     Returns:
@@ -142,6 +142,8 @@ class _Case:
             return cls(prepared.dataset, prepared.built, prepared.built.initial_state())
         built = Built.of(config, run.facts, run.dataset.train.labels, run.start)
         trained = bool(run.checkpoints.steps())
+        if trained:
+            note_best(run)
         return cls(run.dataset, built, run.state if trained else built.initial_state())
 
     @cached_property

@@ -105,7 +105,8 @@ def shortened(
     dataset = featured(Trunk.of(built, state, built.cut), built, dataset, quiet)
     plan = replace(built.plan, augments=False, views=views_of(built))
     tail = Frozen(Stages(built.model.apply, begin=built.cut))
-    return replace(built, augment=None, plan=plan), state.replace(apply_fn=tail), dataset
+    short = replace(built, augment=None, plan=plan, on_features=True)
+    return short, state.replace(apply_fn=tail), dataset
 
 
 def views_of(built: Built) -> int:
@@ -127,18 +128,26 @@ def featured(trunk: Trunk, built: Built, dataset: Dataset, quiet: bool = True) -
     Raises:
         ThinnedError: the disk is full, or the cache cannot be written.
     """
-    plain = _Way(trunk, "images")
-    made = {
-        name: Split(plain.features(split, quiet), split.labels)
-        for name, split in dataset.splits.items()
-        if name != "train"
-    }
     train, count = dataset.train, views_of(built)
-    ways = [plain]
+    ways = [_Way(trunk, "images")]
     if built.augment is not None:
         ways = [_Way.varied(trunk, built, view, count) for view in range(count)]
     features = np.concatenate([way.features(train, quiet) for way in ways])
+    made = {
+        name: Split(features_of(trunk, split, quiet), split.labels)
+        for name, split in dataset.splits.items()
+        if name != "train"
+    }
     return replace(dataset, train=Split(features, np.tile(train.labels, count)), **made)
+
+
+def features_of(trunk: Trunk, split: Split, quiet: bool = True) -> np.ndarray:
+    """The features f32 [example, ...] of images as they are.
+
+    Raises:
+        ThinnedError: as `featured`.
+    """
+    return _Way(trunk, "images").features(split, quiet)
 
 
 @dataclass(frozen=True)

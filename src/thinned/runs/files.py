@@ -18,8 +18,16 @@ from thinned.core.errors import RequestError, need, printable
 from thinned.data.decode import decode, or_reason
 from thinned.data.files import in_parallel
 from thinned.data.sources.folder import image_files
-from thinned.runs.predictions import enough_samples, predictions_of, strangers, threshold_for
+from thinned.runs.predictions import (
+    Known,
+    enough_samples,
+    known_below,
+    predictions_of,
+    strangers,
+    threshold_for,
+)
 from thinned.runs.run import Run
+from thinned.trust.ood import ood_scores
 
 Format = Literal["table", "csv", "json", "parquet"]
 _TOGETHER = 1000
@@ -33,6 +41,8 @@ def predict_files(
     samples: int | Literal["auto"] = 0,
     calibrated: bool = False,
     risk: float | None = None,
+    ood_fpr: float | None = None,
+    ood_score: str = "energy",
 ) -> Iterator[dict[str, Any]]:
     """Predict image files, a thousand at a time.
 
@@ -42,14 +52,16 @@ def predict_files(
         samples, calibrated: see `thinned.runs.predictions.predictions_of`; ``auto`` takes as many
             samples as the first thousand files need, see `thinned.runs.predictions.enough_samples`.
         risk: the part of wrong answers that is wanted among those not marked unsure.
+        ood_fpr: the part of the images of the classes that may be marked as none of them, by
+            `ood_score`, see `thinned.runs.predictions.known_below`.
 
     Yields:
         For each file ``path``, ``class``, ``probability``; with samples ``entropy``,
-        ``mutual_information`` (nats) and ``deviation``; with a risk ``unsure``; or ``path`` and
-        ``error`` where it cannot be read.
+        ``mutual_information`` (nats) and ``deviation``; with a risk ``unsure``; with `ood_fpr`
+        the score by its name and ``known``; or ``path`` and ``error`` where it cannot be read.
 
     Raises:
-        RequestError: there is no such file, or no image at all.
+        RequestError: there is no such file, or no image at all; or see the functions named.
     """
     files = list(_files(inputs))
     if not files:
@@ -70,9 +82,20 @@ def predict_files(
         chosen = threshold_for(runs, risk, samples, calibrated)
         threshold = chosen.confidence
         print(chosen, file=sys.stderr)
+    known = None
+    if ood_fpr is not None:
+        known = known_below(runs, ood_fpr, ood_score, samples, calibrated)
+        print(known, file=sys.stderr)
+    read = strange = 0
     for start in range(0, len(files), _TOGETHER):
         part = files[start : start + _TOGETHER]
-        yield from _rows(runs, part, samples, calibrated, threshold)
+        for row in _rows(runs, part, samples, calibrated, threshold, known):
+            read += "error" not in row
+            strange += not row.get("known", True)
+            yield row
+    if known is not None:
+        told = "is" if strange == 1 else "are"
+        print(f"{strange:,} of {read:,} {told} probably none of the classes", file=sys.stderr)
 
 
 def _rows(
@@ -81,11 +104,13 @@ def _rows(
     samples: int,
     calibrated: bool,
     threshold: float | None,
+    known: Known | None,
 ) -> Iterator[dict[str, Any]]:
     facts = runs[0].facts
     read_all = _read(runs[0], files)
     images = [image for image in read_all if not isinstance(image, str)]
     found = predictions_of(runs, np.stack(images), samples, calibrated) if images else None
+    strange = None if known is None or found is None else ood_scores(known.score, found)
     place = 0
     for path, image in zip(files, read_all, strict=True):
         if isinstance(image, str) or found is None:
@@ -104,6 +129,9 @@ def _rows(
             row["deviation"] = float(found.deviation[place])
         if threshold is not None:
             row["unsure"] = bool(probabilities[best] < threshold)
+        if known is not None and strange is not None:
+            row[known.score] = float(strange[place])
+            row["known"] = bool(strange[place] <= known.threshold)
         place += 1
         yield row
 
@@ -135,12 +163,15 @@ def _files(inputs: Sequence[Path]) -> Iterator[Path]:
             raise RequestError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def columns(samples: int | Literal["auto"] = 0, risk: float | None = None) -> dict[str, type]:
+def columns(
+    samples: int | Literal["auto"] = 0, risk: float | None = None, ood_score: str | None = None
+) -> dict[str, type]:
     """Names and types of what `predict_files` gives for each file that can be read."""
     names = ["path", "class", "probability"]
     names += ["entropy", "mutual_information", "deviation"] if samples else []
     names += [] if risk is None else ["unsure"]
-    kinds = {"path": str, "class": str, "unsure": bool}
+    names += [] if ood_score is None else [ood_score, "known"]
+    kinds = {"path": str, "class": str, "unsure": bool, "known": bool}
     return {name: kinds.get(name, float) for name in names}
 
 
@@ -212,7 +243,7 @@ def _inert(cell: Any) -> Any:
 
 
 def _table_line(target: TextIO, header: dict[str, type], row: dict[str, Any]) -> None:
-    cells = (_cell(row[name]).ljust(_width(name)) for name in header if name != "path")
+    cells = (_cell(name, row[name]).ljust(_width(name)) for name in header if name != "path")
     target.write("  ".join(cells) + f"  {printable(row['path'])}\n")
 
 
@@ -236,7 +267,11 @@ def _width(name: str) -> int:
     return 16 if name == "class" else max(len(name), 6)
 
 
-def _cell(value: Any) -> str:
+_WORDS = {"unsure": ("", "unsure"), "known": ("no", "yes")}
+"""What a table has for False and True."""
+
+
+def _cell(name: str, value: Any) -> str:
     if isinstance(value, bool):
-        return "unsure" if value else ""
+        return _WORDS[name][value]
     return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -23,9 +23,10 @@ from thinned.data.split import everything
 from thinned.dropout.sites import rates_collection
 from thinned.models.apply import predict_logits
 from thinned.runs.environment import recorded_digest
-from thinned.runs.run import Run, fitting_images
+from thinned.runs.run import Run, fitting_images, note_best
 from thinned.trust import scores
 from thinned.trust.appraisal import Appraisal
+from thinned.trust.ood import ood_scores, threshold_at
 from thinned.trust.sampling import Predictions, averaged, entropy_of, joined, sample_predictions
 
 _PILOT = 500
@@ -186,6 +187,26 @@ def validation_of(run: Run) -> Split:
     return held
 
 
+def held_alike(runs: Sequence[Run], flag: str) -> Split:
+    """The validation images of several runs.
+
+    Args:
+        runs: at least one.
+        flag: what they are needed for, for the message.
+
+    Raises:
+        RequestError: there are none, or the runs held out different ones.
+    """
+    held = validation_of(runs[0])
+    for run in runs[1:]:
+        if not same_images(validation_of(run), held):
+            raise RequestError(
+                f"{flag}: {run.folder} held out other validation images than {runs[0].folder}, and "
+                "may have learned from these; give runs of one --seed, or a single run"
+            )
+    return held
+
+
 class Threshold(NamedTuple):
     """From which confidence on answers count as sure; its text is a line for people.
 
@@ -218,13 +239,7 @@ def threshold_for(runs: Sequence[Run], risk: float, samples: int, calibrated: bo
     """
     if not 0 <= risk <= 1:
         raise RequestError(f"--risk is {risk}: must be a number from 0 to 1")
-    held = validation_of(runs[0])
-    for run in runs[1:]:
-        if not same_images(validation_of(run), held):
-            raise RequestError(
-                f"--risk: {run.folder} held out other validation images than {runs[0].folder}, and "
-                "may have learned from these; give runs of one --seed, or a single run"
-            )
+    held = held_alike(runs, "--risk")
     found = predictions_of(runs, held.images, samples, calibrated).probabilities
     curve = scores.risk_coverage(found.max(1), found.argmax(1) == held.labels)
     # A threshold cannot part images of the same confidence.
@@ -233,6 +248,56 @@ def threshold_for(runs: Sequence[Run], risk: float, samples: int, calibrated: bo
     if not len(fine):
         return Threshold(math.inf, 0.0)
     return Threshold(float(curve.threshold[fine[-1]]), float(curve.coverage[fine[-1]]))
+
+
+class Known(NamedTuple):
+    """What counts as an image of the classes that a run knows; its text is a line for people.
+
+    Attributes:
+        score: name of the score, see `thinned.trust.ood.OOD_SCORES`.
+        threshold: an image whose score is above it is probably none of the classes.
+        images: validation images by which it was chosen.
+        marked: how many of these are above.
+    """
+
+    score: str
+    threshold: float
+    images: int
+    marked: int
+
+    def __str__(self) -> str:
+        """Above what images are none of the classes, and how many of the known ones are."""
+        return (
+            f"none of the classes above an {self.score} of {self.threshold:.4f}: "
+            f"{self.marked:,} of the {self.images:,} validation images are above"
+        )
+
+
+def known_below(
+    runs: Sequence[Run], fpr: float, score: str, samples: int, calibrated: bool
+) -> Known:
+    """Above which score an image is marked as none of the classes, by the validation images.
+
+    Args:
+        runs: one, or several as an ensemble, that held out the same images.
+        fpr: the part of new images of the classes that may be marked, on average.
+        score: one of `thinned.trust.ood.OOD_SCORES`.
+        samples, calibrated: see `predictions_of`.
+
+    Raises:
+        RequestError: no such score; there are no validation images, or too few for so small a part;
+            or the runs held out different ones.
+    """
+    held = held_alike(runs, "--ood-fpr")
+    found = ood_scores(score, predictions_of(runs, held.images, samples, calibrated))
+    threshold = threshold_at(found, fpr)
+    if math.isinf(threshold):
+        raise RequestError(
+            f"--ood-fpr {fpr:g} takes at least {np.ceil(1 / fpr - 1 - 1e-9):,.0f} validation "
+            f"images, and {runs[0].folder} has {len(held):,}: give a larger part, or train with "
+            "more --data.validation"
+        )
+    return Known(score, threshold, len(held), int(np.sum(found > threshold)))
 
 
 def appraise(
@@ -368,11 +433,14 @@ def strangers(runs: Sequence[Run]) -> list[str]:
 
 
 def load_runs(folders: Sequence[Path]) -> list[Run]:
-    """Open several runs.
+    """Open several runs, and say of which not the last epoch is used.
 
     Raises:
         RequestError: one of them is none, or none is given.
     """
     if not folders:
         raise RequestError("no run is given")
-    return [Run.open(folder) for folder in folders]
+    runs = [Run.open(folder) for folder in folders]
+    for run in runs:
+        note_best(run)
+    return runs

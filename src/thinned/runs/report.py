@@ -96,7 +96,12 @@ def _summary(runs: Sequence[Run], found: Sequence[Appraisal], samples: int) -> s
     ]
     held = table(["score", *(run.folder.name for run in runs)], rows)
     counts = ", ".join(dict.fromkeys(f"{len(each.labels):,}" for each in found))
-    return f"<h2>Scores</h2><p>{counts} test images; {how}.</p>{held}"
+    kept = "".join(
+        f" Of {html.escape(run.folder.name)}, {run.best} is used."
+        for run in runs
+        if run.best is not None
+    )
+    return f"<h2>Scores</h2><p>{counts} test images; {how}.{kept}</p>{held}"
 
 
 def _scores(found: Appraisal) -> Iterator[tuple[str, str]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from thinned.core.config import Config, load
 from thinned.core.disk import read_regular
-from thinned.core.errors import RequestError
+from thinned.core.errors import RequestError, ThinnedError
 from thinned.core.rng import fixed_settings
 from thinned.core.types import Dataset, Split, Variables
 from thinned.core.validation import validate
@@ -23,13 +23,14 @@ from thinned.data.pack import PackedImages
 from thinned.data.sources.arrays import as_images
 from thinned.data.sources.load import decodes_files, load_data, load_to_look_at, open_source
 from thinned.data.split import everything, fingerprint
+from thinned.engine.best import Best
 from thinned.engine.build import Built
-from thinned.engine.checkpoint import Checkpoints
+from thinned.engine.checkpoint import KEPT, Checkpoints, Restored
 from thinned.engine.devices import use_compilation_cache
 from thinned.engine.evaluation import Evaluation, evaluate
 from thinned.engine.feed import placed
 from thinned.engine.logs import MetricsLog, warn
-from thinned.engine.loop import arrays_of, with_arrays
+from thinned.engine.loop import Progress, arrays_of, to_predict, with_arrays
 from thinned.engine.step import TrainState
 from thinned.models.apply import predict
 from thinned.runs.beginning import beginning_of
@@ -70,6 +71,12 @@ class Run:
     def checkpoints(self) -> Checkpoints:
         """The run's checkpoints."""
         return Checkpoints(self.folder / "checkpoints")
+
+    @property
+    def best_checkpoints(self) -> Checkpoints:
+        """Those of its best epochs by ``keep_best``, without what only training needs."""
+        # Each of the others may name another one, and so may the one that is being saved.
+        return Checkpoints(self.folder / "checkpoints-best", KEPT + 1)
 
     @cached_property
     def facts(self) -> Facts:
@@ -112,25 +119,53 @@ class Run:
 
     @cached_property
     def state(self) -> TrainState:
-        """The state of the newest checkpoint.
+        """The state of the newest checkpoint, or that of the `best` epoch, where one is kept.
+
+        The latter is whole but for the optimizer's part, which is that of a new run.
 
         Raises:
             RequestError: there is no checkpoint yet.
+            ThinnedError: none can be used.
         """
         use_compilation_cache()
         state = self.built.initial_state()
-        found = self.checkpoints.restore(arrays_of(state))
-        if found is None:
-            raise RequestError(f"{self.folder} has no checkpoint yet: train it first")
+        found = self._newest(arrays_of(state))
         for reason in found.skipped:
             warn(f"checkpoint {reason}; using the one before it")
+        best = Progress.from_json(found.progress).best
+        if best is not None:
+            try:
+                kept = self.best_checkpoints.restore(to_predict(arrays_of(state)), best.step)
+            except ThinnedError as error:
+                warn(f"{error}; using the last epoch instead of the best")
+            else:
+                found = kept or found
         return with_arrays(state, found)
+
+    @cached_property
+    def best(self) -> Best | None:
+        """The best epoch by ``keep_best``, whose weights `state` has; None where none is kept.
+
+        Raises:
+            RequestError: there is no checkpoint yet.
+            ThinnedError: none can be used.
+        """
+        if self.config.keep_best == "no":
+            return None
+        found = self._newest(arrays_of(self.built.initial_state()))
+        return Progress.from_json(found.progress).best
+
+    def _newest(self, template: Any) -> Restored:
+        found = self.checkpoints.restore(template)
+        if found is None:
+            raise RequestError(f"{self.folder} has no checkpoint yet: train it first")
+        return found
 
     @fixed_settings()
     def evaluate(
         self, path: Path | str | None = None, *, dataset: Dataset | None = None
     ) -> Evaluation:
-        """Evaluate the newest checkpoint on all test images.
+        """Evaluate `state` on all test images.
 
         Args:
             path: other data, see `thinned.core.config.DataConfig`; None for the run's own.
@@ -185,6 +220,12 @@ class Run:
         """
         images = fitting_images(images, self.facts)
         return predict(self.state.apply_fn, self.state.variables, np.asarray(images))
+
+
+def note_best(run: Run) -> None:
+    """Say beside the output that a run's best epoch is used, not its last, where that is so."""
+    if run.best is not None:
+        warn(f"note: of {run.folder}, {run.best} is used")
 
 
 def refuse_lost(run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from thinned.core.validation import refuse_idle, validate
 from thinned.data.facts import Facts
 from thinned.data.sources.load import open_source
 from thinned.data.split import fingerprint
+from thinned.engine.best import refuse_blind
 from thinned.engine.build import Built, model_name
 from thinned.engine.checkpoint import Checkpoints, Restored
 from thinned.engine.devices import memory_told, use_compilation_cache
@@ -34,7 +36,16 @@ from thinned.engine.logs import (
     refuse_missing_log,
     view_for,
 )
-from thinned.engine.loop import Parts, Progress, StopSignal, arrays_of, save, with_arrays
+from thinned.engine.loop import (
+    Parts,
+    Progress,
+    StopSignal,
+    arrays_of,
+    save,
+    stopped_early,
+    told_stop,
+    with_arrays,
+)
 from thinned.engine.loop import train as run_loop
 from thinned.engine.plan import Plan
 from thinned.engine.step import TrainState
@@ -46,13 +57,14 @@ from thinned.runs.environment import (
     fix_threads,
     refuse_other_settings,
 )
-from thinned.runs.features import Trunk, featured, shortened
+from thinned.runs.features import Trunk, features_of, shortened
 from thinned.runs.prepare import Prepared
 from thinned.runs.pretrained import as_recorded
 from thinned.runs.run import Run, loaded_again, refuse_changed
 
 _TRAINED = "being trained"
 _LONGEST_NAME = 100
+_REST_S = 5.0
 
 
 @fixed_settings()
@@ -93,6 +105,7 @@ def train(
     refuse_missing_log(config.log)
     prepared = Prepared.of(config, dataset)
     config, dataset = prepared.built.config, prepared.dataset
+    refuse_blind(config, dataset)
     refuse_narrow(config, dataset.train)
     made = _made(folder) if folder is not None else _new_folder(Path(runs), prepared.built)
     with _begun(made, prepared, Silent() if quiet else Plain()) as run:
@@ -111,8 +124,8 @@ def resume(
 
     Args:
         folder: the run.
-        config: what is asked for now; may differ from the run's in epochs (more) and in how often
-            to save. None asks for what the run was asked before.
+        config: what is asked for now; may differ from the run's in epochs and patience (more) and
+            in how often to save. None asks for what the run was asked before.
         quiet: whether to show nothing.
         dataset: as for `train`.
 
@@ -153,6 +166,11 @@ def _refuse_changes(run: Run, config: Config) -> None:
     if config.epochs < run.config.epochs:
         raise RequestError(
             f"{run.folder} was asked for {run.config.epochs} epochs; --epochs can only grow"
+        )
+    if (config.patience or math.inf) < (run.config.patience or math.inf):
+        raise RequestError(
+            f"{run.folder} was asked for --patience {run.config.patience or 'unset'}; it can only "
+            "grow"
         )
     course = config.optim.schedule
     if course != "constant" and config.epochs != run.config.epochs:
@@ -227,12 +245,12 @@ def _train_in(run: Run, dataset: Dataset, built: Built, quiet: bool) -> Run:
     elif _begins_with_fitted_head(run, built):
         state = _with_fitted_head(built, state, dataset, quiet)
         # Or it would be fitted anew after a kill, on a machine that may round otherwise.
-        save(checkpoints, state, progress)
+        save(checkpoints, state, progress, run.best_checkpoints)
     built, state, dataset = shortened(built, state, dataset, quiet)
     parts = _parts(run, dataset, built, checkpoints, progress.step)
     batch, total = run.config.batch_size, built.plan.total_steps
     with view_for(quiet, progress.step * batch, total * batch) as view:
-        _announce(view, run, dataset, restored, built.plan)
+        _announce(view, run, dataset, restored, progress, built.plan)
         with StopSignal() as stop:
             run_loop(replace(parts, view=view), state, progress, stop)
     return run
@@ -247,16 +265,9 @@ def _begins_with_fitted_head(run: Run, built: Built) -> bool:
 
 
 def _with_fitted_head(built: Built, state: TrainState, dataset: Dataset, quiet: bool) -> TrainState:
-    plain = replace(built, augment=None)
     trunk = Trunk.of(built, state, len(built.parts) - 1)
-    train = featured(
-        trunk,
-        plain,
-        replace(dataset, test=dataset.train.take(np.zeros(0, int)), validation=None),
-        quiet,
-    ).train
-    head = fitted_head(np.asarray(train.images), train.labels, len(dataset.classes))
-    return with_head(state, head)
+    features = features_of(trunk, dataset.train, quiet)
+    return with_head(state, fitted_head(features, dataset.train.labels, len(dataset.classes)))
 
 
 def _parts(run: Run, dataset: Dataset, built: Built, checkpoints: Checkpoints, step: int) -> Parts:
@@ -273,8 +284,11 @@ def _parts(run: Run, dataset: Dataset, built: Built, checkpoints: Checkpoints, s
         feed=feed_of(built.plan, dataset.train, train),
         held_out=where,
         checkpoints=checkpoints,
+        best=run.best_checkpoints,
         log=log,
         view=Silent(),
+        # An epoch of kept features is over in less time than it takes to save it.
+        rest_s=_REST_S if built.on_features else 0.0,
     )
 
 
@@ -288,11 +302,20 @@ def _list_left_out(folder: Path, dataset: Dataset, view: Silent) -> None:
     view.say(f"{files} could not be read and {'is' if count == 1 else 'are'} left out: {listed}")
 
 
-def _announce(view: Silent, run: Run, dataset: Dataset, found: Restored | None, plan: Plan) -> None:
+def _announce(
+    view: Silent,
+    run: Run,
+    dataset: Dataset,
+    found: Restored | None,
+    progress: Progress,
+    plan: Plan,
+) -> None:
     for reason in found.skipped if found else ():
         view.warn(f"checkpoint {reason}; going on from the one before it")
     if found and found.step >= plan.total_steps:
         view.say(f"{run.folder} is finished: {plan.config.epochs} epochs, {found.step} steps")
+    elif stopped_early(plan, progress):
+        view.say(f"{run.folder} {told_stop(progress, plan.config)}")
     elif found:
         view.say(f"resuming {run.folder} at step {found.step} of {plan.total_steps}")
     else:

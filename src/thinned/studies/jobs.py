@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -14,6 +15,7 @@ from thinned.core.config import Config
 from thinned.core.errors import ThinnedError
 from thinned.core.types import Dataset
 from thinned.data.sources.load import load_data
+from thinned.engine.logs import told_time
 from thinned.engine.loop import Diverged, Stopped
 from thinned.runs.environment import fix_threads
 from thinned.runs.run import Run
@@ -152,12 +154,21 @@ def under_way(folder: Path, jobs: Sequence[Job]) -> list[str]:
             continue
         try:
             run = Run.open(place)
-            done = max((record["epoch"] for record in run.metrics), default=0)
+            done, left_s = _position(run)
         except ThinnedError:
             # Not whole yet.
             continue
-        lines.append(f"{arm.name}, seed {seed}: epoch {done}/{run.config.epochs} done")
+        rest = f", {told_time(left_s)} left of this run" if left_s else ""
+        lines.append(f"{arm.name}, seed {seed}: epoch {done}/{run.config.epochs} done{rest}")
     return lines
+
+
+def _position(run: Run) -> tuple[int, float]:
+    """How many epochs of a run are done, and how many seconds the others take; 0 if unknown."""
+    trained = [record for record in run.metrics if record["split"] == "train"]
+    done = max((record["epoch"] for record in trained), default=0)
+    times = [s for record in trained if (s := record.get("epoch_s")) is not None]
+    return done, (run.config.epochs - done) * statistics.median(times) if times else 0.0
 
 
 class Countdown:
@@ -185,10 +196,5 @@ class Countdown:
         elif outcome.reason:
             result = f"{outcome.status}: {outcome.reason}"
         time_left = (time.monotonic() - self._begun) / self._done * left
-        rest = f"; {_duration(time_left)} left" if left > 0 else ""
+        rest = f"; {told_time(time_left)} left" if left > 0 else ""
         self._tell(f"{over}/{self._total} {arm}, seed {seed}: {result}{rest}")
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds / 60), 60)
-    return f"{hours} h {rest:02d} min" if hours else f"{rest} min" if rest else "under a minute"

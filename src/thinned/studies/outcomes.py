@@ -32,6 +32,8 @@ class Outcome:
         scores: split -> score -> value, of `SCORES`.
         epoch_s: wall time of training for an epoch, the median of the run's; None where no epoch
             was long enough to tell.
+        epochs: how many it was trained for, which `patience` may cut short; None where it did not
+            finish.
     """
 
     status: str
@@ -40,6 +42,7 @@ class Outcome:
         default_factory=dict[str, Mapping[str, float]]
     )
     epoch_s: float | None = None
+    epochs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,12 @@ class Row:
         times = [o.epoch_s for o in self.outcomes.values() if o.epoch_s is not None]
         return statistics.median(times) if times else math.nan
 
+    @property
+    def epochs(self) -> float | None:
+        """How many epochs a run took, the mean over seeds; None where none says."""
+        counts = [o.epochs for o in self.outcomes.values() if o.epochs is not None]
+        return statistics.fmean(counts) if counts else None
+
 
 def read_outcome(place: Path) -> Outcome | None:
     """The outcome of the run in that folder; None when it is not over."""
@@ -109,4 +118,5 @@ def scored(run: Run, dataset: Dataset) -> Outcome:
             scores = appraise([run], split).scores
             found[name] = {score: scores[score] for score in SCORES}
     times = [s for record in trained if (s := record.get("epoch_s")) is not None]
-    return Outcome("finished", "", found, statistics.median(times) if times else None)
+    epoch_s = statistics.median(times) if times else None
+    return Outcome("finished", "", found, epoch_s, trained[-1]["epoch"])

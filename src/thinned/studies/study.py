@@ -119,7 +119,8 @@ class Study:
     def cost(self, rows: Sequence[Row]) -> dict[str, float]:
         """Arm -> time of training over the baseline's, all epochs; NaN where it is not known."""
         times = {
-            row.arm.name: row.epoch_s * row.arm.config(self.base, self.seeds[0]).epochs
+            row.arm.name: row.epoch_s
+            * (row.epochs or row.arm.config(self.base, self.seeds[0]).epochs)
             for row in rows
         }
         return {name: time_s / times.get(self.baseline, math.nan) for name, time_s in times.items()}
