@@ -104,9 +104,30 @@ def shortened(
         return built, state, dataset
     dataset = featured(Trunk.of(built, state, built.cut), built, dataset, quiet)
     plan = replace(built.plan, augments=False, views=views_of(built))
-    tail = Frozen(Stages(built.model.apply, begin=built.cut))
     short = replace(built, augment=None, plan=plan, on_features=True)
-    return short, state.replace(apply_fn=tail), dataset
+    return short, state.replace(apply_fn=_tail(built)), dataset
+
+
+def read_by(built: Built, state: TrainState, images: Any) -> tuple[TrainState, Any]:
+    """A state that predicts, and images as it reads them: features where a part is still.
+
+    Args:
+        built: what the run is made of.
+        state: of all stages, as `thinned.runs.run.Run.state`.
+        images: u8 [image, height, width, channel], or anything that reads so by indexing.
+
+    Raises:
+        ThinnedError: as `featured`.
+    """
+    if not built.cut:
+        return state, images
+    trunk = Trunk.of(built, state, built.cut)
+    made = features_of(trunk, Split(images, np.zeros(len(images), np.int32)))
+    return state.replace(apply_fn=_tail(built)), made
+
+
+def _tail(built: Built) -> Frozen:
+    return Frozen(Stages(built.model.apply, begin=built.cut))
 
 
 def views_of(built: Built) -> int:

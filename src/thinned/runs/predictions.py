@@ -23,6 +23,7 @@ from thinned.data.split import everything
 from thinned.dropout.sites import rates_collection
 from thinned.models.apply import predict_logits
 from thinned.runs.environment import recorded_digest
+from thinned.runs.features import read_by
 from thinned.runs.run import Run, fitting_images, note_best
 from thinned.trust import scores
 from thinned.trust.appraisal import Appraisal
@@ -71,7 +72,7 @@ def members_of(
 def _member(run: Run, images: Any, samples: int, calibrated: bool) -> Predictions:
     if samples < 0:
         raise RequestError(f"--samples is {samples}: must be at least 0")
-    state = run.state
+    state, images = read_by(run.built, run.state, images)
     if samples == 0:
         logits = predict_logits(state.apply_fn, state.variables, images)
         # Part by part: SciPy needs several times the memory of what it is given.

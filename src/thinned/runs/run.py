@@ -35,6 +35,7 @@ from thinned.engine.step import TrainState
 from thinned.models.apply import predict
 from thinned.runs.beginning import beginning_of
 from thinned.runs.environment import recorded_digest
+from thinned.runs.features import read_by
 
 
 @dataclass(frozen=True)
@@ -175,8 +176,9 @@ class Run:
             RequestError: the data have other classes or image shapes than the run's; or its own
                 were arrays of a program and are not given.
         """
-        state = self.state
         test = self.test_images(path) if dataset is None else matched(dataset, self.facts)
+        state, images = read_by(self.built, self.state, test.images)
+        test = Split(images, test.labels)
         return evaluate(state.apply_fn, state.variables, placed(self.config, test))
 
     def test_images(self, path: Path | str | None = None) -> Split:
@@ -219,7 +221,8 @@ class Run:
                 booleans nor floats from 0 to 1.
         """
         images = fitting_images(images, self.facts)
-        return predict(self.state.apply_fn, self.state.variables, np.asarray(images))
+        state, images = read_by(self.built, self.state, np.asarray(images))
+        return predict(state.apply_fn, state.variables, images)
 
 
 def note_best(run: Run) -> None:
