@@ -207,7 +207,9 @@ _ACTIONS: Mapping[str, Callable[[_Machine, Any], None]] = {
     "BINPERSID": _Machine.storage,
     "REDUCE": _Machine.call,
     "BUILD": _Machine.ignore_state,
-    "SETITEM": lambda machine, _: machine.set_items([machine.stack.pop(), machine.stack.pop()][::-1]),
+    "SETITEM": lambda machine, _: machine.set_items(
+        [machine.stack.pop(), machine.stack.pop()][::-1]
+    ),
     "SETITEMS": lambda machine, _: machine.set_items(machine.since_mark()),
     "APPEND": lambda machine, _: machine.append([machine.stack.pop()]),
     "APPENDS": lambda machine, _: machine.append(machine.since_mark()),
@@ -229,7 +231,9 @@ def _made(name: str, arguments: tuple[Any, ...]) -> Any:
 
 def _storage_of(parts: Any) -> _Storage:
     if isinstance(parts, tuple) and cast(Any, parts)[:1] == ("storage",):
-        _, kind, key, _, size, *view = (*parts, None, None, None, None)[: max(len(cast(Any, parts)), 5)]
+        _, kind, key, _, size, *view = (*parts, None, None, None, None)[
+            : max(len(cast(Any, parts)), 5)
+        ]
         known = isinstance(kind, _Name) and kind.text in _STORAGES
         if known and isinstance(key, str) and _is_count(size) and view in ([], [None]):
             return _Storage(_STORAGES[kind.text], key, size)
@@ -326,7 +330,9 @@ def _raw(content: bytes, place: int, keys: Any, sizes: Mapping[str, _Storage]) -
         if key not in sizes:
             raise _Refused("has a storage that no tensor is a part of")
         if count != sizes[key].size:
-            raise _Refused("is cut short or damaged: a storage has another size than its tensors say")
+            raise _Refused(
+                "is cut short or damaged: a storage has another size than its tensors say"
+            )
         place, size = place + 8, count * sizes[key].dtype.itemsize
         found[key] = view[place : place + size]
         place += size
@@ -344,9 +350,7 @@ def _zipped(content: bytes) -> tuple[Any, Storages]:
         if f"{folder}byteorder" in entries and file.read(f"{folder}byteorder") != b"little":
             raise _Refused("was written on a machine with another order of bytes")
         value = _Machine().run(io.BytesIO(file.read(pickle)))
-        return value, {
-            key: memoryview(file.read(f"{folder}data/{key}")) for key in _sizes(value)
-        }
+        return value, {key: memoryview(file.read(f"{folder}data/{key}")) for key in _sizes(value)}
 
 
 def _refuse_bombs(entries: list[zipfile.ZipInfo], size: int) -> None:
