@@ -46,7 +46,7 @@ class ConvNorm(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """1 x 1 convolution to more features, depthwise convolution, 1 x 1 to few (Sandler et al. 2018).
+    """1 x 1 convolution to more features, a depthwise one, 1 x 1 to few (Sandler et al. 2018).
 
     Attributes:
         features: outputs.

@@ -1,8 +1,8 @@
 """Convolution and pooling in the forms that are fast where they run.
 
 On a CPU, XLA rewrites the backward convolutions into its fast form only outside loops (JAX issue
-12868); inside the compiled loop of `thinned.engine.step` they would be 20 to 60 times slower. Here the
-gradients are written in that fast form from the start. What was chosen, and by which measurement:
+12868); inside the compiled loop of `thinned.engine.step` they would be 20 to 60 times slower. Here
+the gradients are written in that fast form from the start. What was chosen, and by which measurement:
 docs/performance.md.
 """
 
@@ -43,9 +43,9 @@ def conv_general_dilated(
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated`, for the argument of that name of ``flax.linen.Conv``.
 
-    On a CPU, square kernels at stride 1 or 2, dense or with a kernel for each channel, and those that
-    tile the images (1 x 1, patches) take forms that are fast inside loops, gradients included, with
-    padding SAME, VALID or as pairs. Everything else, and every other backend, goes to `jax.lax`
+    On a CPU, square kernels at stride 1 or 2, dense or with a kernel for each channel, and those
+    that tile the images (1 x 1, patches) take forms that are fast inside loops, gradients included,
+    with padding SAME, VALID or as pairs. Everything else, and every other backend, goes to `jax.lax`
     unchanged.
     """
     usual = precision is None and not other.get("preferred_element_type")
@@ -97,7 +97,7 @@ def _pads(images: jax.Array, kernel: jax.Array, strides: tuple[int, ...], paddin
 
 
 def _tiled(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Convolution whose kernel meets each pixel at most once: of side 1, or as wide as its stride."""
+    """Convolution whose kernel meets each pixel at most once: 1 x 1, or as wide as its stride."""
     side, _, channels, features = kernel.shape
     if side == 1:
         return convolution(images[:, ::stride, ::stride], kernel, 1, _NO_PADS)

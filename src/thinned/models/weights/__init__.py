@@ -1,1 +1,1 @@
-"""Weights that others trained: read without unpickling, named as ours, refused where they do not fit."""
+"""Weights that others trained: read without unpickling, refused where they do not fit."""

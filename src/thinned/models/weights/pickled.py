@@ -4,8 +4,8 @@ A pickle is a program, and Python's own machine for it calls whatever the file n
 here knows the few instructions that tensors by name are written with, calls nothing, and refuses
 every name but those of ordered dictionaries, tensors and storages, when the name is read.
 
-Formats: before PyTorch 1.6 a few pickles, then the raw storages (``torch.serialization``, "legacy");
-since then a ZIP file of one pickle and a file for each storage.
+Formats: before PyTorch 1.6 a few pickles, then the raw storages ("legacy" in its source); since
+then a ZIP file of one pickle and a file for each storage.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import math
 import pickletools
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -86,17 +87,16 @@ _MARK = object()
 
 @dataclass
 class _Machine:
-    """Reads one pickle: values on a stack, and those to be named again in a memo."""
+    """Reads one pickle: values on a stack, those to be named again in a memo; notes storages."""
 
     stack: list[Any] = field(default_factory=list[Any])
     memo: dict[int, Any] = field(default_factory=dict[int, Any])
+    storages: dict[str, _Storage] = field(default_factory=dict[str, _Storage])
 
     def run(self, stream: io.BytesIO) -> Any:
         """The value of the pickle that begins where `stream` is, which ends behind it."""
-        steps = 0
-        for opcode, argument, _ in pickletools.genops(stream):
-            steps += 1
-            if steps > MOST_INSTRUCTIONS:
+        for step, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+            if step >= MOST_INSTRUCTIONS:
                 raise _Refused(f"has more than {MOST_INSTRUCTIONS:,} instructions")
             if opcode.name == "STOP":
                 return self.stack.pop()
@@ -148,7 +148,9 @@ class _Machine:
 
     def storage(self, _: Any) -> None:
         """A storage, from the values that stand for it."""
-        self.stack.append(_storage_of(self.stack.pop()))
+        found = _storage_of(self.stack.pop())
+        self.storages[found.key] = found
+        self.stack.append(found)
 
     def call(self, _: Any) -> None:
         """What a known name makes of its arguments."""
@@ -230,12 +232,11 @@ def _made(name: str, arguments: tuple[Any, ...]) -> Any:
 
 
 def _storage_of(parts: Any) -> _Storage:
-    if isinstance(parts, tuple) and cast(Any, parts)[:1] == ("storage",):
-        _, kind, key, _, size, *view = (*parts, None, None, None, None)[
-            : max(len(cast(Any, parts)), 5)
-        ]
-        known = isinstance(kind, _Name) and kind.text in _STORAGES
-        if known and isinstance(key, str) and _is_count(size) and view in ([], [None]):
+    # Legacy files add a view of the storage, which PyTorch has not written since version 0.4.
+    if isinstance(parts, tuple) and len(cast(Any, parts)) in (5, 6) and parts[5:] in ((), (None,)):
+        said, kind, key, _, size = cast(tuple[Any, ...], parts)[:5]
+        known = said == "storage" and isinstance(kind, _Name) and kind.text in _STORAGES
+        if known and isinstance(key, str) and _is_count(size):
             return _Storage(_STORAGES[kind.text], key, size)
     raise _Refused("has a storage that is described otherwise than PyTorch does")
 
@@ -285,7 +286,7 @@ def read_pickled(content: bytes, where: str) -> dict[str, np.ndarray]:
 
 _DAMAGE = (
     *(ValueError, LookupError, TypeError, OverflowError, EOFError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error, OSError),
+    *(zipfile.BadZipFile, zlib.error, struct.error, OSError),
 )
 """What Python's readers of pickles and ZIP files raise for any bytes."""
 
@@ -316,9 +317,8 @@ def _legacy(content: bytes) -> tuple[Any, Storages]:
         raise _Refused("was written on a machine with another order of bytes")
     machine = _Machine()
     value = machine.run(stream)
-    sizes = _sizes(value)
     keys = _Machine().run(stream)
-    return value, _raw(content, stream.tell(), keys, sizes)
+    return value, _raw(content, stream.tell(), keys, machine.storages)
 
 
 def _raw(content: bytes, place: int, keys: Any, sizes: Mapping[str, _Storage]) -> Storages:
@@ -327,8 +327,6 @@ def _raw(content: bytes, place: int, keys: Any, sizes: Mapping[str, _Storage]) -
     view = memoryview(content)
     for key in keys:
         count = int.from_bytes(content[place : place + 8], "little", signed=True)
-        if key not in sizes:
-            raise _Refused("has a storage that no tensor is a part of")
         if count != sizes[key].size:
             raise _Refused(
                 "is cut short or damaged: a storage has another size than its tensors say"
@@ -350,7 +348,8 @@ def _zipped(content: bytes) -> tuple[Any, Storages]:
         if f"{folder}byteorder" in entries and file.read(f"{folder}byteorder") != b"little":
             raise _Refused("was written on a machine with another order of bytes")
         value = _Machine().run(io.BytesIO(file.read(pickle)))
-        return value, {key: memoryview(file.read(f"{folder}data/{key}")) for key in _sizes(value)}
+        keys = {each.storage.key for each in _by_name(value).values() if isinstance(each, _Tensor)}
+        return value, {key: memoryview(file.read(f"{folder}data/{key}")) for key in keys}
 
 
 def _refuse_bombs(entries: list[zipfile.ZipInfo], size: int) -> None:
@@ -359,12 +358,6 @@ def _refuse_bombs(entries: list[zipfile.ZipInfo], size: int) -> None:
         raise _Refused("is compressed, which PyTorch's files are not")
     if sum(entry.file_size for entry in entries) > size:
         raise _Refused("is cut short or damaged: its parts are larger than the whole")
-
-
-def _sizes(value: Any) -> dict[str, _Storage]:
-    """Every storage that tensors by name are parts of, by its key."""
-    tensors = [tensor for tensor in _by_name(value).values() if isinstance(tensor, _Tensor)]
-    return {tensor.storage.key: tensor.storage for tensor in tensors}
 
 
 def _array(tensor: _Tensor, storages: Storages) -> np.ndarray:
