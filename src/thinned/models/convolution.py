@@ -1,8 +1,8 @@
 """Convolution and pooling in the forms that are fast where they run.
 
 On a CPU, XLA rewrites the backward convolutions into its fast form only outside loops (JAX issue
-12868); inside the compiled loop of `thinned.engine.step` they would be 20 to 60 times slower. Here the
-gradients are written in that fast form from the start. What was chosen, and by which measurement:
+12868); inside the compiled loop of `thinned.engine.step` they would be 20 to 60 times slower. Here
+the gradients are written in that fast form from the start. What was chosen, and by which measurement:
 docs/performance.md.
 """
 
@@ -26,6 +26,7 @@ from thinned.models.depthwise import (
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _FEW_CHANNELS = 8
+_NO_PADS: Pads = ((0, 0), (0, 0))
 
 
 def conv_general_dilated(
@@ -42,9 +43,9 @@ def conv_general_dilated(
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated`, for the argument of that name of ``flax.linen.Conv``.
 
-    On a CPU, square kernels at stride 1 or 2, dense or with a kernel for each channel, and those that
-    tile the images (1 x 1, patches) take forms that are fast inside loops, gradients included, with
-    padding SAME, VALID or as pairs. Everything else, and every other backend, goes to `jax.lax`
+    On a CPU, square kernels at stride 1 or 2, dense or with a kernel for each channel, and those
+    that tile the images (1 x 1, patches) take forms that are fast inside loops, gradients included,
+    with padding SAME, VALID or as pairs. Everything else, and every other backend, goes to `jax.lax`
     unchanged.
     """
     usual = precision is None and not other.get("preferred_element_type")
@@ -76,8 +77,8 @@ def _fast_form(
     if images.dtype != kernel.dtype or not jnp.issubdtype(images.dtype, jnp.floating):
         return None
     side, stride, pads = kernel.shape[0], strides[0], _pads(images, kernel, strides, padding)
-    if groups == 1 and side in (1, stride) and pads == ((0, 0), (0, 0)):
-        return _product(images, kernel, stride)
+    if groups == 1 and side in (1, stride) and pads == _NO_PADS:
+        return _tiled(images, kernel, stride)
     within = all(0 <= edge <= side - stride for both in pads for edge in both)
     if stride > 2 or not within or min(output_sizes(images.shape, kernel.shape, stride, pads)) < 1:
         return None
@@ -95,16 +96,16 @@ def _pads(images: jax.Array, kernel: jax.Array, strides: tuple[int, ...], paddin
     return (int(top), int(bottom)), (int(left), int(right))
 
 
-def _product(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Convolution whose kernel meets each pixel at most once: one matrix product."""
-    side, channels, features = kernel.shape[1:]
+def _tiled(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Convolution whose kernel meets each pixel at most once: 1 x 1, or as wide as its stride."""
+    side, _, channels, features = kernel.shape
     if side == 1:
-        return jnp.einsum("bhwc,cf->bhwf", images[:, ::stride, ::stride], kernel[0, 0])
-    batch, rows, columns = images.shape[0], images.shape[1] // side, images.shape[2] // side
+        return convolution(images[:, ::stride, ::stride], kernel, 1, _NO_PADS)
+    rows, columns = images.shape[1] // side, images.shape[2] // side
     whole = images[:, : rows * side, : columns * side]
-    patches = whole.reshape(batch, rows, side, columns, side, channels).swapaxes(2, 3)
-    flat = patches.reshape(batch, rows, columns, side * side * channels)
-    return jnp.einsum("bhwc,cf->bhwf", flat, kernel.reshape(-1, features))
+    patches = whole.reshape(-1, rows, side, columns, side, channels).swapaxes(2, 3)
+    flat = patches.reshape(-1, rows, columns, side * side * channels)
+    return convolution(flat, kernel.reshape(1, 1, -1, features), 1, _NO_PADS)
 
 
 def same_convolution(images: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -123,11 +124,12 @@ def same_convolution(images: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolution(images: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
-    """Dense convolution with a square kernel.
+    """Dense convolution.
 
     Args:
         images: float [batch, height, width, channel].
-        kernel: float [side, side, channel, feature], of the same dtype.
+        kernel: float [side, side, channel, feature], of the same dtype; at stride 1 it need not be
+            square.
         stride: 1 or 2, in both directions, at most the side.
         pads: zeros around the images.
 
@@ -137,10 +139,8 @@ def convolution(images: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -
     if stride == 2 and kernel.shape[0] == 3 and images.shape[-1] < _FEW_CHANNELS:
         images, kernel, pads = _space_to_depth(images, kernel, pads)
         stride = 1
-    return _plain(images, kernel, stride, pads)
-
-
-def _plain(images: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
+    if kernel.shape[:2] == (1, 1) and pads == _NO_PADS:
+        return jnp.einsum("bhwc,cf->bhwf", images, kernel[0, 0])
     return lax.conv_general_dilated(
         images, kernel, (stride, stride), pads, dimension_numbers=_LAYOUT
     )
@@ -166,7 +166,7 @@ def _space_to_depth(
     return (
         squares.reshape(-1, rows, columns, 4 * channels),
         parts.reshape(2, 2, 4 * channels, features),
-        ((0, 0), (0, 0)),
+        _NO_PADS,
     )
 
 
@@ -185,30 +185,32 @@ def _backward(
         return convolution(gradient, part.swapaxes(2, 3), 1, around)
 
     to_images = image_gradient(spread, kernel, gradient.shape, images.shape, stride, pads)
-    return to_images, _kernel_gradient(pad(images, pads), gradient, kernel.shape[0], stride)
+    return to_images, _kernel_gradient(pad(images, pads), gradient, kernel.shape, stride)
 
 
 convolution.defvjp(_forward, _backward)
 
 
-def _kernel_gradient(padded: jax.Array, gradient: jax.Array, side: int, stride: int) -> jax.Array:
+def _kernel_gradient(
+    padded: jax.Array, gradient: jax.Array, shape: tuple[int, ...], stride: int
+) -> jax.Array:
     """Gradient of the kernel: one matrix product for each of its taps, or one for all.
 
     With few channels the taps' products are too thin to be fast, so they are laid side by side.
     """
-    channels, features = padded.shape[-1], gradient.shape[-1]
+    height, width, channels, features = shape
     sizes = (gradient.shape[1], gradient.shape[2])
     taps = [
         window(padded, row, column, stride, sizes).reshape(-1, channels)
-        for row in range(side)
-        for column in range(side)
+        for row in range(height)
+        for column in range(width)
     ]
     flat = gradient.reshape(-1, features)
     if channels < _FEW_CHANNELS:
         product = jnp.concatenate(taps, -1).T @ flat
     else:
         product = jnp.stack([tap.T @ flat for tap in taps])
-    return product.reshape(side, side, channels, features)
+    return product.reshape(shape)
 
 
 @jax.custom_vjp

@@ -1,7 +1,7 @@
 """Depthwise convolution as shifted multiply-adds, and the steps it shares with other convolutions.
 
-XLA's CPU backend has no fast grouped convolution. Written as one multiply-add of whole maps for each
-element of the kernel, all fuse into one loop, with the normalisation and the activation behind.
+XLA's CPU backend has no fast grouped convolution. Written as one multiply-add of whole maps for
+each element of the kernel, all fuse into one loop, with the normalisation and the activation behind.
 docs/performance.md has the figures.
 """
 
@@ -73,37 +73,35 @@ def _multiply_adds(
 
 
 def _kernel_gradient(padded: jax.Array, gradient: jax.Array, side: int, stride: int) -> jax.Array:
-    """Row by row of each image, products are added to a row of sums for each element of the kernel.
+    """Row by row of each image, products are added to rows of sums, for each column of the kernel.
 
     A reduction over batch, rows and columns becomes a strided scalar loop on a CPU, five to ten
     times slower; the rows of sums stay in the cache.
     """
     batch, rows, columns, channels = gradient.shape
-    places = [(up, left) for up in range(side) for left in range(side)]
     reach = (columns - 1) * stride + 1
 
     def body(index: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
         image, row = index // rows, index % rows
-        row_of = lax.dynamic_slice(gradient, (image, row, 0, 0), (1, 1, columns, channels))
+        one = lax.dynamic_slice(gradient, (image, row, 0, 0), (1, 1, columns, channels))
         start, size = (image, row * stride, 0, 0), (1, side, *padded.shape[2:])
-        above, one = _wide(lax.dynamic_slice(padded, start, size)[0]), _wide(row_of[0, 0])
+        band, wide = _wide(lax.dynamic_slice(padded, start, size)[0]), _wide(one[0])
         return [
-            total + above[up, left : left + reach : stride] * one
-            for total, (up, left) in zip(sums, places, strict=True)
+            total + band[:, left : left + reach : stride] * wide for left, total in enumerate(sums)
         ]
 
-    zero = _wide(jnp.zeros((columns, channels), gradient.dtype))
-    sums = lax.fori_loop(0, batch * rows, body, [zero] * side**2)
-    stacked = jnp.stack([_sum_of_rows(each) for each in sums])
-    return stacked.reshape(side, side, 1, channels).astype(gradient.dtype)
+    zero = _wide(jnp.zeros((side, columns, channels), gradient.dtype))
+    sums = lax.fori_loop(0, batch * rows, body, [zero] * side)
+    taps = jnp.stack([_sum_of_columns(each) for each in sums], 1)
+    return taps[:, :, None].astype(gradient.dtype)
 
 
-def _sum_of_rows(matrix: jax.Array) -> jax.Array:
-    """Sum over the first axis by halves, which fuse where a reduction would not."""
-    while len(matrix) % 2 == 0:
-        half = len(matrix) // 2
-        matrix = matrix[:half] + matrix[half:]
-    return reduce(add, (matrix[row] for row in range(len(matrix))))
+def _sum_of_columns(sums: jax.Array) -> jax.Array:
+    """Sum [a, column, b] over columns by halves, which fuse where a reduction would not."""
+    while sums.shape[1] % 2 == 0:
+        half = sums.shape[1] // 2
+        sums = sums[:, :half] + sums[:, half:]
+    return reduce(add, (sums[:, column] for column in range(sums.shape[1])))
 
 
 def _wide(values: jax.Array) -> jax.Array:
