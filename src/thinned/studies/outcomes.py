@@ -49,7 +49,7 @@ class Row:
     Attributes:
         arm: which.
         outcomes: seed -> outcome, of the runs that were tried.
-        difference: from the baseline, by test accuracy; None for the baseline itself.
+        difference: from its baseline, by test accuracy; None for a baseline itself.
     """
 
     arm: Arm
@@ -74,6 +74,18 @@ class Row:
         """Wall time of an epoch, the median over seeds; NaN without any."""
         times = [o.epoch_s for o in self.outcomes.values() if o.epoch_s is not None]
         return statistics.median(times) if times else math.nan
+
+
+def accuracies_of(outcomes: Mapping[int, Outcome]) -> dict[int, float]:
+    """Seed -> test accuracy; NaN of a run that diverged, as it would again.
+
+    What failed otherwise may do better: its run is not over, and it is not among them.
+    """
+    return {
+        seed: outcome.scores["test"]["accuracy"] if "test" in outcome.scores else math.nan
+        for seed, outcome in outcomes.items()
+        if outcome.status != "failed"
+    }
 
 
 def read_outcome(place: Path) -> Outcome | None:
