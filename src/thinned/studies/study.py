@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thinned.core.config import Config, flag, options, recipe, with_values
+from thinned.core.config import (
+    Config,
+    as_meant,
+    flag,
+    options,
+    recipe,
+    with_split_of,
+    with_values,
+)
 from thinned.core.disk import held, read_regular, write_whole
 from thinned.core.errors import RequestError, ThinnedError, nearest
 from thinned.core.validation import idle, validate
@@ -111,7 +119,7 @@ class Study:
             values = json.loads(read_regular(path))
             base = values["base"]
             return cls(
-                with_values(recipe(base["recipe"]), base, str(path)),
+                with_values(recipe(base["recipe"]), as_meant(base), str(path)),
                 tuple(Arm(arm["name"], arm["changes"]) for arm in values["arms"]),
                 tuple(values["seeds"]),
                 values["baseline"],
@@ -231,6 +239,7 @@ def _held(folder: Path, study: Study) -> Generator[Study]:
             raise RequestError(f"{folder} is a run: give the study another --name")
         if (folder / "study.json").exists():
             past = Study.open(folder)
+            study = dataclasses.replace(study, base=with_split_of(past.base, study.base))
             _refuse_changes(past, study, folder)
             study = study.with_past(past)
             _refuse_other_data(study, folder)
@@ -380,11 +389,10 @@ def _refuse_other_data(study: Study, folder: Path) -> None:
         if before is None:
             continue
         config = arm.config(study.base, seed)
-        if config.data in seen:
+        if (config.data, config.split_seed) in seen:
             continue
-        seen.append(config.data)
+        seen.append((config.data, config.split_seed))
         try:
-            # With the seed of that run: it can decide which images are held out.
             now = fingerprint(load_data(config))
         except ThinnedError:
             # The runs that need them say so.
