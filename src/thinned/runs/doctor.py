@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinned.core.config import load
+from thinned.core.rng import a_few
 from thinned.core.types import Dataset
 from thinned.core.validation import validate
 from thinned.data.batch import Batch
@@ -144,6 +145,7 @@ class _Case:
 
     @cached_property
     def few_images(self) -> Batch:
-        """So many training images that they fit on any device."""
+        """So many training images, drawn from all, that they fit on any device."""
         train = self.dataset.train
-        return on_device(train.take(np.arange(min(len(train), _EXAMPLES))))
+        rows = a_few(len(train), _EXAMPLES, self.built.config.seed)
+        return on_device(train.take(rows))

@@ -23,6 +23,7 @@ from thinned.core.config import recipe, with_values
 from thinned.core.disk import write_whole
 from thinned.core.errors import RequestError, nearest
 from thinned.core.pages import Plots, plain
+from thinned.core.rng import a_few
 from thinned.core.types import Split
 from thinned.data.batch import as_float
 from thinned.runs.environment import describe_environment
@@ -322,7 +323,7 @@ def _activations(folder: Path, study: Study, rows: Sequence[Row], figure: Any) -
 
 
 def _hidden(run: Any, test: Split, layer: str) -> np.ndarray:
-    images = as_float(jnp.asarray(test.images[np.arange(min(_WATCHED, len(test)))]))
+    images = as_float(jnp.asarray(test.images[a_few(len(test), _WATCHED, run.config.seed)]))
     _, seen = run.state.apply_fn(
         run.state.variables,
         images,
