@@ -319,7 +319,7 @@ def variance_within(members: Sequence[Predictions]) -> np.ndarray:
         np.square(member.deviation) if member.variances is None else _of(member.variances, top)
         for member in members
     ]
-    return np.mean(found, 0, dtype=np.float64)
+    return np.asarray(np.mean(found, 0, dtype=np.float64))
 
 
 def _of(values: np.ndarray, column: np.ndarray) -> np.ndarray:
