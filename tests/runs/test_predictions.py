@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,7 +37,8 @@ def data(base):
 
 
 def config(data, **options):
-    held = DataConfig(path=str(data), validation=60)
+    # Each seed has a split of its own.
+    held = DataConfig(path=str(data), validation=60, split_seed=None)
     return Config(data=held, epochs=4, batch_size=20, **options)
 
 
@@ -273,6 +275,20 @@ def test_more_samples_do_not_have_to_narrow_what_lies_between_members(monkeypatc
     assert found.half_width == pytest.approx(1.96 * np.sqrt(2 * 0.01**2 / 16) / 2)
 
 
+def test_the_number_of_samples_is_judged_by_images_from_all(monkeypatch):
+    seen = []
+
+    def members(runs, images, samples):
+        seen.append(images.reshape(-1))
+        return [Predictions(np.zeros((1, 2)), np.zeros(1), np.zeros(1), np.zeros(1), samples)]
+
+    monkeypatch.setattr(trust, "members_of", members)
+    trust.enough_samples([], np.arange(5000, dtype=np.float32).reshape(-1, 1, 1, 1))
+    assert len(seen[0]) == 500
+    # Of data sorted into ten classes, about 50 of each.
+    assert np.bincount(seen[0].astype(int) // 500, minlength=10).min() > 15
+
+
 def test_parquet_and_auto(runs, pictures, base, capsys):
     parquet = pytest.importorskip("pyarrow.parquet")
     out = base / "out.parquet"
@@ -372,10 +388,10 @@ def test_a_threshold_does_not_part_images_of_one_confidence(runs, monkeypatch):
 def test_a_threshold_for_several_runs_needs_images_that_none_learned_from(runs, base, data):
     with pytest.raises(RequestError, match="s1 held out other validation images than .*s0"):
         trust.threshold_for(runs, 0.1, 0, calibrated=False)
-    twin = base / "twin"
-    shutil.copytree(runs[0].folder, twin)
-    both = trust.load_runs([runs[0].folder, twin])
-    assert trust.threshold_for(both, 1.0, 0, calibrated=False).coverage == 1
+    # As runs of several seeds do by default.
+    asked = config(data, seed=1)
+    other = train(replace(asked, data=replace(asked.data, split_seed=0)), runs=base, name="other")
+    assert trust.threshold_for([runs[0], other], 1.0, 0, calibrated=False).coverage == 1
 
 
 def test_strange_images_are_marked_by_validation_photos(runs, base, pictures, capsys):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import xml.dom.minidom
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -130,6 +131,10 @@ def test_going_on_repeats_nothing_and_adds_seeds(done, base, tmp_path):
     rows = run_study(more, copy, lines.append)
     assert len(lines) == 3
     assert all(len(row.outcomes) == 3 for row in rows)
+    # It was planned with two seeds, and says at which look it stands.
+    again = Study.open(copy)
+    assert (again.looks, again.planned) == ((2, 3), (0, 1))
+    assert "Look 2 (seeds: 2, 3; the first planned)" in verdict(again, rows)
     lines.clear()
     rows = run_study(study(base, "dropout.rate=0,0.2,0.5,0.9", seeds=(0, 1, 2)), copy, lines.append)
     assert [line.split(":")[0] for line in lines] == [
@@ -432,6 +437,28 @@ def test_the_seeds_that_are_lacking_are_those_beyond_the_finished_pairs(base):
     found = Difference(3, 0.01, -0.01, 0.03, 0.2, 0.2, 10)
     rows = [Row(wanted.arms[0], {}, None), Row(wanted.arms[1], {}, found)]
     assert "about 7 more would be needed" in verdict(wanted, rows)
+
+
+def test_seeds_that_are_added_come_last_and_are_not_planned(base):
+    past = study(base, seeds=(4, 5))
+    more = study(base, seeds=(3, 4, 5, 6)).with_past(past)
+    assert (more.seeds, more.planned, more.looks) == ((4, 5, 3, 6), (4, 5), (2, 4))
+    assert more.with_past(more) == more
+    # Of a study that did not note its looks none counts as planned.
+    unknown = replace(past, looks=())
+    assert study(base, seeds=(4, 5, 6)).with_past(unknown).planned == ()
+
+
+def test_arms_are_compared_within_what_parts_them(base):
+    arms = grid(varied(["data.limit=60,90", "dropout.rate=0,0.5"], base))
+    first, second, third, fourth = (arm.name for arm in arms)
+    assert Study.of(base, arms, (0,), first, "data.limit").baselines == {
+        second: first,
+        fourth: third,
+    }
+    assert Study.of(base, arms, (0,), second).baselines == dict.fromkeys(
+        (first, third, fourth), second
+    )
 
 
 def test_one_seed_and_one_arm_say_what_they_cannot(base, tmp_path):

@@ -182,3 +182,21 @@ def test_of_many_classes_nothing_is_made_for_each_pair_of_them():
     assert text.count("\n") > classes
     assert values["confusion"] is None
     assert sum(row[2] for row in values["confused"]) == count
+
+
+def test_calibration_in_bins_of_equal_count_is_the_expectation_over_the_order_of_ties():
+    random = np.random.default_rng(0)
+    confidence = random.choice([0.6, 0.7, 0.9], 40)
+    p = np.stack([confidence, 1 - confidence], 1)
+    y = random.integers(0, 2, 40)
+    found = scores.reliability(p, y, 5, adaptive=True)
+    drawn = []
+    for _ in range(4000):
+        order = random.permutation(40)
+        again = scores.reliability(p[order], y[order], 5, adaptive=True)
+        assert again.error == pytest.approx(found.error, abs=1e-12)
+        # A loop over bins, ties in the order drawn.
+        rows = order[np.argsort(confidence[order], kind="stable")]
+        drawn.append([np.mean(y[part] == 0) for part in np.split(rows, 5)])
+    spread = np.std(drawn, 0) / np.sqrt(len(drawn))
+    assert (np.abs(np.mean(drawn, 0) - found.accuracy) <= 5 * spread + 1e-12).all()

@@ -24,14 +24,13 @@ class Inspect:
     sheet: Annotated[Path, Option("Where to write examples of each class, as PNG.")] = Path(
         "sheet.png"
     )
-    seed: Annotated[int, Option("Chooses test images where none are named.", "integer", low=0)] = 0
 
     def __call__(self) -> None:
         """Print the report."""
         from thinned.data import inspect as datatools
 
         data = validate(self.data, "data.")
-        print(datatools.inspect(replace(data, path=self.source), self.seed, self.sheet))
+        print(datatools.inspect(replace(data, path=self.source), self.sheet))
         print(f"\nexamples of each class: {self.sheet}")
 
 
@@ -42,14 +41,13 @@ class Convert:
     source: Annotated[Positional[str], Option("Folder, file or name, as for --data.path.")]
     out: Annotated[Positional[Path], Option("The file to write, ending in .npz.")]
     data: DataConfig = field(default_factory=DataConfig)
-    seed: Annotated[int, Option("Chooses test images where none are named.", "integer", low=0)] = 0
 
     def __call__(self) -> None:
         """Write the file and say what is in it."""
         from thinned.data import inspect as datatools
 
         data = validate(self.data, "data.")
-        packed = datatools.convert(replace(data, path=self.source), self.out, self.seed)
+        packed = datatools.convert(replace(data, path=self.source), self.out)
         held = len(packed.validation) if packed.validation else 0
         print(
             f"{self.out}: {len(packed.train):,} training, {held:,} validation, "

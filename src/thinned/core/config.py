@@ -108,12 +108,22 @@ class DataConfig:
         ),
     ] = 0.2
     validation: Annotated[
-        int, Option("Training images held out by the seed, for selecting.", "images", low=0)
+        int, Option("Training images held out, for selecting.", "images", low=0)
     ] = 0
     limit: Annotated[
         int | None,
-        Option("Use only this many training images, chosen by the seed.", "images", low=1),
+        Option("Use only this many training images.", "images", low=1),
     ] = None
+    split_seed: Annotated[
+        int | None,
+        Option(
+            "Chooses which images are held out for testing and validation, and which are used; "
+            "with none, --seed does.",
+            "integer",
+            low=0,
+            high=2**32 - 1,
+        ),
+    ] = 0
     balance: Annotated[
         Literal["no", "weights", "sampling"],
         Option("Imbalanced classes: weigh the loss, or draw each class equally often."),
@@ -457,6 +467,11 @@ class Config:
         """Whether weights are read from somewhere; ``auto`` is written out before a run begins."""
         return self.pretrained not in ("auto", "no")
 
+    @property
+    def split_seed(self) -> int:
+        """The seed by which images are held out, and those that are used are chosen."""
+        return self.seed if self.data.split_seed is None else self.data.split_seed
+
 
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "tutorial": {},
@@ -543,7 +558,32 @@ def load(path: Path, named: str | None = None) -> Config:
     # What comes through a pipe lies in no folder of the user's.
     if isinstance(data, dict) and isinstance(data.get("path"), str) and path.is_file():
         values["data"] = {**data, "path": _placed(data["path"], os.path.abspath(path.parent))}
+    values = as_meant(values)
     return with_values(recipe(values.get("recipe", "tutorial")), values, printable_path(path))
+
+
+def as_meant(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a config, as they were meant when it was written.
+
+    Before there was ``data.split_seed``, the seed of a run chose its split. That is how a config is
+    read which a program wrote, with every option, and which does not have this one.
+    """
+    data = values.get("data")
+    whole = {"recipe", "randomness", "checkpoint_every_s"} <= values.keys()
+    if not whole or not isinstance(data, dict) or "split_seed" in data:
+        return dict(values)
+    return {**values, "data": {**data, "split_seed": None}}
+
+
+def with_split_of(past: Config, config: Config) -> Config:
+    """What is asked of a run or study that exists, whose split stays what it is.
+
+    Where its seeds choose the split, as before there was ``data.split_seed``, the default of that
+    option asks for nothing else.
+    """
+    if past.data.split_seed is not None or config.data.split_seed != DataConfig.split_seed:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, split_seed=None))
 
 
 def to_json(config: Config) -> str:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinned.core.config import load
+from thinned.core.rng import a_few
 from thinned.core.types import Dataset, Split
 from thinned.core.validation import validate
 from thinned.data.batch import Batch
@@ -148,11 +149,11 @@ class _Case:
 
     @cached_property
     def few_images(self) -> Batch:
-        """So many training images that they fit on any device."""
+        """So many training images, drawn from all, that they fit on any device."""
         return on_device(self.few)
 
     @property
     def few(self) -> Split:
         """The same, wherever they are."""
         train = self.dataset.train
-        return train.take(np.arange(min(len(train), _EXAMPLES)))
+        return train.take(a_few(len(train), _EXAMPLES, self.built.config.seed))

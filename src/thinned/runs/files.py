@@ -15,6 +15,7 @@ import numpy as np
 
 from thinned.core.disk import refuse_unwritable, whole, write_whole
 from thinned.core.errors import RequestError, need, printable
+from thinned.core.rng import a_few
 from thinned.data.decode import decode, or_reason
 from thinned.data.files import in_parallel
 from thinned.data.sources.folder import image_files
@@ -50,7 +51,8 @@ def predict_files(
         runs: one, or several as an ensemble.
         inputs: image files, and folders that are searched for them.
         samples, calibrated: see `thinned.runs.predictions.predictions_of`; ``auto`` takes as many
-            samples as the first thousand files need, see `thinned.runs.predictions.enough_samples`.
+            samples as a thousand files, drawn from all, need, see
+            `thinned.runs.predictions.enough_samples`.
         risk: the part of wrong answers that is wanted among those not marked unsure.
         ood_fpr: the part of the images of the classes that may be marked as none of them, by
             `ood_score`, see `thinned.runs.predictions.known_below`.
@@ -69,9 +71,8 @@ def predict_files(
     for line in strangers(runs):
         print(line, file=sys.stderr)
     if samples == "auto":
-        images = [
-            image for image in _read(runs[0], files[:_TOGETHER]) if isinstance(image, np.ndarray)
-        ]
+        some = [files[row] for row in a_few(len(files), _TOGETHER)]
+        images = [image for image in _read(runs[0], some) if isinstance(image, np.ndarray)]
         samples = 1
         if images:
             enough = enough_samples(runs, np.stack(images))

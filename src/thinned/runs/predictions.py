@@ -15,7 +15,7 @@ from scipy.special import logsumexp, softmax
 from thinned.core.config import DataConfig
 from thinned.core.disk import read_regular, write_whole
 from thinned.core.errors import RequestError
-from thinned.core.rng import fixed_settings, key_for
+from thinned.core.rng import a_few, fixed_settings, key_for
 from thinned.core.types import Split
 from thinned.data.sources.folder import ImageFolder
 from thinned.data.sources.load import load_to_look_at, open_source
@@ -28,7 +28,14 @@ from thinned.runs.run import Run, fitting_images, note_best
 from thinned.trust import scores
 from thinned.trust.appraisal import Appraisal
 from thinned.trust.ood import ood_scores, threshold_at
-from thinned.trust.sampling import Predictions, averaged, entropy_of, joined, sample_predictions
+from thinned.trust.sampling import (
+    Predictions,
+    averaged,
+    entropy_of,
+    joined,
+    sample_predictions,
+    variance_within,
+)
 
 _PILOT = 500
 _PART = 500
@@ -203,7 +210,7 @@ def held_alike(runs: Sequence[Run], flag: str) -> Split:
         if not same_images(validation_of(run), held):
             raise RequestError(
                 f"{flag}: {run.folder} held out other validation images than {runs[0].folder}, and "
-                "may have learned from these; give runs of one --seed, or a single run"
+                "may have learned from these; give runs of one --data.split-seed, or a single run"
             )
     return held
 
@@ -401,21 +408,21 @@ class Enough(NamedTuple):
 def enough_samples(runs: Sequence[Run], images: Any, precision: float = 0.005) -> Enough:
     """How many samples narrow the mean probability to `precision`, at 95 %, averaged over images.
 
-    Begins with 16 and doubles, on up to 500 images, until the half width of the interval of the
-    predicted class's probability is small enough, or 1024 are reached. Of several runs, only the
-    spread within each counts: samples do not narrow what lies between them.
+    Begins with 16 and doubles, on up to 500 images drawn from all, until the half width of the
+    interval of the predicted class's probability is small enough, or 1024 are reached. Of several
+    runs, only the spread within each counts: samples do not narrow what lies between them.
 
     Args:
         runs: as for `predictions_of`.
         images: what is to be predicted.
         precision: half width, a part of 1, above 0.
     """
-    pilot = images[np.arange(min(len(images), _PILOT))]
+    pilot = images[a_few(len(images), _PILOT)]
     samples = 16
     while True:
         members = members_of(runs, pilot, samples)
-        squares = np.sum([np.square(member.deviation) for member in members], 0)
-        half = 1.96 * float(np.sqrt(squares / samples).mean()) / len(members)
+        variance = variance_within(members) / (samples * len(members))
+        half = 1.96 * float(np.sqrt(variance).mean())
         if half <= precision or samples >= _MOST:
             return Enough(samples, half, half <= precision)
         samples *= 2

@@ -53,7 +53,7 @@ def _chosen(config: Config) -> tuple[Config, tuple[str, ...]]:
         return config, ()
     if data.size is not None and data.size < _LEAST_SIDE:
         return config, ()
-    side = median_side(open_source(data, config.seed))
+    side = median_side(open_source(data, config.split_seed))
     if side is None or side < _LEAST_SIDE:
         return config, ()
     if not has_imagenet(PHOTOS):
@@ -69,7 +69,7 @@ def _chosen(config: Config) -> tuple[Config, tuple[str, ...]]:
 def _sized(config: Config) -> Config:
     """With the size that the network was trained at, where any can be had and none is asked for."""
     data = config.data
-    if data.size is not None or not decodes_files(open_source(data, config.seed)):
+    if data.size is not None or not decodes_files(open_source(data, config.split_seed)):
         return config
     return replace(config, data=replace(data, size=SIDES.get(config.model), channels=3))
 
@@ -79,7 +79,7 @@ def _like_run(config: Config) -> Config:
     height, _, channels = past.facts.image_shape
     model = model_name(past.config, past.facts) if config.model == "auto" else config.model
     data = config.data
-    if data.size is None and decodes_files(open_source(data, config.seed)):
+    if data.size is None and decodes_files(open_source(data, config.split_seed)):
         data = replace(data, size=height, channels=1 if channels == 1 else 3)
     return replace(config, model=model, data=data)
 

@@ -19,7 +19,7 @@ from PIL import Image
 from thinned.core.config import to_json
 from thinned.core.disk import read_regular
 from thinned.core.pages import Plots, table, write_page
-from thinned.core.rng import key_for
+from thinned.core.rng import a_few, key_for
 from thinned.data.batch import as_float
 from thinned.dropout.audit.watch_linen import dropout_on
 from thinned.dropout.sites import rates_collection
@@ -239,7 +239,7 @@ def _silence(run: Run) -> str:
     return (
         f"<h2>Silent units</h2>{held}<p>Outputs at or below 0, which a ReLU behind the layer would "
         f"silence; behind the last layer, and where units are of another kind, there is none. "
-        f"First {_WATCHED} test images; with dropout on, one draw.</p>"
+        f"Up to {_WATCHED} test images, drawn from all; with dropout on, one draw.</p>"
     )
 
 
@@ -254,7 +254,7 @@ def _shares(run: Run, variables: Any, rngs: dict[str, Any]) -> dict[str, float]:
         return outputs
 
     test = run.test_images()
-    images = as_float(jnp.asarray(test.images[np.arange(min(_WATCHED, len(test)))]))
+    images = as_float(jnp.asarray(test.images[a_few(len(test), _WATCHED, run.config.seed)]))
     with nn.intercept_methods(note):
         run.state.apply_fn(variables, images, train=False, rngs=rngs)
     return shares

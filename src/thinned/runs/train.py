@@ -13,14 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from thinned.core.config import Config, changed_options, to_json
+from thinned.core.config import Config, changed_options, to_json, with_split_of
 from thinned.core.disk import Busy, held, write_whole
 from thinned.core.errors import RequestError, printable
 from thinned.core.rng import fixed_settings
 from thinned.core.types import Dataset
 from thinned.core.validation import refuse_idle, validate
 from thinned.data.facts import Facts
-from thinned.data.sources.load import open_source
 from thinned.data.split import fingerprint
 from thinned.engine.best import refuse_blind
 from thinned.engine.build import Built, model_name
@@ -133,7 +132,11 @@ def resume(
         RequestError: `config` would change what has already happened.
     """
     run = Run.open(folder)
-    config = run.config if config is None else as_recorded(validate(config), run.config)
+    config = (
+        run.config
+        if config is None
+        else with_split_of(run.config, as_recorded(validate(config), run.config))
+    )
     _refuse_changes(run, config)
     refuse_missing_log(config.log)
     fix_threads(run.folder / "environment.json")
@@ -178,17 +181,6 @@ def _refuse_changes(run: Run, config: Config) -> None:
             f"{run.folder} cannot go on to {config.epochs} epochs: --optim.schedule {course} was "
             f"laid out over {run.config.epochs}"
         )
-
-
-def seed_of_data(config: Config) -> int | None:
-    """The config's seed where it decides which images are which; None where any gives the same.
-
-    Raises:
-        RequestError: the data cannot be found.
-    """
-    data, seed = config.data, config.seed
-    chosen = bool(data.validation) or data.limit is not None
-    return seed if chosen or open_source(data, seed) != open_source(data, seed + 1) else None
 
 
 @contextmanager

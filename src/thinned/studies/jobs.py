@@ -19,7 +19,7 @@ from thinned.engine.logs import told_time
 from thinned.engine.loop import Diverged, Stopped
 from thinned.runs.environment import fix_threads
 from thinned.runs.run import Run
-from thinned.runs.train import Busy, seed_of_data, train
+from thinned.runs.train import Busy, train
 from thinned.studies.arms import Arm
 from thinned.studies.outcomes import Outcome, read_outcome, scored, write_outcome
 
@@ -117,12 +117,12 @@ class _Data:
         self._held: tuple[Any, Dataset] | None = None
 
     def holds(self, config: Config) -> bool:
-        return self._held is not None and self._held[0] == (config.data, seed_of_data(config))
+        return self._held is not None and self._held[0] == (config.data, config.split_seed)
 
     def of(self, config: Config) -> Dataset:
         if self._held is None or not self.holds(config):
             self._held = None
-            self._held = (config.data, seed_of_data(config)), load_data(config)
+            self._held = (config.data, config.split_seed), load_data(config)
         return self._held[1]
 
 

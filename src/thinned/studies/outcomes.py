@@ -52,7 +52,7 @@ class Row:
     Attributes:
         arm: which.
         outcomes: seed -> outcome, of the runs that were tried.
-        difference: from the baseline, by test accuracy; None for the baseline itself.
+        difference: from its baseline, by test accuracy; None for a baseline itself.
     """
 
     arm: Arm
@@ -83,6 +83,18 @@ class Row:
         """How many epochs a run took, the mean over seeds; None where none says."""
         counts = [o.epochs for o in self.outcomes.values() if o.epochs is not None]
         return statistics.fmean(counts) if counts else None
+
+
+def accuracies_of(outcomes: Mapping[int, Outcome]) -> dict[int, float]:
+    """Seed -> test accuracy; NaN of a run that diverged, as it would again.
+
+    What failed otherwise may do better: its run is not over, and it is not among them.
+    """
+    return {
+        seed: outcome.scores["test"]["accuracy"] if "test" in outcome.scores else math.nan
+        for seed, outcome in outcomes.items()
+        if outcome.status != "failed"
+    }
 
 
 def read_outcome(place: Path) -> Outcome | None:

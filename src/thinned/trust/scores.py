@@ -148,10 +148,13 @@ def reliability(
         labels: int [example].
         bins: how many.
         adaptive: whether bins hold equally many examples (Nguyen & O'Connor 2015) instead of being
-            equally wide. Equally wide bins hold their upper edge, the first also 0.
+            equally wide. Equally wide bins hold their upper edge, the first also 0. Of bins that
+            part examples of one confidence, the accuracy is what is expected when their order is
+            drawn, so that the order of the examples does not matter.
     """
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
     if adaptive:
+        right = _expected_in_ties(confidence, right)
         order = np.argsort(confidence, kind="stable")
         parts = np.array_split(order, bins)
         place = np.empty(len(order), np.int64)
@@ -167,6 +170,12 @@ def reliability(
         mean = np.bincount(place, confidence, bins) / count
         accuracy = np.bincount(place, right, bins) / count
     return Bins(edges, mean, accuracy, count)
+
+
+def _expected_in_ties(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The part of right answers among all of the same confidence, f64 [example]."""
+    _, tie = np.unique(confidence, return_inverse=True)
+    return (np.bincount(tie, right) / np.bincount(tie))[tie]
 
 
 def risk_coverage(confidence: np.ndarray, right: np.ndarray) -> RiskCoverage:

@@ -49,13 +49,14 @@ def open_source(data: DataConfig | Path | str | None = None, seed: int = 0) -> S
 
     Args:
         data: the path, or None for the MNIST inside the package; with options how to read it.
-        seed: chooses test images where the data name none.
+        seed: chooses test images where the data name none, and ``data.split_seed`` is None.
 
     Raises:
         RequestError: there is no such file or folder, or it is of no kind that is read.
     """
     if not isinstance(data, DataConfig):
         data = DataConfig(path=None if data is None else str(data))
+    seed = seed if data.split_seed is None else data.split_seed
     if data.path is None:
         return EmbeddedMnist()
     if printable(data.path) != data.path:
@@ -152,7 +153,7 @@ def load_data(config: Config) -> Dataset:
     """
     dataset = open_source(config.data, config.seed).load()
     if config.data.validation:
-        dataset = hold_out(dataset, config.data.validation, config.seed)
+        dataset = hold_out(dataset, config.data.validation, config.split_seed)
     if config.data.limit is not None:
-        dataset = limit(dataset, config.data.limit, config.seed)
+        dataset = limit(dataset, config.data.limit, config.split_seed)
     return dataset
