@@ -150,7 +150,10 @@ class Built:
             return state
         return state.replace(
             apply_fn=Normalised(state.apply_fn),
-            constants=state.constants | Normalised.statistics(facts.mean, facts.deviation),
+            constants={
+                **state.constants,
+                **Normalised.statistics(facts.mean, facts.deviation),
+            },
         )
 
     def _own(self, error: Exception) -> Exception:

@@ -70,7 +70,7 @@ def create_state(
     variables = dict(jax.jit(model.init, static_argnames="train")(key, images, train=False))
     if start is not None:
         variables = laid_over(variables, start)
-    params = dict(variables.pop("params"))
+    params: Any = dict(variables.pop("params"))
     held = {name: params.pop(name) for name in list(params) if is_fixed(name)}
     constants = {name: variables.pop(name) for name in list(variables) if is_fixed(name)}
     if held:

@@ -110,7 +110,8 @@ def read_beginning(config: Config, facts: Facts) -> Beginning:
         return _of_run(config, model, facts)
     name = model_name(config, facts)
     weights = read_weights(config.pretrained, name)
-    found = fitted(weights, name, model, facts.image_shape)
+    height, width, channels = facts.image_shape
+    found = fitted(weights, name, model, (height, width, channels))
     record = {
         "network": name,
         "origin": weights.origin,
