@@ -115,6 +115,10 @@ def _closing(run: Any) -> str:
     test = tests[epoch]
     which = "" if run.best is None else f", after epoch {epoch}"
     kept = () if run.best is None else (f"kept      {run.best}",)
+    # Any other course was laid out over its epochs, and cannot be made longer.
+    constant = run.config.optim.schedule == "constant"
+    more = f"thinned train --resume {run.folder} --epochs {run.config.epochs * 2}"
+    longer = (f"go on     {more}",) if constant else ()
     return "\n".join(
         (
             f"test accuracy {test['accuracy']:.2%}, loss {test['loss']:.4f} nats, "
@@ -123,7 +127,7 @@ def _closing(run: Any) -> str:
             f"run       {run.folder}",
             f"evaluate  thinned evaluate {run.folder}",
             f"audit     thinned doctor {run.folder}",
-            f"go on     thinned train --resume {run.folder} --epochs {run.config.epochs * 2}",
+            *longer,
             f"predict   thinned predict {run.folder} IMAGES --samples 100",
         )
     )
