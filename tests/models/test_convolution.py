@@ -6,6 +6,8 @@ from flax import linen as nn
 
 from thinned.models.convolution import average_pool, conv_general_dilated
 
+pytestmark = pytest.mark.optimised
+
 
 def both(shape, features, size, **options):
     ours = nn.Conv(features, (size, size), conv_general_dilated=conv_general_dilated, **options)

@@ -16,6 +16,8 @@ from thinned.models.resnet import ResNet
 from thinned.trust.partition import split_by_key
 from thinned.trust.sampling import averaged, look_at, sample_predictions
 
+pytestmark = pytest.mark.optimised
+
 X = jax.random.uniform(jax.random.key(0), (7, 16, 16, 3))
 KEY = jax.random.key(5)
 

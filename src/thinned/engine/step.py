@@ -59,7 +59,7 @@ def create_state(
     Returns:
         A `TrainState` at step 0.
     """
-    variables = dict(jax.jit(model.init, static_argnames="train")(key, images, train=False))
+    variables = dict(_initialised(model, key, images))
     params = variables.pop("params")
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -69,6 +69,12 @@ def create_state(
         opt_state=tx.init(params),
         model_state=variables,
     )
+
+
+@partial(jax.jit, static_argnums=0)
+def _initialised(model: nn.Module, key: Key, images: jax.Array) -> Any:
+    # One program for equal networks: those of a study differ in their seeds.
+    return model.init(key, images, train=False)
 
 
 class Chunk(NamedTuple):
