@@ -36,8 +36,8 @@ train: $(BIN)/thinned ## Train the tutorial's classifier on real MNIST (10 epoch
 test: $(VENV)/.test ## Run the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-nightly: $(VENV)/.test ## Run the long tests, too
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'long or not long'
+nightly: $(VENV)/.test ## Run the long tests, too, and all on programs that are optimised
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'long or not long'
 
 subset: $(VENV)/.test ## A named part of the tests, for the other end of the pins
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(SUBSET)

@@ -9,6 +9,10 @@ ROOT = Path(__file__).parent.parent
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the time goes into compiling small programs that run once: without XLA's optimisations it
+# is half as long. Modules marked `optimised` and the nightly run have programs as users have them.
+QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+QUICK_ANYWAY = os.environ.get(QUICK)
 # See thinned.cli.main.main.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -58,7 +62,12 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compiled_programs_of_other_modules_are_dropped():
+def _programs_are_compiled_as_the_module_needs(request: pytest.FixtureRequest):
+    optimised = request.node.get_closest_marker("optimised") is not None
+    quick = QUICK_ANYWAY or str(int(not optimised))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(QUICK, quick)
+        jax.config.update(QUICK.lower(), quick == "1")
+        yield
     # Thousands of them take gigabytes otherwise.
-    yield
     jax.clear_caches()

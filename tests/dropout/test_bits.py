@@ -21,6 +21,8 @@ from thinned.dropout.bits import (
     realised_keep,
 )
 
+pytestmark = pytest.mark.optimised
+
 SHAPES = [(), (0,), (1,), (7,), (4, 0, 3), (33, 5), (1024, 31), (2, 3, 1, 5, 7)]
 RATES = [0.0, 1e-8, 0.1, 1 / 3, 0.5, 0.937, 1 - 2**-24, 1.0]
 COUNT = 2**20

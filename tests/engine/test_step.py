@@ -23,6 +23,8 @@ from thinned.engine.plan import CHUNK_STEPS, Plan
 from thinned.engine.step import create_state, train_step, train_steps
 from thinned.models.cnn import CNN
 
+pytestmark = pytest.mark.optimised
+
 MNIST = open_source(None).load()
 SMALL = Dataset("small", MNIST.train.take(np.arange(700)), MNIST.test, MNIST.classes, plain=True)
 SITES = {"Dropout_0": 0.5}

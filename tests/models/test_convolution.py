@@ -11,6 +11,8 @@ from jax import export, lax
 
 from thinned.models.convolution import average_pool, conv_general_dilated
 
+pytestmark = pytest.mark.optimised
+
 
 def both(shape, features, size, **options):
     ours = nn.Conv(features, (size, size), conv_general_dilated=conv_general_dilated, **options)

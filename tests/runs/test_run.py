@@ -34,6 +34,8 @@ from thinned.runs.run import Run
 from thinned.runs.verify import differing
 from thinned.studies.study import folder_of
 
+pytestmark = pytest.mark.optimised
+
 
 def config_for(tiny_data: Path, **changes) -> Config:
     base = Config(data=DataConfig(path=tiny_data), epochs=2, batch_size=16, learning_rate=0.01)

@@ -8,6 +8,8 @@ from scipy.signal import correlate2d
 from thinned.cli.main import main
 from thinned.runs import stack
 
+pytestmark = pytest.mark.optimised
+
 # On these, the first trial is known to fail on a CPU.
 KNOWN_WRONG = ("0.10.2", "0.11.0")
 

@@ -67,7 +67,7 @@ def create_state(
     Returns:
         A `TrainState` at step 0.
     """
-    variables = dict(jax.jit(model.init, static_argnames="train")(key, images, train=False))
+    variables = dict(_initialised(model, key, images))
     if start is not None:
         variables = laid_over(variables, start)
     params: Any = dict(variables.pop("params"))
@@ -92,6 +92,12 @@ def laid_over(below: Any, above: Any) -> Any:
         return jnp.asarray(above)
     found = dict(below)
     return found | {name: laid_over(found.get(name, {}), held) for name, held in above.items()}
+
+
+@partial(jax.jit, static_argnums=0)
+def _initialised(model: nn.Module, key: Key, images: jax.Array) -> Any:
+    # One program for equal networks: those of a study differ in their seeds.
+    return model.init(key, images, train=False)
 
 
 class Chunk(NamedTuple):
