@@ -71,9 +71,14 @@ class Frozen:
 
     def __call__(self, variables: Any, images: jax.Array, **options: Any) -> Any:
         """See ``flax.linen.Module.apply``."""
-        rest = dict(variables)
-        fixed = rest.pop(FROZEN, {})
-        return self.apply_fn({**rest, "params": {**fixed, **rest["params"]}}, images, **options)
+        return self.apply_fn(joined(variables), images, **options)
+
+
+def joined(variables: Variables) -> dict[str, Any]:
+    """Variables with the parameters that no step changes among the others."""
+    rest = dict(variables)
+    fixed = rest.pop(FROZEN, {})
+    return {**rest, "params": {**fixed, **rest["params"]}}
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from thinned.data.pack import open_pack, packs_in, write_pack
 from thinned.engine.build import Built, example
 from thinned.engine.logs import Silent, view_for
 from thinned.engine.step import TrainState
-from thinned.models.apply import Frozen, Normalised, Stages, padded_batches
+from thinned.models.apply import INPUT_STATISTICS, Frozen, Normalised, Stages, padded_batches
 
 _BATCH = 16
 _TIMED = 2
@@ -80,7 +80,7 @@ def _only(variables: Variables, names: Collection[str]) -> Variables:
     """The variables without the parameters and statistics of other stages."""
     found: dict[str, Any] = {}
     for kind, held in variables.items():
-        if kind == "input_statistics":
+        if kind == INPUT_STATISTICS:
             found[kind] = held
         else:
             found[kind] = {name: part for name, part in held.items() if name in names}

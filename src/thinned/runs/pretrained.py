@@ -16,7 +16,7 @@ from thinned.data.facts import Facts
 from thinned.data.sources.load import decodes_files, median_side, open_source
 from thinned.engine.build import build_model, example, model_name
 from thinned.engine.step import TrainState
-from thinned.models.apply import FROZEN
+from thinned.models.apply import INPUT_STATISTICS, joined
 from thinned.models.catalog import PHOTOS, SIDES
 from thinned.models.staged import Staged
 from thinned.models.weights.load import IMAGENET, fitted, has_imagenet, read_weights
@@ -166,9 +166,10 @@ def _adopted(
 
 def variables_of(state: TrainState) -> dict[str, Any]:
     """The parameters and statistics by which a state predicts, the fixed ones among them."""
-    held = {kind: part for kind, part in state.variables.items() if kind != "input_statistics"}
-    held["params"] = {**held.pop(FROZEN, {}), **held["params"]}
-    return jax.tree.map(np.asarray, held)
+    held = joined(state.variables)
+    return jax.tree.map(
+        np.asarray, {kind: part for kind, part in held.items() if kind != INPUT_STATISTICS}
+    )
 
 
 def facts_of(facts: Facts, config: Config) -> Facts:
