@@ -22,7 +22,9 @@ from thinned.engine.step import TrainState, train_steps
 from thinned.models.staged import HEAD
 from thinned.runs import features, pretrained
 from thinned.runs.beginning import recorded_weights
+from thinned.runs.doctor import diagnose
 from thinned.runs.features import shortened
+from thinned.runs.predictions import appraise, predictions_of
 from thinned.runs.prepare import Prepared
 from thinned.runs.run import Run
 from thinned.runs.train import resume, train
@@ -296,3 +298,16 @@ def test_what_was_found_out_once_is_not_asked_again() -> None:
     asked = replace(Config(), pretrained="no")
     assert pretrained.as_recorded(asked, past).pretrained == "no"
     assert pretrained.as_recorded(Config(seed=3), Config()) == Config(seed=3)
+
+
+def test_a_run_with_a_fixed_part_is_judged_like_any_other(
+    source: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(wanted(source), name="judged", runs=tmp_path, dataset=OTHER)
+    assert run.built.cut
+    monkeypatch.setattr(Run, "dataset", property(lambda run: OTHER))
+    assert not [check for check in diagnose(run.folder, 8).checks if check.passed is False]
+    accuracy = np.mean(run.predict(OTHER.test.images).argmax(1) == OTHER.test.labels)
+    assert appraise([run], OTHER.test).scores["accuracy"] == pytest.approx(accuracy)
+    sampled = predictions_of([run], OTHER.test.images, samples=5)
+    np.testing.assert_allclose(sampled.probabilities.sum(1), 1, rtol=1e-5)
