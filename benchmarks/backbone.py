@@ -132,10 +132,7 @@ def our_training(model: Any, variables: Any, images: jax.Array, labels: Any) -> 
         logits = model.apply({**variables, "params": params}, images, train=True)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    def whole(params: Any) -> Any:
-        return jax.grad(loss)(params, images, labels)
-
-    def summed(params: Any) -> Any:
+    def summed(params: Any, images: jax.Array, labels: jax.Array) -> Any:
         pieces = jax.tree.map(
             lambda leaf: leaf.reshape(-1, PIECE, *leaf.shape[1:]), (images, labels)
         )
@@ -146,20 +143,20 @@ def our_training(model: Any, variables: Any, images: jax.Array, labels: Any) -> 
         total, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, params), pieces)
         return jax.tree.map(lambda leaf: leaf * (PIECE / len(labels)), total)
 
-    def runner(gradient: Callable[[Any], Any]) -> Runner:
+    def runner(gradient: Callable[..., Any]) -> Runner:
         state = [variables["params"], optimizer.init(variables["params"])]
 
         @jax.jit
-        def step(params: Any, moments: Any) -> Any:
-            updates, moments = optimizer.update(gradient(params), moments, params)
+        def step(params: Any, moments: Any, images: jax.Array, labels: jax.Array) -> Any:
+            updates, moments = optimizer.update(gradient(params, images, labels), moments, params)
             return optax.apply_updates(params, updates), moments
 
         def run() -> None:
-            state[:] = jax.block_until_ready(step(*state))
+            state[:] = jax.block_until_ready(step(*state, images, labels))
 
         return run
 
-    return {"ours": runner(whole), f"ours, pieces of {PIECE}": runner(summed)}
+    return {"ours": runner(jax.grad(loss)), f"ours, pieces of {PIECE}": runner(summed)}
 
 
 def torch_training(images: torch.Tensor, labels: torch.Tensor) -> dict[str, Runner]:
