@@ -2,8 +2,8 @@
 
 On a CPU, XLA rewrites the backward convolutions into its fast form only outside loops (JAX issue
 12868); inside the compiled loop of `thinned.engine.step` they would be 20 to 60 times slower. Here
-the gradients are written in that fast form from the start. What was chosen, and by which measurement:
-docs/performance.md.
+the gradients are written in that fast form from the start. What was chosen, and by which
+measurement: docs/performance.md.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def conv_general_dilated(
 
     On a CPU, square kernels at stride 1 or 2, dense or with a kernel for each channel, and those
     that tile the images (1 x 1, patches) take forms that are fast inside loops, gradients included,
-    with padding SAME, VALID or as pairs. Everything else, and every other backend, goes to `jax.lax`
-    unchanged.
+    with padding SAME, VALID or as pairs. Everything else, and every other backend, goes to
+    `jax.lax` unchanged.
     """
     usual = precision is None and not other.get("preferred_element_type")
     spread = {*_each(lhs_dilation), *_each(rhs_dilation)} - {1}

@@ -1,8 +1,8 @@
 """Depthwise convolution as shifted multiply-adds, and the steps it shares with other convolutions.
 
 XLA's CPU backend has no fast grouped convolution. Written as one multiply-add of whole maps for
-each element of the kernel, all fuse into one loop, with the normalisation and the activation behind.
-docs/performance.md has the figures.
+each element of the kernel, all fuse into one loop, with the normalisation and the activation
+behind. docs/performance.md has the figures.
 """
 
 from __future__ import annotations
