@@ -14,7 +14,7 @@ from PIL import Image
 
 import thinned
 from thinned.cli.main import main
-from thinned.core.config import AugmentConfig, Config, DataConfig, DropoutConfig
+from thinned.core.config import AugmentConfig, Config, DataConfig, DropoutConfig, MlpConfig
 from thinned.core.errors import RequestError
 from thinned.core.types import Split
 from thinned.data import inspect as datatools
@@ -161,9 +161,13 @@ def test_class_weights_have_mean_one_and_make_classes_equal():
     np.testing.assert_allclose(np.bincount(labels, weights), 30, rtol=1e-5)
 
 
-@pytest.mark.parametrize("balance", ["weights", "sampling"])
-def test_balance_and_every_augmentation_train(photos, tmp_path, balance):
-    augment = AugmentConfig("photos", randaugment=1, cutout=0.2, mixup=0.2, cutmix=1.0, rotate=5)
+EVERY = AugmentConfig("photos", randaugment=1, cutout=0.2, mixup=0.2, cutmix=1.0, rotate=5)
+
+
+@pytest.mark.parametrize(
+    ("balance", "augment"), [("weights", EVERY), ("sampling", AugmentConfig())]
+)
+def test_balance_and_every_augmentation_train(photos, tmp_path, balance, augment):
     options = dataclasses.replace(config(photos, balance=balance), augment=augment, epochs=1)
     assert len(train(options, runs=tmp_path).metrics) == 2
 
@@ -179,7 +183,8 @@ def test_every_kind_of_dropout_works_in_the_residual_network(photos, tmp_path, k
 
 def test_weights_multiply_losses():
     facts = Facts("x", ("a", "b"), (8, 8, 1), 4)
-    state = Built.of(Config(batch_size=4), facts).initial_state()
+    config = Config(model="mlp", mlp=MlpConfig((8,)), batch_size=4)
+    state = Built.of(config, facts).initial_state()
     images = jnp.ones((4, 8, 8, 1)) * jnp.linspace(0, 1, 4)[:, None, None, None]
     labels = jnp.asarray([0, 1, 0, 1])
     key, step = jax.random.key(0), jax.jit(train_step)

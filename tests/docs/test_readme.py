@@ -64,18 +64,21 @@ def small(command: str) -> list[str]:
             words += ["--epochs", "1"]
     if words[0] == "study":
         words += ["--data.limit", "64", "--epochs", "1", "--seeds", "1"]
+    if "--data.validation" in words:
+        words += ["--data.validation", "40"]
     if words[0] == "find-lr":
         words += ["--data.limit", "96", "--steps", "20"]
     if words[0] == "reproduce" and len(words) > 1:
         words += ["--seeds", "1"]
     if words[0] == "verify-resume":
-        words += ["--data.limit", "96", "--kills", "1"]
+        words += ["--data.limit", "96", "--kills", "1", "--model", "mlp", "--mlp.hidden", "8"]
     return words
 
 
 def test_the_readmes_commands_run_in_their_order(workplace, monkeypatch, capsys):
     whole = mnist.EmbeddedMnist().load()
-    few = dataclasses.replace(whole, test=whole.test.take(np.arange(500)))
+    train, test = (part.take(np.arange(n)) for part, n in ((whole.train, 700), (whole.test, 200)))
+    few = dataclasses.replace(whole, train=train, test=test)
     monkeypatch.setattr(mnist, "_load", lambda: few)
     monkeypatch.chdir(workplace)
     monkeypatch.setattr(sys, "path", [*sys.path])

@@ -313,7 +313,7 @@ def test_a_process_killed_while_saving_leaves_whole_checkpoints(tmp_path):
     """
     chance = random.Random(0)
     template = {"a": np.zeros(50_000, np.float64)}
-    for _ in range(6):
+    for _ in range(3):
         process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True
         )
