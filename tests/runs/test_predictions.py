@@ -17,9 +17,11 @@ from thinned.cli.main import main
 from thinned.core.config import Config, DataConfig, DropoutConfig
 from thinned.core.errors import RequestError
 from thinned.core.types import Split
+from thinned.runs import calibration
 from thinned.runs import evaluate as scoring
 from thinned.runs import evaluate as worth
 from thinned.runs import predictions as trust
+from thinned.runs.calibration import Calibration
 from thinned.runs.files import columns, predict_files
 from thinned.runs.train import train
 from thinned.trust import scores
@@ -156,8 +158,8 @@ def test_the_test_images_in_another_order_are_no_others_and_nothing_is_printed(r
 def test_outsiders_are_tempered_as_the_test_images_are(runs, base):
     folder = base / "tempered"
     shutil.copytree(runs[0].folder, folder)
-    (folder / "calibration.json").write_text('{"temperature": 3.0}')
     run = trust.load_runs([folder])[0]
+    calibration.keep([run], 0, Calibration(3.0, 0.0, 0.0, 60))
     noise = np.random.default_rng(0).integers(0, 256, (50, 8, 8)).astype(np.uint8)
     other = write_idx(base / "noises", (noise, np.arange(50) % 3), (noise, np.arange(50) % 3))
     told = scoring.evaluate_runs([run], lambda _: None, calibrated=True, ood=str(other))["ood"]
@@ -191,7 +193,7 @@ def test_a_temperature_is_fitted_saved_and_applied(runs, base, capsys):
     assert "is not calibrated" in refused(capsys, "evaluate", str(folder), "--calibrated")
     assert main(["calibrate", str(folder)]) == 0
     run = trust.load_runs([folder])[0]
-    temperature = trust.temperature_of(run)
+    temperature = calibration.temperature_of([run])
     assert f"temperature {temperature:.4f}" in capsys.readouterr().out
     held = run.dataset.validation
     plain, scaled = (trust.appraise([run], held, calibrated=on).scores for on in (False, True))
@@ -440,7 +442,7 @@ def test_a_temperature_changes_no_energy(runs, base):
     copy = base / "tempered-energy"
     shutil.copytree(runs[0].folder, copy)
     run = trust.load_runs([copy])[0]
-    trust.calibrate(run)
+    trust.calibrate([run])
     plain, tempered = (trust.known_below([run], 0.1, "energy", 0, c) for c in (False, True))
     assert plain == tempered
 

@@ -42,7 +42,9 @@ class Evaluate:
         arg(name="data.path"),
     ] = None
     samples: Samples = 0
-    calibrated: Annotated[bool, Option("Divide logits by the run's fitted temperature.")] = False
+    calibrated: Annotated[bool, Option("Temper probabilities, as thinned calibrate fitted it.")] = (
+        False
+    )
     ood: Annotated[
         str | None, Option("Other images, to see how well uncertainty tells them apart.")
     ] = None
@@ -105,7 +107,9 @@ class Predict:
         Option("Run folder (or several, as an ensemble), then image files and folders of them."),
     ]
     samples: Samples = 0
-    calibrated: Annotated[bool, Option("Divide logits by the run's fitted temperature.")] = False
+    calibrated: Annotated[bool, Option("Temper probabilities, as thinned calibrate fitted it.")] = (
+        False
+    )
     risk: Annotated[
         float | None,
         Option(
@@ -165,20 +169,20 @@ class Predict:
 
 @dataclass(frozen=True)
 class Calibrate:
-    """Fit a run's temperature on its validation images, for --calibrated."""
+    """Fit a temperature on validation images, for --calibrated with the same runs and samples."""
 
-    run: Annotated[Positional[Path], Option("Run folder.")]
+    runs: Annotated[Positional[tuple[Path, ...]], Option("Run folder, or several, as an ensemble.")]
+    samples: Annotated[
+        int, Option("Thinned networks of each run to average; 0 for dropout off.", "samples", low=0)
+    ] = 0
     debug: Debug = False
 
     def __call__(self) -> None:
         """Fit, save, and say what it changed."""
         from thinned.runs import predictions as trust
 
-        found = trust.calibrate(trust.load_runs([self.run])[0])
-        print(
-            f"temperature {found.temperature:.4f}: NLL {found.before:.4f} to "
-            f"{found.after:.4f} nats on validation"
-        )
+        found = trust.calibrate(trust.load_runs(self.runs), self.samples)
+        print(found)
         if found.doubt:
             print(f"thinned: warning: {found.doubt}", file=sys.stderr)
 

@@ -20,7 +20,6 @@ from thinned.runs.predictions import (
     other_images,
     predictions_of,
     scores,
-    temperature_of,
     tempered,
 )
 from thinned.runs.run import Run
@@ -173,8 +172,7 @@ def compare(
 
 
 def _temperature(run: Run) -> float:
-    saved = (run.folder / "calibration.json").exists()
-    return temperature_of(run) if saved else fitted(run).temperature
+    return fitted([run]).temperature
 
 
 def _tempered(runs: Sequence[Run], test: Split, temperature: float) -> Appraisal:

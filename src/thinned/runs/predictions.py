@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ import numpy as np
 from scipy.special import logsumexp, softmax
 
 from thinned.core.config import DataConfig
-from thinned.core.disk import read_regular, write_whole
 from thinned.core.errors import RequestError
 from thinned.core.rng import a_few, fixed_settings, key_for
 from thinned.core.types import Split
@@ -22,6 +20,7 @@ from thinned.data.sources.load import load_to_look_at, open_source
 from thinned.data.split import everything
 from thinned.dropout.sites import rates_collection
 from thinned.models.apply import predict_logits
+from thinned.runs.calibration import Calibration, fit, keep, temperature_of
 from thinned.runs.environment import recorded_digest
 from thinned.runs.features import read_by
 from thinned.runs.run import Run, fitting_images, note_best
@@ -52,17 +51,20 @@ def predictions_of(
         images: u8 [image, height, width, channel], or anything that reads so by indexing.
         samples: thinned networks of each run (Gal & Ghahramani 2016); 0 for one pass with dropout
             off (weight scaling).
-        calibrated: whether to divide logits by each run's own temperature, see `calibrate`.
+        calibrated: whether to temper the mean, as `calibrate` fitted it for just these runs and
+            samples.
 
     Raises:
         RequestError: runs do not fit together, cannot be sampled, or were never calibrated.
     """
-    return averaged(members_of(runs, images, samples, calibrated))
+    if samples < 0:
+        raise RequestError(f"--samples is {samples}: must be at least 0")
+    temperature = temperature_of(runs, samples) if calibrated else None
+    found = averaged(members_of(runs, images, samples))
+    return found if temperature is None else tempered(found, temperature)
 
 
-def members_of(
-    runs: Sequence[Run], images: Any, samples: int = 0, calibrated: bool = False
-) -> list[Predictions]:
+def members_of(runs: Sequence[Run], images: Any, samples: int = 0) -> list[Predictions]:
     """What each of several runs predicts; arguments and errors as for `predictions_of`."""
     first = runs[0].facts
     images = fitting_images(images, first)
@@ -72,32 +74,28 @@ def members_of(
                 f"{run.folder} and {runs[0].folder} differ in classes or image shape: "
                 "they are no ensemble"
             )
-    return [_member(run, images, samples, calibrated) for run in runs]
+    return [_member(run, images, samples) for run in runs]
 
 
 @fixed_settings()
-def _member(run: Run, images: Any, samples: int, calibrated: bool) -> Predictions:
-    if samples < 0:
-        raise RequestError(f"--samples is {samples}: must be at least 0")
+def _member(run: Run, images: Any, samples: int) -> Predictions:
     state, images = read_by(run.built, run.state, images)
     if samples == 0:
         logits = predict_logits(state.apply_fn, state.variables, images)
         # Part by part: SciPy needs several times the memory of what it is given.
         starts = range(0, max(len(logits), 1), _PART)
-        found = joined([_certain(logits[start : start + _PART]) for start in starts])
-    else:
-        variables = dict(state.variables)
-        rates = run.built.plan.full_rates
-        if rates and not any(rates.values()):
-            raise RequestError(f"{run.folder} was trained without dropout: it cannot be sampled")
-        if rates:
-            variables["rates"] = rates_collection(rates)
-        key = key_for(run.config.seed, "sample")
-        try:
-            found = sample_predictions(state.apply_fn, variables, images, key, samples)
-        except RequestError as error:
-            raise RequestError(f"{run.folder}: {error}") from error
-    return tempered(found, temperature_of(run)) if calibrated else found
+        return joined([_certain(logits[start : start + _PART]) for start in starts])
+    variables = dict(state.variables)
+    rates = run.built.plan.full_rates
+    if rates and not any(rates.values()):
+        raise RequestError(f"{run.folder} was trained without dropout: it cannot be sampled")
+    if rates:
+        variables["rates"] = rates_collection(rates)
+    key = key_for(run.config.seed, "sample")
+    try:
+        return sample_predictions(state.apply_fn, variables, images, key, samples)
+    except RequestError as error:
+        raise RequestError(f"{run.folder}: {error}") from error
 
 
 def _certain(logits: np.ndarray) -> Predictions:
@@ -114,73 +112,30 @@ def tempered(found: Predictions, temperature: float) -> Predictions:
     return found._replace(probabilities=scaled, expected_entropy=rest)
 
 
-class Calibration(NamedTuple):
-    """A fitted temperature.
-
-    Attributes:
-        temperature: above 0, divides logits.
-        before, after: NLL of the validation images without and with it, in nats.
-        images: how many there are.
-        doubt: why it is not to be relied on, for people; empty where there is no reason.
-    """
-
-    temperature: float
-    before: float
-    after: float
-    images: int
-    doubt: str = ""
-
-
-def calibrate(run: Run) -> Calibration:
-    """Fit a run's temperature as `fitted` does, and save it with the run.
+def calibrate(runs: Sequence[Run], samples: int = 0) -> Calibration:
+    """Fit a temperature as `fitted` does, and save it with the runs.
 
     Raises:
-        RequestError: the run has no validation images.
+        RequestError: as `fitted`.
         ThinnedError: it cannot be saved.
     """
-    found = fitted(run)
-    saved = {
-        "temperature": found.temperature,
-        "images": found.images,
-        "nll": [found.before, found.after],
-    }
-    write_whole(run.folder / "calibration.json", json.dumps(saved, indent=2) + "\n")
+    found = fitted(runs, samples)
+    keep(runs, samples, found)
     return found
 
 
-def fitted(run: Run) -> Calibration:
-    """The temperature for the least NLL on a run's validation images (Guo et al. 2017).
+def fitted(runs: Sequence[Run], samples: int = 0) -> Calibration:
+    """The temperature of what runs predict, averaged, by their validation images.
+
+    Args:
+        runs, samples: as for `predictions_of`, for which the temperature is.
 
     Raises:
-        RequestError: the run has no validation images.
+        RequestError: there are no validation images, the runs held out different ones, or see
+            `predictions_of`.
     """
-    held = validation_of(run)
-    found = predictions_of([run], held.images).probabilities
-    temperature = scores.fit_temperature(np.log(np.maximum(found, 1e-30)), held.labels)
-    after = scores.with_temperature(found, temperature)
-    if np.all(found.argmax(1) == held.labels):
-        doubt = f"all {len(held):,} validation images are right: nothing tells how sure is too sure"
-    elif any(math.isclose(temperature, bound, rel_tol=1e-3) for bound in scores.TEMPERATURES):
-        doubt = "this is as far as the search goes: probabilities say little about these images"
-    else:
-        doubt = ""
-    before, then = scores.nll(found, held.labels), scores.nll(after, held.labels)
-    return Calibration(temperature, before, then, len(held), doubt)
-
-
-def temperature_of(run: Run) -> float:
-    """The temperature that was fitted for a run.
-
-    Raises:
-        RequestError: none was, or its file is damaged.
-    """
-    path = run.folder / "calibration.json"
-    try:
-        return float(json.loads(read_regular(path))["temperature"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RequestError(
-            f"{run.folder} is not calibrated: run thinned calibrate {run.folder}"
-        ) from error
+    held = held_alike(runs, "a temperature of several runs")
+    return fit(predictions_of(runs, held.images, samples).probabilities, held.labels)
 
 
 def validation_of(run: Run) -> Split:
