@@ -26,6 +26,7 @@ from thinned.runs.features import read_by
 from thinned.runs.run import Run, fitting_images, note_best
 from thinned.trust import scores
 from thinned.trust.appraisal import Appraisal
+from thinned.trust.conformal import Conformal, SetKind, fewest_images
 from thinned.trust.ood import ood_scores, threshold_at
 from thinned.trust.sampling import (
     Predictions,
@@ -35,6 +36,7 @@ from thinned.trust.sampling import (
     sample_predictions,
     variance_within,
 )
+from thinned.trust.selection import Selection, least_images, select
 
 _PILOT = 500
 _PART = 500
@@ -170,47 +172,74 @@ def held_alike(runs: Sequence[Run], flag: str) -> Split:
     return held
 
 
-class Threshold(NamedTuple):
-    """From which confidence on answers count as sure; its text is a line for people.
+def selection_for(
+    runs: Sequence[Run], risk: float, level: float, samples: int, calibrated: bool
+) -> Selection:
+    """From which confidence on at most a part `risk` of new answers is wrong.
 
-    Attributes:
-        confidence: probability of the predicted class; infinite where none is sure enough.
-        coverage: the part of the validation images that it lets through.
-    """
-
-    confidence: float
-    coverage: float
-
-    def __str__(self) -> str:
-        """Below what answers are unsure, and how many of the validation images are not."""
-        if not self.coverage:
-            return (
-                "even the surest answers on validation images are wrong too often: all are unsure"
-            )
-        return (
-            f"unsure below a probability of {self.confidence:.4f}: {self.coverage:.1%} of the "
-            "validation images are above"
-        )
-
-
-def threshold_for(runs: Sequence[Run], risk: float, samples: int, calibrated: bool) -> Threshold:
-    """The confidence from which on, of validation images, at most `risk` of the answers are wrong.
+    Args:
+        runs: one, or several as an ensemble, that held out the same images.
+        risk: above 0 and below 1.
+        level: with which probability that holds, over draws of the validation images.
+        samples, calibrated: see `predictions_of`.
 
     Raises:
-        RequestError: there are no validation images, the runs held out different ones, or `risk` is
-            no probability.
+        RequestError: there are no validation images, or too few for such a promise; or the runs
+            held out different ones.
     """
-    if not 0 <= risk <= 1:
-        raise RequestError(f"--risk is {risk}: must be a number from 0 to 1")
+    _refuse_no_part("--risk", risk)
+    _refuse_no_part("--confidence", level)
     held = held_alike(runs, "--risk")
+    needed = least_images(risk, level)
+    if len(held) < needed:
+        raise _too_few(f"--risk {risk:g} --confidence {level:g}", needed, runs, held)
     found = predictions_of(runs, held.images, samples, calibrated).probabilities
-    curve = scores.risk_coverage(found.max(1), found.argmax(1) == held.labels)
-    # A threshold cannot part images of the same confidence.
-    parted = np.r_[curve.threshold[1:] != curve.threshold[:-1], True]
-    fine = np.flatnonzero((curve.risk <= risk) & parted)
-    if not len(fine):
-        return Threshold(math.inf, 0.0)
-    return Threshold(float(curve.threshold[fine[-1]]), float(curve.coverage[fine[-1]]))
+    return select(found.max(1), found.argmax(1) == held.labels, risk, level)
+
+
+def sets_for(
+    runs: Sequence[Run],
+    coverage: float,
+    kind: SetKind,
+    per_class: bool,
+    samples: int,
+    calibrated: bool,
+) -> Conformal:
+    """Sets of classes that hold the right one of a part `coverage` of new images.
+
+    Args:
+        runs: one, or several as an ensemble, that held out the same images.
+        coverage: above 0 and below 1.
+        kind: see `thinned.trust.conformal.nonconformity`.
+        per_class: whether of each class.
+        samples, calibrated: see `predictions_of`.
+
+    Raises:
+        RequestError: as `selection_for`.
+    """
+    _refuse_no_part("--coverage", coverage)
+    held = held_alike(runs, "--coverage")
+    needed = fewest_images(1 - coverage)
+    most = int(np.bincount(held.labels).max()) if per_class else len(held)
+    if most < needed:
+        each = " of a class" if per_class else ""
+        raise _too_few(f"--coverage {coverage:g}", needed, runs, held, each)
+    found = predictions_of(runs, held.images, samples, calibrated).probabilities
+    return Conformal.of(kind, coverage, found, held.labels, per_class)
+
+
+def _refuse_no_part(flag: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise RequestError(f"{flag} is {value:g}: must be a number above 0 and below 1")
+
+
+def _too_few(
+    asked: str, needed: int, runs: Sequence[Run], held: Split, each: str = ""
+) -> RequestError:
+    return RequestError(
+        f"{asked} takes at least {needed:,} validation images{each}, and {runs[0].folder} has "
+        f"{len(held):,}: promise less, or train with more --data.validation"
+    )
 
 
 class Known(NamedTuple):
@@ -255,11 +284,7 @@ def known_below(
     found = ood_scores(score, predictions_of(runs, held.images, samples, calibrated))
     threshold = threshold_at(found, fpr)
     if math.isinf(threshold):
-        raise RequestError(
-            f"--ood-fpr {fpr:g} takes at least {np.ceil(1 / fpr - 1 - 1e-9):,.0f} validation "
-            f"images, and {runs[0].folder} has {len(held):,}: give a larger part, or train with "
-            "more --data.validation"
-        )
+        raise _too_few(f"--ood-fpr {fpr:g}", fewest_images(fpr), runs, held)
     return Known(score, threshold, len(held), int(np.sum(found > threshold)))
 
 
