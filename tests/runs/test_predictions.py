@@ -16,14 +16,17 @@ from sklearn import metrics
 from thinned.cli.main import main
 from thinned.core.config import Config, DataConfig, DropoutConfig
 from thinned.core.errors import RequestError
-from thinned.core.types import Split
+from thinned.runs import calibration
 from thinned.runs import evaluate as scoring
 from thinned.runs import evaluate as worth
 from thinned.runs import predictions as trust
+from thinned.runs.calibration import Calibration
 from thinned.runs.files import columns, predict_files
 from thinned.runs.train import train
 from thinned.trust import scores
+from thinned.trust.conformal import Conformal, SetScores
 from thinned.trust.sampling import Predictions
+from thinned.trust.selection import select
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,14 @@ def config(data, **options):
 @pytest.fixture(scope="module")
 def runs(base, data):
     return [train(config(data, seed=seed), runs=base, name=f"s{seed}") for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def alike(runs, base, data):
+    """Runs that held out the same images, as those of several seeds do by default."""
+    asked = config(data, seed=1)
+    asked = replace(asked, data=replace(asked.data, split_seed=0))
+    return [runs[0], train(asked, runs=base, name="other")]
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +167,8 @@ def test_the_test_images_in_another_order_are_no_others_and_nothing_is_printed(r
 def test_outsiders_are_tempered_as_the_test_images_are(runs, base):
     folder = base / "tempered"
     shutil.copytree(runs[0].folder, folder)
-    (folder / "calibration.json").write_text('{"temperature": 3.0}')
     run = trust.load_runs([folder])[0]
+    calibration.keep([run], 0, Calibration(3.0, 0.0, 0.0, 60))
     noise = np.random.default_rng(0).integers(0, 256, (50, 8, 8)).astype(np.uint8)
     other = write_idx(base / "noises", (noise, np.arange(50) % 3), (noise, np.arange(50) % 3))
     told = scoring.evaluate_runs([run], lambda _: None, calibrated=True, ood=str(other))["ood"]
@@ -191,7 +202,7 @@ def test_a_temperature_is_fitted_saved_and_applied(runs, base, capsys):
     assert "is not calibrated" in refused(capsys, "evaluate", str(folder), "--calibrated")
     assert main(["calibrate", str(folder)]) == 0
     run = trust.load_runs([folder])[0]
-    temperature = trust.temperature_of(run)
+    temperature = calibration.temperature_of([run])
     assert f"temperature {temperature:.4f}" in capsys.readouterr().out
     held = run.dataset.validation
     plain, scaled = (trust.appraise([run], held, calibrated=on).scores for on in (False, True))
@@ -358,40 +369,80 @@ def test_a_table_of_nothing_has_its_columns(runs, base, form, capsys):
     assert [str(kind) for kind in schema.types] == ["string"] * 2 + ["double"] * 4
 
 
-def test_unsure_marks_leave_only_the_wanted_risk(runs):
+def test_unsure_answers_are_those_below_what_keeps_the_risk(runs, pictures, capsys):
+    run, held = runs[0], runs[0].dataset.validation
+    found = trust.selection_for([run], 0.2, 0.9, 0, calibrated=False)
+    p = trust.predictions_of([run], held.images).probabilities
+    assert found == select(p.max(1), p.argmax(1) == held.labels, 0.2, 0.9)
+    words = ["predict", str(run.folder), str(pictures), "--risk", "0.2", "--confidence", "0.9"]
+    assert main([*words, "--format", "json"]) == 0
+    told = capsys.readouterr()
+    assert told.err == f"{found}\n"
+    for row in map(json.loads, told.out.splitlines()):
+        assert row["unsure"] == (row["probability"] <= found.threshold)
+    assert "takes at least 299 validation images, and" in refused(
+        capsys, *words[:3], "--risk", "0.01"
+    )
+    assert "--risk is 1: must" in refused(capsys, *words[:3], "--risk", "1")
+    assert "--confidence says" in refused(capsys, *words[:3], "--confidence", "0.9")
+
+
+@pytest.mark.parametrize("samples", [0, 5])
+def test_sets_are_those_of_validation_images(alike, pictures, samples, capsys):
+    runs = alike
+    held, test = runs[0].dataset.validation, runs[0].dataset.test
+    p, new = (
+        trust.predictions_of(runs, each.images, samples).probabilities for each in (held, test)
+    )
+    made = Conformal.of("aps", 0.9, p, held.labels)
+    words = ["--coverage", "0.9", "--sets", "aps", "--samples", str(samples)]
+    folders = [str(run.folder) for run in runs]
+    assert main(["evaluate", *folders, *words]) == 0
+    expected = SetScores.of(made, new, test.labels, runs[0].facts.classes)
+    assert f"\n\n{expected}\n" in capsys.readouterr().out
+    assert main(["evaluate", *folders, *words, "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sets"] == expected.as_values()
+    assert main(["predict", *folders, str(pictures), *words, "--format", "json"]) == 0
+    told = capsys.readouterr()
+    assert told.err == f"{made}\n"
+    sets = [json.loads(line)["set"] for line in told.out.splitlines()]
+    assert all(1 <= len(each) <= 3 for each in sets)
+    assert [each[0] for each in sets] == [
+        json.loads(line)["class"] for line in told.out.splitlines()
+    ]
+    assert main(["predict", *folders, str(pictures), *words, "--format", "csv"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [row["set"].split("|") for row in rows] == sets
+    assert main(["predict", *folders, str(pictures), *words]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split()[-2:] == ["set", "path"]
+
+
+def test_sets_of_each_class_and_what_cannot_be_promised(runs, pictures, base, capsys):
+    run, folder = str(runs[0].folder), str(pictures)
+    made = trust.sets_for(runs[:1], 0.9, "lac", True, 0, calibrated=False)
     held = runs[0].dataset.validation
-    threshold = trust.threshold_for(runs[:1], 0.05, 0, calibrated=False).confidence
-    p = runs[0].predict(np.asarray(held.images))
-    answered = p.max(1) >= threshold - 1e-7
-    assert answered.any()
-    assert np.mean(p.argmax(1)[answered] != held.labels[answered]) <= 0.05 + 1e-9
-    all_of_them = trust.threshold_for(runs[:1], 1.0, 0, calibrated=False)
-    assert all_of_them.confidence <= p.max(1).min() + 1e-6
-    assert all_of_them.coverage == 1
+    p = trust.predictions_of(runs[:1], held.images).probabilities
+    own = [np.sort(1 - p[held.labels == y, y]) for y in range(3)]
+    ranks = [int(np.ceil((len(each) + 1) * 0.9 - 1e-9)) for each in own]
+    assert made.thresholds.tolist() == [
+        each[rank - 1] for each, rank in zip(own, ranks, strict=True)
+    ]
+    few = ["predict", run, folder, "--coverage"]
+    assert "takes at least 99 validation images, and" in refused(capsys, *few, "0.99")
+    assert "validation images of a class, and" in refused(capsys, *few, "0.98", "--per-class")
+    assert "--coverage is 1: must" in refused(capsys, *few, "1")
+    assert "give that, too" in refused(capsys, "evaluate", run, "--sets", "aps")
+    assert "give that, too" in refused(capsys, *few[:3], "--per-class")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    out = base / "sets.parquet"
+    assert main([*few, "0.9", "--format", "parquet", "--out", str(out)]) == 0
+    assert all(isinstance(row["set"], list) for row in parquet.read_table(out).to_pylist())
 
 
-def test_a_threshold_does_not_part_images_of_one_confidence(runs, monkeypatch):
-    """The surest answer is right, the next two are equally sure, and one of them is wrong."""
-    held = Split(np.zeros((3, 8, 8, 1), np.uint8), np.asarray([0, 0, 1], np.int32))
-    p = np.asarray([[0.9, 0.1], [0.8, 0.2], [0.8, 0.2]])
-    found = Predictions(p, np.zeros(3), np.zeros(3), np.zeros(3), 1)
-    monkeypatch.setattr(trust, "validation_of", lambda _: held)
-    monkeypatch.setattr(trust, "predictions_of", lambda *_: found)
-    assert trust.threshold_for(runs[:1], 0.3, 0, calibrated=False) == (0.9, 1 / 3)
-    assert trust.threshold_for(runs[:1], 0.34, 0, calibrated=False) == (0.8, 1)
-    held.labels[0] = 1
-    never = trust.threshold_for(runs[:1], 0.3, 0, calibrated=False)
-    assert never == (np.inf, 0)
-    assert "all are unsure" in str(never)
-
-
-def test_a_threshold_for_several_runs_needs_images_that_none_learned_from(runs, base, data):
+def test_a_threshold_for_several_runs_needs_images_that_none_learned_from(runs, alike):
     with pytest.raises(RequestError, match="s1 held out other validation images than .*s0"):
-        trust.threshold_for(runs, 0.1, 0, calibrated=False)
-    # As runs of several seeds do by default.
-    asked = config(data, seed=1)
-    other = train(replace(asked, data=replace(asked.data, split_seed=0)), runs=base, name="other")
-    assert trust.threshold_for([runs[0], other], 1.0, 0, calibrated=False).coverage == 1
+        trust.selection_for(runs, 0.1, 0.9, 0, calibrated=False)
+    assert trust.selection_for(alike, 0.9, 0.9, 0, calibrated=False).answered == 60
 
 
 def test_strange_images_are_marked_by_validation_photos(runs, base, pictures, capsys):
@@ -431,7 +482,7 @@ def test_strangers_to_several_runs_and_samples_are_marked(runs, base, pictures, 
     )
     # The mean of equal energies.
     assert [row["energy"] for row in alone] == pytest.approx([row["energy"] for row in together])
-    assert list(alone[0]) == list(columns(samples, None, "energy"))
+    assert list(alone[0]) == list(columns(samples, ood_score="energy"))
     with pytest.raises(RequestError, match="--ood-fpr: .*s1 held out other validation images"):
         trust.known_below(runs, 0.1, "energy", samples, calibrated=False)
 
@@ -440,7 +491,7 @@ def test_a_temperature_changes_no_energy(runs, base):
     copy = base / "tempered-energy"
     shutil.copytree(runs[0].folder, copy)
     run = trust.load_runs([copy])[0]
-    trust.calibrate(run)
+    trust.calibrate([run])
     plain, tempered = (trust.known_below([run], 0.1, "energy", 0, c) for c in (False, True))
     assert plain == tempered
 
@@ -450,7 +501,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(runs, base, data, pictures, 
     assert "no images are given" in refused(capsys, "predict", run)
     assert "does not exist" in refused(capsys, "predict", run, "/nowhere")
     assert "is no run folder" in refused(capsys, "predict", folder)
-    assert "--risk is 2.0" in refused(capsys, "predict", run, folder, "--risk", "2")
+    assert "--risk is 2" in refused(capsys, "predict", run, folder, "--risk", "2")
     assert "--samples is -1" in refused(capsys, "predict", run, folder, "--samples", "-1")
     empty = base / "empty"
     empty.mkdir()

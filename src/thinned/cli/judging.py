@@ -31,6 +31,26 @@ Samples = Annotated[
 ]
 
 
+Coverage = Annotated[
+    float | None,
+    Option(
+        "Sets of classes that hold the right one of this part of the images, by the validation "
+        "images.",
+        "of the images",
+        low=0,
+        high=1,
+    ),
+]
+Sets = Annotated[
+    Literal["lac", "aps", "raps"] | None,
+    Option(
+        "Kind of set: the smallest (lac, which is the default), larger for harder images (aps), "
+        "small among many classes (raps)."
+    ),
+]
+PerClass = Annotated[bool, Option("Promise the coverage of each class, instead of all together.")]
+
+
 @dataclass(frozen=True)
 class Evaluate:
     """Every usual score on all test images; of several runs, as an ensemble."""
@@ -42,13 +62,18 @@ class Evaluate:
         arg(name="data.path"),
     ] = None
     samples: Samples = 0
-    calibrated: Annotated[bool, Option("Divide logits by the run's fitted temperature.")] = False
+    calibrated: Annotated[bool, Option("Temper probabilities, as thinned calibrate fitted it.")] = (
+        False
+    )
     ood: Annotated[
         str | None, Option("Other images, to see how well uncertainty tells them apart.")
     ] = None
     worth: Annotated[
         bool, Option("Compare a plain pass with samples, temperature and ensemble instead.")
     ] = False
+    coverage: Coverage = None
+    sets: Sets = None
+    per_class: PerClass = False
     corrupt: Annotated[bool, Option("Score damaged test images, too: six ways, three levels.")] = (
         False
     )
@@ -66,6 +91,7 @@ class Evaluate:
         from thinned.runs import predictions as trust
 
         refuse_unwritable(self.out)
+        _refuse_lone_sets(self)
         runs = trust.load_runs(self.runs)
         if self.worth:
             self._compare(runs)
@@ -80,6 +106,9 @@ class Evaluate:
             calibrated=self.calibrated,
             ood=self.ood,
             corrupt=self.corrupt,
+            coverage=self.coverage,
+            sets=self.sets or "lac",
+            per_class=self.per_class,
         )
         if silent:
             as_json = self.format == "json"
@@ -89,7 +118,8 @@ class Evaluate:
         from thinned.runs.evaluate import compare
 
         given = {"--samples": self.samples, "--calibrated": self.calibrated, "--ood": self.ood}
-        given |= {"--corrupt": self.corrupt, "--format json": self.format == "json"}
+        given |= {"--corrupt": self.corrupt, "--coverage": self.coverage is not None}
+        given |= {"--format json": self.format == "json"}
         useless = [name for name, value in given.items() if value]
         if useless:
             raise RequestError(f"--worth compares ways of its own: leave out {', '.join(useless)}")
@@ -105,17 +135,26 @@ class Predict:
         Option("Run folder (or several, as an ensemble), then image files and folders of them."),
     ]
     samples: Samples = 0
-    calibrated: Annotated[bool, Option("Divide logits by the run's fitted temperature.")] = False
+    calibrated: Annotated[bool, Option("Temper probabilities, as thinned calibrate fitted it.")] = (
+        False
+    )
     risk: Annotated[
         float | None,
         Option(
-            "Mark answers as unsure, so that of the others only this part is wrong on validation "
-            "images.",
+            "Mark answers as unsure, so that at most this part of the others is wrong, also of new "
+            "images; by the validation images.",
             "of the answers",
             low=0,
             high=1,
         ),
     ] = None
+    confidence: Annotated[
+        float | None,
+        Option("How surely --risk holds; 0.95 when absent.", "probability", low=0, high=1),
+    ] = None
+    coverage: Coverage = None
+    sets: Sets = None
+    per_class: PerClass = False
     ood_fpr: Annotated[
         float | None,
         Option(
@@ -142,6 +181,9 @@ class Predict:
         from thinned.runs import predictions as trust
 
         prediction.refuse_unready(self.format, self.out)
+        _refuse_lone_sets(self)
+        if self.risk is None and self.confidence is not None:
+            raise RequestError("--confidence says how surely --risk holds: give that, too")
         folders = [path for path in self.paths if os.path.isfile(path / "config.json")]
         if not folders:
             if not self.paths:
@@ -153,11 +195,15 @@ class Predict:
             samples=self.samples,
             calibrated=self.calibrated,
             risk=self.risk,
+            confidence=0.95 if self.confidence is None else self.confidence,
+            coverage=self.coverage,
+            sets=self.sets or "lac",
+            per_class=self.per_class,
             ood_fpr=self.ood_fpr,
             ood_score=self.ood_score,
         )
         marking = None if self.ood_fpr is None else self.ood_score
-        header = prediction.columns(self.samples, self.risk, marking)
+        header = prediction.columns(self.samples, self.risk, self.coverage, marking)
         errors = prediction.write_rows(rows, self.format, self.out, header)
         if errors:
             raise ThinnedError(f"{errors} of the files could not be read")
@@ -165,20 +211,20 @@ class Predict:
 
 @dataclass(frozen=True)
 class Calibrate:
-    """Fit a run's temperature on its validation images, for --calibrated."""
+    """Fit a temperature on validation images, for --calibrated with the same runs and samples."""
 
-    run: Annotated[Positional[Path], Option("Run folder.")]
+    runs: Annotated[Positional[tuple[Path, ...]], Option("Run folder, or several, as an ensemble.")]
+    samples: Annotated[
+        int, Option("Thinned networks of each run to average; 0 for dropout off.", "samples", low=0)
+    ] = 0
     debug: Debug = False
 
     def __call__(self) -> None:
         """Fit, save, and say what it changed."""
         from thinned.runs import predictions as trust
 
-        found = trust.calibrate(trust.load_runs([self.run])[0])
-        print(
-            f"temperature {found.temperature:.4f}: NLL {found.before:.4f} to "
-            f"{found.after:.4f} nats on validation"
-        )
+        found = trust.calibrate(trust.load_runs(self.runs), self.samples)
+        print(found)
         if found.doubt:
             print(f"thinned: warning: {found.doubt}", file=sys.stderr)
 
@@ -213,6 +259,13 @@ class Report:
         alone = runs[0].folder / "report.html" if len(runs) == 1 else Path("report.html")
         out = self.out or alone
         print(report.write_report(runs, out, self.samples, self.figures, self.ood))
+
+
+def _refuse_lone_sets(given: Evaluate | Predict) -> None:
+    """Refuse to say how sets are made where none are asked for."""
+    if given.coverage is None and (given.sets or given.per_class):
+        flag = "--sets" if given.sets else "--per-class"
+        raise RequestError(f"{flag} says how the sets of --coverage are made: give that, too")
 
 
 def _put(text: str, out: Path | None) -> None:

@@ -20,11 +20,12 @@ from thinned.runs.predictions import (
     other_images,
     predictions_of,
     scores,
-    temperature_of,
+    sets_for,
     tempered,
 )
 from thinned.runs.run import Run
 from thinned.trust.appraisal import Appraisal, told_apart
+from thinned.trust.conformal import SetKind, SetScores
 
 
 def evaluate_runs(
@@ -36,6 +37,9 @@ def evaluate_runs(
     calibrated: bool = False,
     ood: str | None = None,
     corrupt: bool = False,
+    coverage: float | None = None,
+    sets: SetKind = "lac",
+    per_class: bool = False,
 ) -> dict[str, Any]:
     """Score runs, as an ensemble where they are several.
 
@@ -47,10 +51,12 @@ def evaluate_runs(
             samples as are needed, see `thinned.runs.predictions.enough_samples`.
         ood: other images, to be told from the test images.
         corrupt: whether to score damaged images, too.
+        coverage, sets, per_class: whether, and how, to score sets of classes as well, see
+            `thinned.runs.predictions.sets_for`.
 
     Returns:
         Everything as plain values for JSON: those of `thinned.trust.appraisal.Appraisal.as_values`,
-        ``runs``, ``samples``, ``calibrated``, and ``ood`` and ``damage`` where asked for.
+        ``runs``, ``samples``, ``calibrated``, and ``sets``, ``ood`` and ``damage`` where asked for.
 
     Raises:
         RequestError: see `common_test`, `predictions_of` and `other_images` in
@@ -62,6 +68,9 @@ def evaluate_runs(
         enough = enough_samples(runs, test.images)
         samples = enough.samples
         say(str(enough))
+    made = None
+    if coverage is not None:
+        made = sets_for(runs, coverage, sets, per_class, samples, calibrated)
     found = appraise(runs, test, samples, calibrated)
     say(str(found))
     values: dict[str, Any] = {
@@ -70,6 +79,10 @@ def evaluate_runs(
         "calibrated": calibrated,
         **found.as_values(),
     }
+    if made is not None:
+        scored = SetScores.of(made, found.probabilities, test.labels, found.classes)
+        values["sets"] = scored.as_values()
+        say(f"\n{scored}")
     if other is not None:
         outside = predictions_of(runs, other.images, samples, calibrated)
         told = told_apart(found.predictions, outside)
@@ -173,8 +186,7 @@ def compare(
 
 
 def _temperature(run: Run) -> float:
-    saved = (run.folder / "calibration.json").exists()
-    return temperature_of(run) if saved else fitted(run).temperature
+    return fitted([run]).temperature
 
 
 def _tempered(runs: Sequence[Run], test: Split, temperature: float) -> Appraisal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from thinned.core.config import Config, load
@@ -142,6 +144,19 @@ class Run:
             else:
                 found = kept or found
         return with_arrays(state, found)
+
+    @cached_property
+    def weights(self) -> str:
+        """A digest of all variables by which `state` predicts: another one where it was trained on.
+
+        Raises:
+            RequestError, ThinnedError: as `state`.
+        """
+        total = hashlib.sha256()
+        for path, leaf in jax.tree.leaves_with_path(self.state.variables):
+            total.update(jax.tree_util.keystr(path).encode())
+            total.update(np.ascontiguousarray(leaf).data)
+        return total.hexdigest()[:32]
 
     @cached_property
     def best(self) -> Best | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from thinned.core.errors import RequestError, nearest
+from thinned.trust.conformal import quantile
 from thinned.trust.sampling import Predictions
 
 OOD_SCORES: Mapping[str, Callable[[Predictions], np.ndarray]] = {
@@ -34,10 +34,7 @@ def ood_scores(score: str, found: Predictions) -> np.ndarray:
 def threshold_at(scores: np.ndarray, fpr: float) -> float:
     """The threshold above which at most a part `fpr` of new images of the same kind score.
 
-    It is the ceil((n + 1)(1 - fpr))-th smallest of n scores. A new image whose score is
-    exchangeable with these is above it with a probability of at most `fpr`, and of more than
-    ``fpr - 1 / (n + 1)`` where no two are equal: on average over what was held out, not for each
-    draw of it (Vovk et al. 2005; Angelopoulos & Bates 2021, section 1).
+    See `thinned.trust.conformal.quantile` for what that promises.
 
     Args:
         scores: f64 [image], of images that nothing learned from.
@@ -52,6 +49,4 @@ def threshold_at(scores: np.ndarray, fpr: float) -> float:
     """
     if not 0 < fpr < 1:
         raise RequestError(f"--ood-fpr is {fpr:g}: must be a number above 0 and below 1")
-    # Rounding must not cost one.
-    above = min(math.floor((len(scores) + 1) * fpr + 1e-9), len(scores))
-    return float(np.sort(scores)[-above]) if above else math.inf
+    return quantile(scores, fpr)
