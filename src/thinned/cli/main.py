@@ -247,7 +247,11 @@ def _usual_recipe(config: Config) -> str:
         return "tutorial"
     from thinned.runs.pretrained import resolved
 
-    found, _ = resolved(config)
+    try:
+        found, _ = resolved(config)
+    except RequestError:
+        # Whatever is wrong with the data is the command's to say, once it is their turn.
+        return "tutorial"
     # A run that is gone on from has its own ways, which its user knows.
     if not found.is_pretrained or os.path.isdir(found.pretrained):
         return "tutorial"
