@@ -48,7 +48,6 @@ def test_values_and_gradients_are_those_of_flax(shape, size):
         {"strides": (2, 1), "padding": [(1, 2), (0, 1)]},
         {"strides": 3, "padding": 1},
         {"padding": [(3, 3), (3, 3)]},
-        {"padding": "CIRCULAR"},
         {"padding": [(-1, 0), (0, 0)]},
     ],
 )

@@ -25,6 +25,7 @@ from thinned.models.depthwise import (
 )
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+_OTHER = ("preferred_element_type", "batch_group_count", "out_sharding")
 _FEW_CHANNELS = 8
 _NO_PADS: Pads = ((0, 0), (0, 0))
 
@@ -48,9 +49,10 @@ def conv_general_dilated(
     with padding SAME, VALID or as pairs. Everything else, and every other backend, goes to
     `jax.lax` unchanged.
     """
-    usual = precision is None and not other.get("preferred_element_type")
+    usual = precision is None and not any(other.get(name) for name in _OTHER)
     spread = {*_each(lhs_dilation), *_each(rhs_dilation)} - {1}
-    if usual and not spread and jax.default_backend() == "cpu":
+    laid = usual and not spread and _is_flax_layout(lhs, rhs, dimension_numbers)
+    if laid and jax.default_backend() == "cpu":
         fast = _fast_form(lhs, rhs, _each(window_strides), padding, feature_group_count)
         if fast is not None:
             return fast
@@ -68,11 +70,20 @@ def conv_general_dilated(
     )
 
 
+def _is_flax_layout(images: jax.Array, kernel: jax.Array, numbers: Any) -> bool:
+    if kernel.ndim != 4:
+        return False
+    given, usual = (
+        lax.conv_dimension_numbers(images.shape, kernel.shape, each) for each in (numbers, _LAYOUT)
+    )
+    return given == usual
+
+
 def _fast_form(
     images: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Any, groups: int
 ) -> jax.Array | None:
     """The convolution where there is a fast form of it, in the layout of Flax."""
-    if kernel.ndim != 4 or kernel.shape[0] != kernel.shape[1] or len({*strides}) != 1:
+    if kernel.shape[0] != kernel.shape[1] or len({*strides}) != 1:
         return None
     if images.dtype != kernel.dtype or not jnp.issubdtype(images.dtype, jnp.floating):
         return None
@@ -101,10 +112,10 @@ def _tiled(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     side, _, channels, features = kernel.shape
     if side == 1:
         return convolution(images[:, ::stride, ::stride], kernel, 1, _NO_PADS)
-    rows, columns = images.shape[1] // side, images.shape[2] // side
+    batch, rows, columns = images.shape[0], images.shape[1] // side, images.shape[2] // side
     whole = images[:, : rows * side, : columns * side]
-    patches = whole.reshape(-1, rows, side, columns, side, channels).swapaxes(2, 3)
-    flat = patches.reshape(-1, rows, columns, side * side * channels)
+    patches = whole.reshape(batch, rows, side, columns, side, channels).swapaxes(2, 3)
+    flat = patches.reshape(batch, rows, columns, side * side * channels)
     return convolution(flat, kernel.reshape(1, 1, -1, features), 1, _NO_PADS)
 
 
@@ -160,11 +171,11 @@ def _space_to_depth(
         for size, count, (low, _) in zip(images.shape[1:3], (rows, columns), pads, strict=True)
     ]
     padded = pad(images, (around[0], around[1]))[:, : 2 * rows, : 2 * columns]
-    squares = padded.reshape(-1, rows, 2, columns, 2, channels).swapaxes(2, 3)
+    squares = padded.reshape(images.shape[0], rows, 2, columns, 2, channels).swapaxes(2, 3)
     larger = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))
     parts = larger.reshape(2, 2, 2, 2, channels, features).swapaxes(1, 2)
     return (
-        squares.reshape(-1, rows, columns, 4 * channels),
+        squares.reshape(images.shape[0], rows, columns, 4 * channels),
         parts.reshape(2, 2, 4 * channels, features),
         _NO_PADS,
     )
