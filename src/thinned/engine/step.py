@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -59,7 +59,7 @@ def create_state(
     Returns:
         A `TrainState` at step 0.
     """
-    variables = dict(_initialised(model, key, images))
+    variables = dict(_initialised(model.init, key, images))
     params = variables.pop("params")
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -72,9 +72,9 @@ def create_state(
 
 
 @partial(jax.jit, static_argnums=0)
-def _initialised(model: nn.Module, key: Key, images: jax.Array) -> Any:
-    # One program for equal networks: those of a study differ in their seeds.
-    return model.init(key, images, train=False)
+def _initialised(init: Callable[..., Variables], key: Key, images: jax.Array) -> Variables:
+    # One program for one network: the runs of a study differ in their seeds.
+    return init(key, images, train=False)
 
 
 class Chunk(NamedTuple):
