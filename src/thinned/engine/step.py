@@ -67,7 +67,7 @@ def create_state(
     Returns:
         A `TrainState` at step 0.
     """
-    variables = dict(_initialised(model, key, images))
+    variables = dict(_initialised(model.init, key, images))
     if start is not None:
         variables = laid_over(variables, start)
     params: Any = dict(variables.pop("params"))
@@ -95,9 +95,9 @@ def laid_over(below: Any, above: Any) -> Any:
 
 
 @partial(jax.jit, static_argnums=0)
-def _initialised(model: nn.Module, key: Key, images: jax.Array) -> Any:
-    # One program for equal networks: those of a study differ in their seeds.
-    return model.init(key, images, train=False)
+def _initialised(init: Callable[..., Variables], key: Key, images: jax.Array) -> Variables:
+    # One program for one network: the runs of a study differ in their seeds.
+    return init(key, images, train=False)
 
 
 class Chunk(NamedTuple):
