@@ -493,7 +493,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "batch_size": 16,
         "epochs": 6,
         "learning_rate": 0.0003,
-        "augment": {"preset": "none", "crop": 0.35, "flip": 0.5},
+        "augment": {"preset": "none", "crop": 0.6, "flip": 0.5},
         "optim": {"name": "adamw", "schedule": "onecycle", "label_smoothing": 0.1},
     },
 }
