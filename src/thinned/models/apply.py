@@ -53,6 +53,10 @@ class Normalised:
         return self.apply_fn(rest, (images - own["mean"]) / own["deviation"], **options)
 
 
+_PHOTO = 3 * 96 * 96
+_PIECE = 2
+# Of each 16 images of 224 pixels 300 MB of maps are written: docs/performance.md.
+
 FROZEN = "frozen"
 """The collection of parameters that no step changes, see `Frozen`."""
 
@@ -103,7 +107,21 @@ class Stages:
 @partial(jax.jit, static_argnames="apply_fn")
 def logits_of(apply_fn: Callable[..., Any], variables: Variables, images: jax.Array) -> jax.Array:
     """Logits f32 [batch, class] with dropout off: the deterministic pass (weight scaling)."""
-    return apply_fn(variables, as_float(images), train=False)
+    return in_pieces(lambda part: apply_fn(variables, as_float(part), train=False), images)
+
+
+def in_pieces(function: Callable[[jax.Array], jax.Array], images: jax.Array) -> jax.Array:
+    """What a function makes of a batch; of photos on a CPU, in pieces whose maps stay in the cache.
+
+    Args:
+        function: of [batch, height, width, channel], each image for itself, to [batch, ...].
+        images: such a batch.
+    """
+    large = images[0].size >= _PHOTO and len(images) > _PIECE and len(images) % _PIECE == 0
+    if not large or jax.default_backend() != "cpu":
+        return function(images)
+    made = jax.lax.map(function, images.reshape(-1, _PIECE, *images.shape[1:]))
+    return made.reshape(-1, *made.shape[2:])
 
 
 def padded_batches(size: int, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -28,7 +28,14 @@ from thinned.data.pack import open_pack, packs_in, write_pack
 from thinned.engine.build import Built, example
 from thinned.engine.logs import Silent, view_for
 from thinned.engine.step import TrainState
-from thinned.models.apply import INPUT_STATISTICS, Frozen, Normalised, Stages, padded_batches
+from thinned.models.apply import (
+    INPUT_STATISTICS,
+    Frozen,
+    Normalised,
+    Stages,
+    in_pieces,
+    padded_batches,
+)
 
 _BATCH = 16
 _TIMED = 2
@@ -60,7 +67,7 @@ class Trunk:
             apply_fn = Normalised(apply_fn)
         shape = _entering(built, count)
         used = _only(state.variables, built.parts[:count])
-        total = hashlib.sha256(f"1 {jax.__version__} {type(built.model).__name__}".encode())
+        total = hashlib.sha256(f"2 {jax.__version__} {type(built.model).__name__}".encode())
         total.update(f"{built.model} {count} {built.facts.image_shape}".encode())
         for path, leaf in jax.tree.leaves_with_path(used):
             total.update(jax.tree_util.keystr(path).encode())
@@ -271,7 +278,7 @@ def _in_words(seconds: float) -> str:
 
 @partial(jax.jit, static_argnames="apply_fn")
 def _features(apply_fn: Any, variables: Variables, images: jax.Array) -> jax.Array:
-    return apply_fn(variables, as_float(images), train=False)
+    return in_pieces(lambda part: apply_fn(variables, as_float(part), train=False), images)
 
 
 @partial(jax.jit, static_argnames="augment")
