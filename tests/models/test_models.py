@@ -45,7 +45,9 @@ def test_sizes_are_as_published(name, parameters):
     assert flops > parameters
 
 
-@pytest.mark.parametrize("name", [*(CATALOG.keys() - STAGED), "wide-resnet-10-1"])
+@pytest.mark.parametrize(
+    "name", [name for name in CATALOG if name not in STAGED and "wide" not in name]
+)
 @pytest.mark.parametrize("kind", ["element", "gaussian", "alpha", "connect", "concrete"])
 def test_every_network_has_named_sites_and_drops_in_training_only(name, kind):
     model = made(name, kind, hidden=(16, 12))
