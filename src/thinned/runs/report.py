@@ -226,8 +226,8 @@ def _filters(run: Run) -> str:
 def _silence(run: Run) -> str:
     """How sparse activations are; Srivastava et al. (2014), section 7.2: dropout makes them so.
 
-    A table of the layers whose outputs ReLU silences where they are not above 0. Empty for a network
-    with a still part: what was learned elsewhere is as sparse as it is.
+    A table of the layers whose outputs ReLU silences where they are not above 0. Empty where a part
+    of the network stands still: what was learned elsewhere is as sparse as it is.
     """
     if run.built.cut:
         return ""
