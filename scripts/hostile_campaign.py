@@ -1,6 +1,6 @@
 """Give bad inputs to the command line, in one process: each must be answered, briefly.
 
-    python scripts/hostile_campaign.py [--count 400] [--seed 0] [--only FAMILY/INDEX] [--patience 15]
+    python scripts/hostile_campaign.py [--count 400] [--seed 0] [--only FAMILY/INDEX]
 
 The exit code must be 0, 1, 2 or 130, standard error must hold a few lines without a traceback or an
 unexpected error, nothing may be written outside the working folder, and all that in bounded time:
