@@ -22,14 +22,14 @@ SPLITS, IMAGES, FRESH = (
     int(os.environ.get(name, default))
     for name, default in (("SPLITS", "500"), ("IMAGES", "1000"), ("FRESH", "20000"))
 )
-CLASSES, SHARP, COVERAGE, LEVEL = 10, 2.0, 0.9, 0.95
-RISKS = (0.02, 0.05, 0.1)
+CLASSES, SHARP, COVERAGE, LEVEL = 10, 2.0, 0.95, 0.95
+RISKS = (0.01, 0.02, 0.05)
 
 
 def drawn(count, random):
     """Probabilities f64 [count, class], twice as sharp as they ought to be, and labels."""
     hard = random.exponential(size=(count, 1))
-    logits = 4 * np.exp(-hard) * random.normal(size=(count, CLASSES))
+    logits = 30 * np.exp(-0.7 * hard) * random.normal(size=(count, CLASSES))
     labels = (random.random((count, 1)) > np.cumsum(softmax(logits, 1), 1)).sum(1)
     return softmax(SHARP * logits, 1), labels.clip(0, CLASSES - 1)
 
@@ -75,16 +75,16 @@ def main():
     random = np.random.default_rng(0)
     rows = [split(random) for _ in range(SPLITS)]
     print(f"{SPLITS} splits of {IMAGES} validation and {FRESH:,} new images, {CLASSES} classes\n")
-    print(f"{'':<34}broken (Wilson 95 %)      answered")
+    print(f"{'':<42}broken (Wilson 95 %)      answered")
     for name in (each for each in rows[0] if "risk" in each or "alone" in each):
         broken, answered = np.transpose([row[name] for row in rows])
         low, high = scores.accuracy_interval(int(broken.sum()), SPLITS)
-        print(f"{name:<34}{broken.mean():>6.1%} ({low:.1%} to {high:.1%})    {answered.mean():.1%}")
-    print(f"\n{'':<34}coverage (5 std. errors)  size")
+        print(f"{name:<42}{broken.mean():>6.1%} ({low:.1%} to {high:.1%})    {answered.mean():.1%}")
+    print(f"\n{'':<42}coverage (5 std. errors)  size")
     for name in (each for each in rows[0] if "sets" in each):
         part, size = np.transpose([row[name] for row in rows])
         five = 5 * part.std(ddof=1) / np.sqrt(SPLITS)
-        print(f"{name:<34}{part.mean():>6.2%} (± {five:.2%})        {size.mean():.3f}")
+        print(f"{name:<42}{part.mean():>6.2%} (± {five:.2%})        {size.mean():.3f}")
 
 
 if __name__ == "__main__":

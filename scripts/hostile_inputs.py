@@ -217,7 +217,7 @@ OWN_FLAGS = {
     "evaluate": "data.path samples calibrated coverage sets per-class ood worth corrupt format out",
     "reproduce": "budget rows seeds processes",
     "calibrate": "samples",
-    "report": "out samples ood figures",
+    "report": "out samples ood coverage sets figures",
     "doctor": "draws",
     "verify-resume": "kills",
     "data": "clear",

@@ -16,11 +16,10 @@ from sklearn import metrics
 from thinned.cli.main import main
 from thinned.core.config import Config, DataConfig, DropoutConfig
 from thinned.core.errors import RequestError
-from thinned.runs import calibration
+from thinned.runs import calibration, worth
 from thinned.runs import evaluate as scoring
-from thinned.runs import evaluate as worth
 from thinned.runs import predictions as trust
-from thinned.runs.calibration import Calibration
+from thinned.runs.calibration import Calibration, fit
 from thinned.runs.files import columns, predict_files
 from thinned.runs.train import train
 from thinned.trust import scores
@@ -227,32 +226,56 @@ def test_a_temperature_that_nothing_supports_is_doubted(runs, monkeypatch, capsy
         assert error.count("\n") == 1
 
 
-def test_the_worth_of_samples_is_one_table(runs, base, capsys):
-    folder = base / "worth"
-    shutil.copytree(runs[0].folder, folder)
-    assert main(["evaluate", str(folder), str(runs[1].folder), "--worth"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0] for line in lines[1:-1]] == [
-        "plain pass",
-        "temperature",
-        "MC, 1 sample",
-        "MC, 10 samples",
-        "MC, 30 samples",
-        "MC, 100 samples",
-        "ensemble of 2",
-    ]
-    assert re.match(r"MC, \d+ samples?, as long ", lines[-1])
-    assert not (folder / "calibration.json").exists()
-    words = ["evaluate", str(folder), "--worth", "--samples", "5", "--corrupt"]
+WAYS = ["plain pass", "MC, 1 sample", "MC, 10 samples", "MC, 30 samples", "MC, 100 samples"]
+
+
+def test_the_worth_of_samples_is_a_table_as_they_are_and_one_with_temperatures(alike, capsys):
+    folders = [str(run.folder) for run in alike]
+    assert main(["evaluate", *folders, "--worth"]) == 0
+    told = capsys.readouterr().out
+    first, second, explained = told.split("\n\n")
+    for table in (first.splitlines(), second.splitlines()[1:]):
+        names = [line.split("  ")[0] for line in table[1:]]
+        assert names[:-1] == [*WAYS, "ensemble of 2"]
+        assert re.match(r"MC, \d+ samples?, as long", names[-1])
+    assert explained.startswith("scores and differences are means over 5 draws of masks")
+    assert not (alike[0].folder / "calibration.json").exists()
+    words = ["evaluate", folders[0], "--worth", "--samples", "5", "--corrupt"]
     assert "leave out --samples, --corrupt" in refused(capsys, *words)
-    methods = worth.compare(trust.load_runs([folder]), counts=(20,)).methods
-    plain, sampled = methods[0], methods[-1]
-    assert plain.time == 1.0
-    assert plain.nll_difference == (0.0, 0.0, 0.0)
-    assert plain.p_value == 1.0
-    mean = sampled.appraisal.scores["nll"] - plain.appraisal.scores["nll"]
-    assert sampled.nll_difference[0] == pytest.approx(mean)
-    assert sampled.nll_difference[1] <= mean <= sampled.nll_difference[2]
+
+
+def test_differences_are_over_draws_of_masks_and_of_like_with_like(runs, capsys):
+    run, test, held = runs[0], runs[0].dataset.test, runs[0].dataset.validation
+    found = worth.compare([run], counts=(20,), draws=3)
+
+    def losses(samples, draw, own):
+        new, old = (
+            trust.predictions_of([run], each.images, samples, draw=draw) for each in (test, held)
+        )
+        if own:
+            new = trust.tempered(new, fit(old.probabilities, held.labels).temperature)
+        return scores.losses(new.probabilities, test.labels)
+
+    for methods, own in ((found.methods, False), (found.tempered, True)):
+        plain, sampled = methods
+        assert plain.nll_difference == (0.0, 0.0, 0.0)
+        assert plain.p_value == 1.0
+        base, drawn = losses(0, 0, own), np.stack([losses(20, draw, own) for draw in range(3)])
+        assert not np.array_equal(drawn[0], drawn[1])
+        assert plain.scores["nll"] == pytest.approx(base.mean())
+        assert sampled.scores["nll"] == pytest.approx(drawn.mean())
+        assert sampled.nll_difference == pytest.approx(scores.crossed_interval(drawn - base))
+    assert found.methods[0].time == 1.0
+    assert found.methods[0].temperature == 1.0
+    assert found.tempered[0].temperature == trust.fitted([run]).temperature
+
+
+def test_without_images_that_were_held_out_there_is_no_temperature(runs):
+    found = worth.compare(runs, counts=(2,), draws=2)
+    assert [method.name for method in found.tempered] == [
+        method.name for method in found.methods if not method.name.startswith("ensemble")
+    ]
+    assert sum("no temperature of an ensemble: " in note for note in found.notes) == 1
 
 
 def test_samples_take_as_long_as_a_line_through_their_times_says():

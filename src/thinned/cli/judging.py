@@ -69,7 +69,8 @@ class Evaluate:
         str | None, Option("Other images, to see how well uncertainty tells them apart.")
     ] = None
     worth: Annotated[
-        bool, Option("Compare a plain pass with samples, temperature and ensemble instead.")
+        bool,
+        Option("Compare a plain pass with samples and ensemble, each with a temperature, instead."),
     ] = False
     coverage: Coverage = None
     sets: Sets = None
@@ -91,7 +92,7 @@ class Evaluate:
         from thinned.runs import predictions as trust
 
         refuse_unwritable(self.out)
-        _refuse_lone_sets(self)
+        _refuse_lone_sets(self.coverage, self.sets, self.per_class)
         runs = trust.load_runs(self.runs)
         if self.worth:
             self._compare(runs)
@@ -115,7 +116,7 @@ class Evaluate:
             _put(json.dumps(values, ensure_ascii=False) if as_json else "\n".join(lines), self.out)
 
     def _compare(self, runs: Sequence[Any]) -> None:
-        from thinned.runs.evaluate import compare
+        from thinned.runs.worth import compare
 
         given = {"--samples": self.samples, "--calibrated": self.calibrated, "--ood": self.ood}
         given |= {"--corrupt": self.corrupt, "--coverage": self.coverage is not None}
@@ -181,7 +182,7 @@ class Predict:
         from thinned.runs import predictions as trust
 
         prediction.refuse_unready(self.format, self.out)
-        _refuse_lone_sets(self)
+        _refuse_lone_sets(self.coverage, self.sets, self.per_class)
         if self.risk is None and self.confidence is not None:
             raise RequestError("--confidence says how surely --risk holds: give that, too")
         folders = [path for path in self.paths if os.path.isfile(path / "config.json")]
@@ -243,6 +244,8 @@ class Report:
     ood: Annotated[
         str | None, Option("Other images, whose entropy is shown beside the test images'.")
     ] = None
+    coverage: Coverage = None
+    sets: Sets = None
     figures: Annotated[Path | None, Option("Folder for the figures as SVG and PNG files, too.")] = (
         None
     )
@@ -255,16 +258,27 @@ class Report:
         from thinned.runs import report
 
         refuse_unwritable(self.out)
+        _refuse_lone_sets(self.coverage, self.sets)
         runs = trust.load_runs(self.runs)
         alone = runs[0].folder / "report.html" if len(runs) == 1 else Path("report.html")
         out = self.out or alone
-        print(report.write_report(runs, out, self.samples, self.figures, self.ood))
+        print(
+            report.write_report(
+                runs,
+                out,
+                self.samples,
+                self.figures,
+                self.ood,
+                self.coverage,
+                self.sets or "lac",
+            )
+        )
 
 
-def _refuse_lone_sets(given: Evaluate | Predict) -> None:
+def _refuse_lone_sets(coverage: float | None, sets: str | None, per_class: bool = False) -> None:
     """Refuse to say how sets are made where none are asked for."""
-    if given.coverage is None and (given.sets or given.per_class):
-        flag = "--sets" if given.sets else "--per-class"
+    if coverage is None and (sets or per_class):
+        flag = "--sets" if sets else "--per-class"
         raise RequestError(f"{flag} says how the sets of --coverage are made: give that, too")
 
 

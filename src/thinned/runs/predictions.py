@@ -44,7 +44,7 @@ _MOST = 1024
 
 
 def predictions_of(
-    runs: Sequence[Run], images: Any, samples: int = 0, calibrated: bool = False
+    runs: Sequence[Run], images: Any, samples: int = 0, calibrated: bool = False, draw: int = 0
 ) -> Predictions:
     """What one run, or several as an ensemble, predict.
 
@@ -55,6 +55,7 @@ def predictions_of(
             off (weight scaling).
         calibrated: whether to temper the mean, as `calibrate` fitted it for just these runs and
             samples.
+        draw: of the masks of all samples, which the run's seed and this number decide.
 
     Raises:
         RequestError: runs do not fit together, cannot be sampled, or were never calibrated.
@@ -62,11 +63,13 @@ def predictions_of(
     if samples < 0:
         raise RequestError(f"--samples is {samples}: must be at least 0")
     temperature = temperature_of(runs, samples) if calibrated else None
-    found = averaged(members_of(runs, images, samples))
+    found = averaged(members_of(runs, images, samples, draw))
     return found if temperature is None else tempered(found, temperature)
 
 
-def members_of(runs: Sequence[Run], images: Any, samples: int = 0) -> list[Predictions]:
+def members_of(
+    runs: Sequence[Run], images: Any, samples: int = 0, draw: int = 0
+) -> list[Predictions]:
     """What each of several runs predicts; arguments and errors as for `predictions_of`."""
     first = runs[0].facts
     images = fitting_images(images, first)
@@ -76,11 +79,11 @@ def members_of(runs: Sequence[Run], images: Any, samples: int = 0) -> list[Predi
                 f"{run.folder} and {runs[0].folder} differ in classes or image shape: "
                 "they are no ensemble"
             )
-    return [_member(run, images, samples) for run in runs]
+    return [_member(run, images, samples, draw) for run in runs]
 
 
 @fixed_settings()
-def _member(run: Run, images: Any, samples: int) -> Predictions:
+def _member(run: Run, images: Any, samples: int, draw: int) -> Predictions:
     state, images = read_by(run.built, run.state, images)
     if samples == 0:
         logits = predict_logits(state.apply_fn, state.variables, images)
@@ -93,7 +96,8 @@ def _member(run: Run, images: Any, samples: int) -> Predictions:
         raise RequestError(f"{run.folder} was trained without dropout: it cannot be sampled")
     if rates:
         variables["rates"] = rates_collection(rates)
-    key = key_for(run.config.seed, "sample")
+    # At 1 are the images to look at, see `thinned.core.rng.a_few`.
+    key = key_for(run.config.seed, "sample", 2 * draw)
     try:
         return sample_predictions(state.apply_fn, variables, images, key, samples)
     except RequestError as error:

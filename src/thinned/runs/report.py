@@ -24,10 +24,11 @@ from thinned.data.batch import as_float
 from thinned.dropout.audit.watch_linen import dropout_on
 from thinned.dropout.sites import rates_collection
 from thinned.runs import figures
-from thinned.runs.predictions import appraise, other_images, predictions_of, same_images
+from thinned.runs.predictions import appraise, other_images, predictions_of, same_images, sets_for
 from thinned.runs.run import Run
 from thinned.trust import scores
 from thinned.trust.appraisal import COVERAGES, Appraisal, told_apart
+from thinned.trust.conformal import Conformal, SetKind, SetScores
 from thinned.trust.sampling import Predictions
 
 _DEFINITIONS = {
@@ -49,6 +50,8 @@ def write_report(
     samples: int = 0,
     folder: Path | None = None,
     ood: str | None = None,
+    coverage: float | None = None,
+    sets: SetKind = "lac",
 ) -> Path:
     """Write the page, whole or not at all.
 
@@ -58,15 +61,21 @@ def write_report(
         samples: thinned networks to average, see `thinned.runs.predictions.predictions_of`.
         folder: for the figures as SVG and PNG files, if wanted.
         ood: other images, to be told from the test images.
+        coverage, sets: whether, and how, to show sets of classes, see
+            `thinned.runs.predictions.sets_for`.
 
     Raises:
         RequestError: matplotlib is missing, a run has no checkpoint, or the other images cannot be
-            used, see `thinned.runs.predictions.other_images`.
+            used, see `thinned.runs.predictions.other_images`; or a run cannot promise sets.
         ThinnedError: a file cannot be written.
     """
     plots = Plots(folder, later=True)
     others = [
         None if ood is None else other_images(run, ood, run.test_images()).images for run in runs
+    ]
+    made = [
+        None if coverage is None else sets_for([run], coverage, sets, False, samples, False)
+        for run in runs
     ]
     found = [appraise([run], run.test_images(), samples) for run in runs]
     outside = [
@@ -78,9 +87,11 @@ def write_report(
         parts.append(_outsiders(runs, found, outside, ood))
     curves = figures.learning_curves(runs, plots)
     parts.append(f'<h2>Learning curves</h2><div class="grid">{curves}</div>')
-    for number, (run, appraisal, other) in enumerate(zip(runs, found, outside, strict=True), 1):
+    each_run = zip(runs, found, outside, made, strict=True)
+    for number, (run, appraisal, other, promised) in enumerate(each_run, 1):
         entropy = None if other is None else other.entropy
-        parts += _one(run, appraisal, entropy, plots, f"run{number}", many=len(runs) > 1)
+        head = f"<h1>{html.escape(run.folder.name)}</h1>" if len(runs) > 1 else ""
+        parts += [head, *_one(run, appraisal, entropy, promised, plots, f"run{number}")]
     title = "Thinned: " + ", ".join(run.folder.name for run in runs)
     write_page(out, title, parts)
     plots.write_files()
@@ -155,11 +166,10 @@ def _one(
     run: Run,
     found: Appraisal,
     other: np.ndarray | None,
+    made: Conformal | None,
     plots: Plots,
     name: str,
-    many: bool,
 ) -> list[str]:
-    head = f"<h1>{html.escape(run.folder.name)}</h1>" if many else ""
     drawn = [
         figures.confusion(found, plots, name),
         figures.reliability(found, plots, name),
@@ -168,33 +178,46 @@ def _one(
         figures.rates(run, plots, name),
     ]
     return [
-        head,
         f'<h2>What it gets right, and what it knows</h2><div class="grid">{"".join(drawn)}</div>',
-        _pictures(run, found),
+        _sets(found, made),
+        _pictures(run, found, made),
         _filters(run),
         _silence(run),
         _repeat(run),
     ]
 
 
-def _pictures(run: Run, found: Appraisal) -> str:
+def _sets(found: Appraisal, made: Conformal | None) -> str:
+    if made is None:
+        return ""
+    scored = SetScores.of(made, found.probabilities, found.labels, found.classes)
+    return f"<h2>Sets of classes</h2><pre>{html.escape(str(scored))}</pre>"
+
+
+def _pictures(run: Run, found: Appraisal, made: Conformal | None) -> str:
     test = run.test_images()
     confidence = found.probabilities.max(1)
     wrong = np.flatnonzero(~found.right)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:_SHOWN]
     unsure = np.argsort(confidence, kind="stable")[:_SHOWN]
+    held = None if made is None else made.sets(found.probabilities)
     parts = []
     for title, chosen in (("The worst mistakes", worst), ("The least sure", unsure)):
-        tiles = "".join(_tile(test.images[[int(row)]][0], int(row), found) for row in chosen)
+        tiles = "".join(
+            _tile(test.images[[int(row)]][0], int(row), found, None if held is None else held[row])
+            for row in chosen
+        )
         parts.append(f'<h2>{title}</h2><div class="tiles">{tiles or "none"}</div>')
     return "".join(parts)
 
 
-def _tile(image: np.ndarray, row: int, found: Appraisal) -> str:
+def _tile(image: np.ndarray, row: int, found: Appraisal, held: np.ndarray | None) -> str:
     p = found.probabilities[row]
     best, label = int(p.argmax()), int(found.labels[row])
     names = found.classes
     says = f"says {names[best]} ({p[best]:.0%}), is {names[label]} ({p[label]:.0%})"
+    if held is not None:
+        says += f"; set: {', '.join(names[each] for each in np.flatnonzero(held)) or 'none'}"
     shown = html.escape(says)
     return (
         f'<div class="tile"><img src="{_data_url(image)}" alt="test image {row}: {shown}">'
