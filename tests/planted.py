@@ -96,7 +96,9 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, off):
-        y = nn.MultiHeadDotProductAttention(2, dropout_rate=0.3, deterministic=off)(nn.LayerNorm()(x))
+        y = nn.MultiHeadDotProductAttention(2, dropout_rate=0.3, deterministic=off)(
+            nn.LayerNorm()(x)
+        )
         shared = self.fault == "key shared by sites" and not off
         key = self.make_rng("dropout") if shared else None
         x = x + Drop(RATE, name="one")(y, off, key)
@@ -133,9 +135,7 @@ class Bert(nn.Module):
         x = nn.Embed(11, WIDTH)(tokens) * WIDTH**0.5
         x = nn.Dropout(0.1, deterministic=not train)(x)
         split = {"params": True, "dropout": self.fault != "key shared by layers of a scan"}
-        layers = nn.scan(
-            Layer, {"params": 0}, split_rngs=split, length=2, in_axes=nn.broadcast
-        )
+        layers = nn.scan(Layer, {"params": 0}, split_rngs=split, length=2, in_axes=nn.broadcast)
         x, _ = layers(self.fault)(x, not train)
         return nn.Dense(3)(x[:, 0])
 
