@@ -10,7 +10,7 @@ WORKERS ?= 2
 # Where one PyTorch build is enough, name it: make bench TORCH=torch==2.13.0
 TORCH ?= torch
 
-.PHONY: help train test nightly subset ends check lint types bench docs notebook clean
+.PHONY: help train test nightly subset ends check lint types bench bench-backbone docs notebook clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -61,6 +61,10 @@ types: $(VENV)/.test
 bench: $(VENV)/.bench ## Our epoch against plain Flax, PyTorch and the roofline, side by side
 	$(BIN)/python benchmarks/epoch.py
 	$(BIN)/python benchmarks/dropout_speed.py
+
+bench-backbone: $(VENV)/.bench ## EfficientNet-Lite0 beside PyTorch: features and full fine-tuning
+	$(BIN)/python -m pip install --quiet timm safetensors
+	$(BIN)/python benchmarks/backbone.py
 
 $(VENV)/.docs: $(BIN)/thinned
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

@@ -27,6 +27,7 @@ from thinned.runs.verify import differing
 SMALL = {
     "data": {"limit": 640, "validation": 64},
     "epochs": 12,
+    "keep_best": "accuracy",
     # So often that a good part of the kills falls into a save.
     "checkpoint_every_s": 0.05,
 }

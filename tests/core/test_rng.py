@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thinned.core.errors import RequestError
-from thinned.core.rng import key_for, permutation, stream_root
+from thinned.core.rng import a_few, key_for, permutation, stream_root
 
 SEEDS = st.integers(0, 2**32 - 1)
 STEPS = st.integers(0, 2**32 - 1)
@@ -93,3 +93,20 @@ def test_each_image_lands_anywhere_with_equal_chance(position):
     counts = np.bincount(places, minlength=10)
     sigma = np.sqrt(400 * 0.1 * 0.9)
     assert np.abs(counts - 40).max() < 5 * sigma
+
+
+@pytest.mark.parametrize(("size", "count"), [(0, 5), (5, 5), (6, 5), (300, 20)])
+@pytest.mark.parametrize("seed", [0, 2**40])
+def test_a_few_are_drawn_from_all_without_repeats(size, count, seed):
+    found = a_few(size, count, seed)
+    assert len(found) == min(size, count)
+    assert (np.diff(found) > 0).all()
+    assert np.array_equal(found, a_few(size, count, seed))
+    assert ((found >= 0) & (found < size)).all()
+
+
+def test_a_few_of_sorted_images_see_every_class():
+    labels = np.repeat(np.arange(10), 1000)
+    counts = np.bincount(labels[a_few(len(labels), 500)], minlength=10)
+    # 50 of each are expected; the binomial's deviation is below 6.9.
+    assert (np.abs(counts - 50) < 5 * 6.9).all()

@@ -73,7 +73,7 @@ def test_a_single_tree_is_split_by_the_seed_class_by_class(tmp_path):
     assert one.classes == ("a", "b b", "日本")
     assert np.bincount(one.test.labels).tolist() == [2, 2, 2]
     assert np.array_equal(one.test.images[np.arange(6)], two.test.images[np.arange(6)])
-    other = open_source(DataConfig(path=str(base)), seed=1).load()
+    other = load(base, split_seed=1)
     assert not np.array_equal(one.test.images[np.arange(6)], other.test.images[np.arange(6)])
     assert "held out" in one.notes[0]
     assert len(load(base, test_fraction=0.5).test) == 15

@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from thinned.cli.main import main
 from thinned.core.config import Config, DataConfig, DropoutConfig
+from thinned.runs import doctor
 from thinned.runs.doctor import diagnose
 from thinned.runs.train import train
 
@@ -70,3 +72,13 @@ def test_a_run_of_few_steps_tells_nothing_of_its_learning_rate(tiny_data, tmp_pa
     (check,) = (check for check in found.checks if "learning rate" in check.question)
     assert check.passed is None
     assert found.passed
+
+
+def test_the_learning_rate_is_tried_on_images_from_all(tmp_path, monkeypatch):
+    labels = np.repeat(np.arange(4), 100)
+    images = np.repeat(labels, 64).reshape(-1, 8, 8, 1).astype(np.uint8)
+    arrays = {"x_train": images, "y_train": labels, "x_test": images[::9], "y_test": labels[::9]}
+    np.savez(tmp_path / "sorted.npz", **arrays)
+    monkeypatch.setattr(doctor, "_EXAMPLES", 100)
+    case = doctor._Case.open(write(tmp_path / "c.json", tmp_path / "sorted.npz"))
+    assert np.bincount(np.asarray(case.few_images.labels), minlength=4).min() > 10

@@ -6,6 +6,7 @@ import pytest
 from thinned.cli.main import main
 from thinned.core.config import Config, DataConfig
 from thinned.core.errors import RequestError
+from thinned.runs import find_lr as find_lr_module
 from thinned.runs.find_lr import Curve, find_lr
 
 
@@ -17,6 +18,24 @@ def test_the_steepest_place_of_a_known_curve_is_found():
     curve = Curve(rates, losses, losses)
     assert curve.steepest == pytest.approx(1e-3, rel=0.1)
     assert curve.at_minimum == pytest.approx(0.1 * rates[np.argmin(losses)])
+
+
+def test_single_losses_near_nothing_neither_end_the_sweep_nor_are_its_advice():
+    random = np.random.default_rng(0)
+    # As of one image a step: mostly 0, now and then large; better from 1e-3 on.
+    rates = np.geomspace(1e-6, 10, 200)
+    means = 2.3 - 1.2 / (1 + np.exp(-4 * (np.log10(rates) + 3)))
+    losses = means * random.exponential(size=200)
+    losses[0] = 1e-3
+    assert losses.min() < means.min() / 100
+    assert not any(find_lr_module._has_blown_up(losses[:count]) for count in range(1, 201))
+    curve = Curve(rates, losses, find_lr_module._smoothed(losses))
+    assert curve.steepest >= rates[10]
+    assert curve.at_minimum >= rates[10] / 10
+    assert find_lr_module._has_blown_up([2.0] * 30 + [80.0] * 5)
+    # Of the average itself, without the bias of its start.
+    weights = 0.9 ** np.arange(200)[::-1]
+    assert curve.smoothed[-1] == pytest.approx(np.average(losses, weights=weights))
 
 
 def test_a_network_is_swept_until_it_blows_up(tiny_data):

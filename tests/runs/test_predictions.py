@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,13 +16,16 @@ from sklearn import metrics
 from thinned.cli.main import main
 from thinned.core.config import Config, DataConfig, DropoutConfig
 from thinned.core.errors import RequestError
-from thinned.core.types import Split
+from thinned.runs import calibration, worth
 from thinned.runs import evaluate as scoring
-from thinned.runs import evaluate as worth
 from thinned.runs import predictions as trust
+from thinned.runs.calibration import Calibration, fit
+from thinned.runs.files import columns, predict_files
 from thinned.runs.train import train
 from thinned.trust import scores
+from thinned.trust.conformal import Conformal, SetScores
 from thinned.trust.sampling import Predictions
+from thinned.trust.selection import select
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +39,22 @@ def data(base):
 
 
 def config(data, **options):
-    held = DataConfig(path=str(data), validation=60)
+    # Each seed has a split of its own.
+    held = DataConfig(path=str(data), validation=60, split_seed=None)
     return Config(data=held, epochs=4, batch_size=20, **options)
 
 
 @pytest.fixture(scope="module")
 def runs(base, data):
     return [train(config(data, seed=seed), runs=base, name=f"s{seed}") for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def alike(runs, base, data):
+    """Runs that held out the same images, as those of several seeds do by default."""
+    asked = config(data, seed=1)
+    asked = replace(asked, data=replace(asked.data, split_seed=0))
+    return [runs[0], train(asked, runs=base, name="other")]
 
 
 @pytest.fixture(scope="module")
@@ -153,8 +166,8 @@ def test_the_test_images_in_another_order_are_no_others_and_nothing_is_printed(r
 def test_outsiders_are_tempered_as_the_test_images_are(runs, base):
     folder = base / "tempered"
     shutil.copytree(runs[0].folder, folder)
-    (folder / "calibration.json").write_text('{"temperature": 3.0}')
     run = trust.load_runs([folder])[0]
+    calibration.keep([run], 0, Calibration(3.0, 0.0, 0.0, 60))
     noise = np.random.default_rng(0).integers(0, 256, (50, 8, 8)).astype(np.uint8)
     other = write_idx(base / "noises", (noise, np.arange(50) % 3), (noise, np.arange(50) % 3))
     told = scoring.evaluate_runs([run], lambda _: None, calibrated=True, ood=str(other))["ood"]
@@ -188,7 +201,7 @@ def test_a_temperature_is_fitted_saved_and_applied(runs, base, capsys):
     assert "is not calibrated" in refused(capsys, "evaluate", str(folder), "--calibrated")
     assert main(["calibrate", str(folder)]) == 0
     run = trust.load_runs([folder])[0]
-    temperature = trust.temperature_of(run)
+    temperature = calibration.temperature_of([run])
     assert f"temperature {temperature:.4f}" in capsys.readouterr().out
     held = run.dataset.validation
     plain, scaled = (trust.appraise([run], held, calibrated=on).scores for on in (False, True))
@@ -213,32 +226,56 @@ def test_a_temperature_that_nothing_supports_is_doubted(runs, monkeypatch, capsy
         assert error.count("\n") == 1
 
 
-def test_the_worth_of_samples_is_one_table(runs, base, capsys):
-    folder = base / "worth"
-    shutil.copytree(runs[0].folder, folder)
-    assert main(["evaluate", str(folder), str(runs[1].folder), "--worth"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0] for line in lines[1:-1]] == [
-        "plain pass",
-        "temperature",
-        "MC, 1 sample",
-        "MC, 10 samples",
-        "MC, 30 samples",
-        "MC, 100 samples",
-        "ensemble of 2",
-    ]
-    assert re.match(r"MC, \d+ samples?, as long ", lines[-1])
-    assert not (folder / "calibration.json").exists()
-    words = ["evaluate", str(folder), "--worth", "--samples", "5", "--corrupt"]
+WAYS = ["plain pass", "MC, 1 sample", "MC, 10 samples", "MC, 30 samples", "MC, 100 samples"]
+
+
+def test_the_worth_of_samples_is_a_table_as_they_are_and_one_with_temperatures(alike, capsys):
+    folders = [str(run.folder) for run in alike]
+    assert main(["evaluate", *folders, "--worth"]) == 0
+    told = capsys.readouterr().out
+    first, second, explained = told.split("\n\n")
+    for table in (first.splitlines(), second.splitlines()[1:]):
+        names = [line.split("  ")[0] for line in table[1:]]
+        assert names[:-1] == [*WAYS, "ensemble of 2"]
+        assert re.match(r"MC, \d+ samples?, as long", names[-1])
+    assert explained.startswith("scores and differences are means over 5 draws of masks")
+    assert not (alike[0].folder / "calibration.json").exists()
+    words = ["evaluate", folders[0], "--worth", "--samples", "5", "--corrupt"]
     assert "leave out --samples, --corrupt" in refused(capsys, *words)
-    methods = worth.compare(trust.load_runs([folder]), counts=(20,)).methods
-    plain, sampled = methods[0], methods[-1]
-    assert plain.time == 1.0
-    assert plain.nll_difference == (0.0, 0.0, 0.0)
-    assert plain.p_value == 1.0
-    mean = sampled.appraisal.scores["nll"] - plain.appraisal.scores["nll"]
-    assert sampled.nll_difference[0] == pytest.approx(mean)
-    assert sampled.nll_difference[1] <= mean <= sampled.nll_difference[2]
+
+
+def test_differences_are_over_draws_of_masks_and_of_like_with_like(runs, capsys):
+    run, test, held = runs[0], runs[0].dataset.test, runs[0].dataset.validation
+    found = worth.compare([run], counts=(20,), draws=3)
+
+    def losses(samples, draw, own):
+        new, old = (
+            trust.predictions_of([run], each.images, samples, draw=draw) for each in (test, held)
+        )
+        if own:
+            new = trust.tempered(new, fit(old.probabilities, held.labels).temperature)
+        return scores.losses(new.probabilities, test.labels)
+
+    for methods, own in ((found.methods, False), (found.tempered, True)):
+        plain, sampled = methods
+        assert plain.nll_difference == (0.0, 0.0, 0.0)
+        assert plain.p_value == 1.0
+        base, drawn = losses(0, 0, own), np.stack([losses(20, draw, own) for draw in range(3)])
+        assert not np.array_equal(drawn[0], drawn[1])
+        assert plain.scores["nll"] == pytest.approx(base.mean())
+        assert sampled.scores["nll"] == pytest.approx(drawn.mean())
+        assert sampled.nll_difference == pytest.approx(scores.crossed_interval(drawn - base))
+    assert found.methods[0].time == 1.0
+    assert found.methods[0].temperature == 1.0
+    assert found.tempered[0].temperature == trust.fitted([run]).temperature
+
+
+def test_without_images_that_were_held_out_there_is_no_temperature(runs):
+    found = worth.compare(runs, counts=(2,), draws=2)
+    assert [method.name for method in found.tempered] == [
+        method.name for method in found.methods if not method.name.startswith("ensemble")
+    ]
+    assert sum("no temperature of an ensemble: " in note for note in found.notes) == 1
 
 
 def test_samples_take_as_long_as_a_line_through_their_times_says():
@@ -270,6 +307,20 @@ def test_more_samples_do_not_have_to_narrow_what_lies_between_members(monkeypatc
     found = trust.enough_samples([], np.zeros((1, 2, 2, 1)))
     assert found.samples == 16
     assert found.half_width == pytest.approx(1.96 * np.sqrt(2 * 0.01**2 / 16) / 2)
+
+
+def test_the_number_of_samples_is_judged_by_images_from_all(monkeypatch):
+    seen = []
+
+    def members(runs, images, samples):
+        seen.append(images.reshape(-1))
+        return [Predictions(np.zeros((1, 2)), np.zeros(1), np.zeros(1), np.zeros(1), samples)]
+
+    monkeypatch.setattr(trust, "members_of", members)
+    trust.enough_samples([], np.arange(5000, dtype=np.float32).reshape(-1, 1, 1, 1))
+    assert len(seen[0]) == 500
+    # Of data sorted into ten classes, about 50 of each.
+    assert np.bincount(seen[0].astype(int) // 500, minlength=10).min() > 15
 
 
 def test_parquet_and_auto(runs, pictures, base, capsys):
@@ -341,40 +392,131 @@ def test_a_table_of_nothing_has_its_columns(runs, base, form, capsys):
     assert [str(kind) for kind in schema.types] == ["string"] * 2 + ["double"] * 4
 
 
-def test_unsure_marks_leave_only_the_wanted_risk(runs):
+def test_unsure_answers_are_those_below_what_keeps_the_risk(runs, pictures, capsys):
+    run, held = runs[0], runs[0].dataset.validation
+    found = trust.selection_for([run], 0.2, 0.9, 0, calibrated=False)
+    p = trust.predictions_of([run], held.images).probabilities
+    assert found == select(p.max(1), p.argmax(1) == held.labels, 0.2, 0.9)
+    words = ["predict", str(run.folder), str(pictures), "--risk", "0.2", "--confidence", "0.9"]
+    assert main([*words, "--format", "json"]) == 0
+    told = capsys.readouterr()
+    assert told.err == f"{found}\n"
+    for row in map(json.loads, told.out.splitlines()):
+        assert row["unsure"] == (row["probability"] <= found.threshold)
+    assert "takes at least 299 validation images, and" in refused(
+        capsys, *words[:3], "--risk", "0.01"
+    )
+    assert "--risk is 1: must" in refused(capsys, *words[:3], "--risk", "1")
+    assert "--confidence says" in refused(capsys, *words[:3], "--confidence", "0.9")
+
+
+@pytest.mark.parametrize("samples", [0, 5])
+def test_sets_are_those_of_validation_images(alike, pictures, samples, capsys):
+    runs = alike
+    held, test = runs[0].dataset.validation, runs[0].dataset.test
+    p, new = (
+        trust.predictions_of(runs, each.images, samples).probabilities for each in (held, test)
+    )
+    made = Conformal.of("aps", 0.9, p, held.labels)
+    words = ["--coverage", "0.9", "--sets", "aps", "--samples", str(samples)]
+    folders = [str(run.folder) for run in runs]
+    assert main(["evaluate", *folders, *words]) == 0
+    expected = SetScores.of(made, new, test.labels, runs[0].facts.classes)
+    assert f"\n\n{expected}\n" in capsys.readouterr().out
+    assert main(["evaluate", *folders, *words, "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sets"] == expected.as_values()
+    assert main(["predict", *folders, str(pictures), *words, "--format", "json"]) == 0
+    told = capsys.readouterr()
+    assert told.err == f"{made}\n"
+    sets = [json.loads(line)["set"] for line in told.out.splitlines()]
+    assert all(1 <= len(each) <= 3 for each in sets)
+    assert [each[0] for each in sets] == [
+        json.loads(line)["class"] for line in told.out.splitlines()
+    ]
+    assert main(["predict", *folders, str(pictures), *words, "--format", "csv"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [row["set"].split("|") for row in rows] == sets
+    assert main(["predict", *folders, str(pictures), *words]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split()[-2:] == ["set", "path"]
+
+
+def test_sets_of_each_class_and_what_cannot_be_promised(runs, pictures, base, capsys):
+    run, folder = str(runs[0].folder), str(pictures)
+    made = trust.sets_for(runs[:1], 0.9, "lac", True, 0, calibrated=False)
     held = runs[0].dataset.validation
-    threshold = trust.threshold_for(runs[:1], 0.05, 0, calibrated=False).confidence
-    p = runs[0].predict(np.asarray(held.images))
-    answered = p.max(1) >= threshold - 1e-7
-    assert answered.any()
-    assert np.mean(p.argmax(1)[answered] != held.labels[answered]) <= 0.05 + 1e-9
-    all_of_them = trust.threshold_for(runs[:1], 1.0, 0, calibrated=False)
-    assert all_of_them.confidence <= p.max(1).min() + 1e-6
-    assert all_of_them.coverage == 1
+    p = trust.predictions_of(runs[:1], held.images).probabilities
+    own = [np.sort(1 - p[held.labels == y, y]) for y in range(3)]
+    ranks = [int(np.ceil((len(each) + 1) * 0.9 - 1e-9)) for each in own]
+    assert made.thresholds.tolist() == [
+        each[rank - 1] for each, rank in zip(own, ranks, strict=True)
+    ]
+    few = ["predict", run, folder, "--coverage"]
+    assert "takes at least 99 validation images, and" in refused(capsys, *few, "0.99")
+    assert "validation images of a class, and" in refused(capsys, *few, "0.98", "--per-class")
+    assert "--coverage is 1: must" in refused(capsys, *few, "1")
+    assert "give that, too" in refused(capsys, "evaluate", run, "--sets", "aps")
+    assert "give that, too" in refused(capsys, *few[:3], "--per-class")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    out = base / "sets.parquet"
+    assert main([*few, "0.9", "--format", "parquet", "--out", str(out)]) == 0
+    assert all(isinstance(row["set"], list) for row in parquet.read_table(out).to_pylist())
 
 
-def test_a_threshold_does_not_part_images_of_one_confidence(runs, monkeypatch):
-    """The surest answer is right, the next two are equally sure, and one of them is wrong."""
-    held = Split(np.zeros((3, 8, 8, 1), np.uint8), np.asarray([0, 0, 1], np.int32))
-    p = np.asarray([[0.9, 0.1], [0.8, 0.2], [0.8, 0.2]])
-    found = Predictions(p, np.zeros(3), np.zeros(3), np.zeros(3), 1)
-    monkeypatch.setattr(trust, "validation_of", lambda _: held)
-    monkeypatch.setattr(trust, "predictions_of", lambda *_: found)
-    assert trust.threshold_for(runs[:1], 0.3, 0, calibrated=False) == (0.9, 1 / 3)
-    assert trust.threshold_for(runs[:1], 0.34, 0, calibrated=False) == (0.8, 1)
-    held.labels[0] = 1
-    never = trust.threshold_for(runs[:1], 0.3, 0, calibrated=False)
-    assert never == (np.inf, 0)
-    assert "all are unsure" in str(never)
-
-
-def test_a_threshold_for_several_runs_needs_images_that_none_learned_from(runs, base, data):
+def test_a_threshold_for_several_runs_needs_images_that_none_learned_from(runs, alike):
     with pytest.raises(RequestError, match="s1 held out other validation images than .*s0"):
-        trust.threshold_for(runs, 0.1, 0, calibrated=False)
-    twin = base / "twin"
+        trust.selection_for(runs, 0.1, 0.9, 0, calibrated=False)
+    assert trust.selection_for(alike, 0.9, 0.9, 0, calibrated=False).answered == 60
+
+
+def test_strange_images_are_marked_by_validation_photos(runs, base, pictures, capsys):
+    run, held = runs[0], runs[0].dataset.validation
+    known = trust.known_below([run], 0.1, "energy", 0, calibrated=False)
+    energy = trust.predictions_of([run], held.images).energy
+    # The ceil(61 * 0.9)-th smallest of 60.
+    assert known.threshold == np.sort(energy)[54]
+    assert (known.images, known.marked) == (60, int(np.sum(energy > known.threshold)))
+    mixed = base / "strangers"
+    shutil.copytree(pictures, mixed)
+    Image.fromarray(np.full((8, 8), 120, np.uint8)).save(mixed / "flat.png")
+    (mixed / "broken.png").write_bytes(b"no image")
+    words = ["predict", str(run.folder), str(mixed), "--ood-fpr", "0.1"]
+    assert main([*words, "--format", "json"]) == 1
+    out, err = capsys.readouterr()
+    rows = [row for row in map(json.loads, out.splitlines()) if "error" not in row]
+    assert [row["known"] for row in rows] == [row["energy"] <= known.threshold for row in rows]
+    strange = sum(not row["known"] for row in rows)
+    assert not next(row for row in rows if row["path"].endswith("flat.png"))["known"]
+    assert f"none of the classes above an energy of {known.threshold:.4f}: " in err
+    assert f"{strange} of 13 {'is' if strange == 1 else 'are'} probably none of the classes" in err
+    assert main(words) == 1
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["class", "probability", "energy", "known", "path"]
+    assert [line.split()[3] for line in table[1:]] == [("no", "yes")[row["known"]] for row in rows]
+
+
+@pytest.mark.parametrize("samples", [0, 5])
+def test_strangers_to_several_runs_and_samples_are_marked(runs, base, pictures, samples):
+    twin = base / f"twin-{samples}"
     shutil.copytree(runs[0].folder, twin)
     both = trust.load_runs([runs[0].folder, twin])
-    assert trust.threshold_for(both, 1.0, 0, calibrated=False).coverage == 1
+    alone, together = (
+        list(predict_files(each, [pictures], samples=samples, calibrated=False, ood_fpr=0.1))
+        for each in (both[:1], both)
+    )
+    # The mean of equal energies.
+    assert [row["energy"] for row in alone] == pytest.approx([row["energy"] for row in together])
+    assert list(alone[0]) == list(columns(samples, ood_score="energy"))
+    with pytest.raises(RequestError, match="--ood-fpr: .*s1 held out other validation images"):
+        trust.known_below(runs, 0.1, "energy", samples, calibrated=False)
+
+
+def test_a_temperature_changes_no_energy(runs, base):
+    copy = base / "tempered-energy"
+    shutil.copytree(runs[0].folder, copy)
+    run = trust.load_runs([copy])[0]
+    trust.calibrate([run])
+    plain, tempered = (trust.known_below([run], 0.1, "energy", 0, c) for c in (False, True))
+    assert plain == tempered
 
 
 def test_what_makes_no_sense_is_refused_in_one_line(runs, base, data, pictures, capsys):
@@ -382,7 +524,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(runs, base, data, pictures, 
     assert "no images are given" in refused(capsys, "predict", run)
     assert "does not exist" in refused(capsys, "predict", run, "/nowhere")
     assert "is no run folder" in refused(capsys, "predict", folder)
-    assert "--risk is 2.0" in refused(capsys, "predict", run, folder, "--risk", "2")
+    assert "--risk is 2" in refused(capsys, "predict", run, folder, "--risk", "2")
     assert "--samples is -1" in refused(capsys, "predict", run, folder, "--samples", "-1")
     empty = base / "empty"
     empty.mkdir()
@@ -393,7 +535,11 @@ def test_what_makes_no_sense_is_refused_in_one_line(runs, base, data, pictures, 
     assert "has no validation images" in refused(capsys, "calibrate", str(bare.folder))
     words = ["predict", str(bare.folder), folder]
     assert "has no validation images" in refused(capsys, *words, "--risk", "0.1")
+    assert "has no validation images" in refused(capsys, *words, "--ood-fpr", "0.1")
     assert "trained without dropout" in refused(capsys, *words, "--samples", "5")
+    few = ["predict", run, folder, "--ood-fpr"]
+    assert "takes at least 99 validation images, and" in refused(capsys, *few, "0.01")
+    assert "must be a number above 0 and below 1" in refused(capsys, *few, "0")
     other = write_idx(base / "two", blobs(60, 0, classes=2), blobs(20, 1, classes=2))
     two = Config(data=DataConfig(path=str(other)), epochs=1, batch_size=20)
     pair = train(two, runs=base, name="two")

@@ -1,5 +1,6 @@
 """The report: one file, right figures, and in a real browser no error and no request."""
 
+import html
 import json
 import re
 import shutil
@@ -15,10 +16,11 @@ from conftest import blobs, write_idx
 from thinned.cli.main import main
 from thinned.core.config import Config, DataConfig, DropoutConfig
 from thinned.runs import figures, report
-from thinned.runs.predictions import appraise
+from thinned.runs.predictions import appraise, sets_for
 from thinned.runs.run import Run
 from thinned.runs.train import train
 from thinned.trust.appraisal import WIDEST, Appraisal
+from thinned.trust.conformal import SetScores
 from thinned.trust.sampling import Predictions
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -48,6 +50,7 @@ def page(runs, tmp_path_factory):
     labels = np.arange(40) % 3
     other = write_idx(tmp_path_factory.mktemp("noise"), (noise, labels), (noise, labels))
     words = ["report", str(runs[0].folder), "--samples", "5", "--ood", str(other)]
+    words += ["--coverage", "0.9", "--sets", "aps"]
     assert main(words) == 0
     return runs[0].folder / "report.html"
 
@@ -83,6 +86,16 @@ def test_it_says_how_it_was_made_and_what_its_scores_mean(page, runs):
     assert f"<td>accuracy (Wilson&#x27;s 95 % interval)</td><td>{told}</td>" in text
     assert f"<td>Brier score (summed over classes, 0 to 2)</td><td>{score['brier']:.4f}" in text
     assert "<td>mutual information</td>" in text
+
+
+def test_its_sets_are_those_of_evaluate_and_stand_below_each_image(page, runs):
+    run, text = runs[0], html.unescape(page.read_text())
+    made = sets_for([run], 0.9, "aps", False, 5, calibrated=False)
+    found = appraise([run], run.test_images(), 5)
+    assert str(SetScores.of(made, found.probabilities, found.labels, found.classes)) in text
+    held, unsure = made.sets(found.probabilities), found.probabilities.max(1).argmin()
+    names = ", ".join(np.asarray(found.classes)[held[unsure]])
+    assert re.search(rf"test image {unsure}: [^;]*; set: {names}\"", text)
 
 
 def test_activations_are_counted_with_and_without_dropout(page, runs):

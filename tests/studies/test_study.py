@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import xml.dom.minidom
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -18,14 +19,14 @@ from conftest import gzipped
 from jax.tree import leaves
 
 from thinned.cli.main import main
-from thinned.core.config import recipe, with_values
+from thinned.core.config import recipe, to_json, with_values
 from thinned.core.errors import RequestError
 from thinned.engine.loop import Pace
 from thinned.engine.step import train_steps
 from thinned.runs import train as runs
 from thinned.studies.arms import Arm, grid, varied
 from thinned.studies.comparison import Difference
-from thinned.studies.jobs import under_way
+from thinned.studies.jobs import place_of, under_way
 from thinned.studies.outcomes import Outcome, Row
 from thinned.studies.page import told, verdict
 from thinned.studies.study import Study, rows_of, run_of, run_study, search
@@ -130,6 +131,10 @@ def test_going_on_repeats_nothing_and_adds_seeds(done, base, tmp_path):
     rows = run_study(more, copy, lines.append)
     assert len(lines) == 3
     assert all(len(row.outcomes) == 3 for row in rows)
+    # It was planned with two seeds, and says at which look it stands.
+    again = Study.open(copy)
+    assert (again.looks, again.planned) == ((2, 3), (0, 1))
+    assert "Look 2 (seeds: 2, 3; the first planned)" in verdict(again, rows)
     lines.clear()
     rows = run_study(study(base, "dropout.rate=0,0.2,0.5,0.9", seeds=(0, 1, 2)), copy, lines.append)
     assert [line.split(":")[0] for line in lines] == [
@@ -263,6 +268,10 @@ def test_a_run_in_progress_tells_how_far_it_is(done, base, tmp_path, monkeypatch
     place = copy / "dropout.rate=0.5" / "seed-1"
     (place / "outcome.json").unlink()
     assert under_way(copy, wanted.jobs) == ["dropout.rate=0.5, seed 1: epoch 2/2 done"]
+    first = {"split": "train", "epoch": 1, "step": 8, "epoch_s": 150.0}
+    (place / "metrics.jsonl").write_text(json.dumps(first) + "\n")
+    told = "dropout.rate=0.5, seed 1: epoch 1/2 done, 2 min left of this run"
+    assert under_way(copy, wanted.jobs) == [told]
     (place / "metrics.jsonl").write_text("")
     assert under_way(copy, wanted.jobs) == ["dropout.rate=0.5, seed 1: epoch 0/2 done"]
     # The one who watches says so while the run lasts.
@@ -310,6 +319,32 @@ def test_a_killed_study_goes_on_where_it_was(base, tmp_path):
     unbroken = run_study(Study.open(tmp_path / "s"), tmp_path / "again")
     for one, two in zip(rows_of(tmp_path / "s"), unbroken, strict=True):
         assert one.values("nll") == two.values("nll")
+
+
+def test_runs_that_go_on_in_other_processes_keep_their_threads_or_are_named(base, tmp_path):
+    wanted, folder = study(base, seeds=(0, 1, 2)), tmp_path / "s"
+    # Two were begun with other threads, as with a process for each core; JAX has not started.
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from thinned.runs.environment import describe_environment\n"
+        "from thinned.studies.jobs import _keep_threads\n"
+        "from thinned.studies.study import Study\n"
+        "folder = Path(sys.argv[1])\n"
+        "_keep_threads(folder, Study.open(folder).jobs)\n"
+        "print(describe_environment('', '')['cpu_threads'])\n"
+    )
+    for seed, threads in ((1, 3), (2, 5)):
+        place = place_of(folder, wanted.arms[0], seed)
+        place.mkdir(parents=True)
+        (place / "config.json").write_text(to_json(base), encoding="utf-8")
+        (place / "environment.json").write_text(json.dumps({"cpu_threads": threads}))
+    (folder / "study.json").write_text(wanted.to_json(), encoding="utf-8")
+    words = [sys.executable, "-c", program, str(folder)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "3"
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{place}: note: JAX computed with 5 threads, now with 3")
 
 
 def test_processes_end_with_a_study_that_is_killed_and_their_runs_go_on(base, tmp_path):
@@ -431,6 +466,28 @@ def test_the_seeds_that_are_lacking_are_those_beyond_the_finished_pairs(base):
     found = Difference(3, 0.01, -0.01, 0.03, 0.2, 0.2, 10)
     rows = [Row(wanted.arms[0], {}, None), Row(wanted.arms[1], {}, found)]
     assert "about 7 more would be needed" in verdict(wanted, rows)
+
+
+def test_seeds_that_are_added_come_last_and_are_not_planned(base):
+    past = study(base, seeds=(4, 5))
+    more = study(base, seeds=(3, 4, 5, 6)).with_past(past)
+    assert (more.seeds, more.planned, more.looks) == ((4, 5, 3, 6), (4, 5), (2, 4))
+    assert more.with_past(more) == more
+    # Of a study that did not note its looks none counts as planned.
+    unknown = replace(past, looks=())
+    assert study(base, seeds=(4, 5, 6)).with_past(unknown).planned == ()
+
+
+def test_arms_are_compared_within_what_parts_them(base):
+    arms = grid(varied(["data.limit=60,90", "dropout.rate=0,0.5"], base))
+    first, second, third, fourth = (arm.name for arm in arms)
+    assert Study.of(base, arms, (0,), first, "data.limit").baselines == {
+        second: first,
+        fourth: third,
+    }
+    assert Study.of(base, arms, (0,), second).baselines == dict.fromkeys(
+        (first, third, fourth), second
+    )
 
 
 def test_one_seed_and_one_arm_say_what_they_cannot(base, tmp_path):

@@ -14,7 +14,13 @@ from thinned.models.apply import predict
 from thinned.models.cnn import CNN
 from thinned.models.resnet import ResNet
 from thinned.trust.partition import split_by_key
-from thinned.trust.sampling import averaged, look_at, sample_predictions
+from thinned.trust.sampling import (
+    Predictions,
+    averaged,
+    entropy_of,
+    look_at,
+    sample_predictions,
+)
 
 pytestmark = pytest.mark.optimised
 
@@ -219,3 +225,39 @@ def test_an_ensemble_is_the_mean_of_its_members():
     np.testing.assert_allclose(found.probabilities, expected)
     assert found.samples == 12
     np.testing.assert_allclose(averaged(members[:1]).deviation, members[0].deviation)
+
+
+def test_an_ensembles_deviation_is_of_the_class_that_it_predicts():
+    random = np.random.default_rng(0)
+    samples = random.dirichlet([2.0, 1.5, 1.0], (2, 50, 6))
+    # The second member is sure of another class than the ensemble in the end.
+    samples[1] = samples[1][..., ::-1]
+    members = [
+        Predictions(
+            drawn.mean(0),
+            np.take_along_axis(drawn.std(0, ddof=1), drawn.mean(0).argmax(1)[:, None], 1)[:, 0],
+            np.zeros(6),
+            np.zeros(6),
+            50,
+            drawn.var(0, ddof=1),
+        )
+        for drawn in samples
+    ]
+    found = averaged(members)
+    top = found.probabilities.argmax(1)
+    assert any((member.probabilities.argmax(1) != top).any() for member in members)
+    own = samples[:, :, np.arange(6), top]
+    expected = np.sqrt(own.var(1, ddof=1).mean(0) + own.mean(1).var(0))
+    np.testing.assert_allclose(found.deviation, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [10, 30])
+def test_mutual_information_is_low_by_about_a_part_of_one_over_the_samples(count):
+    random = np.random.default_rng(1)
+    drawn = random.dirichlet(np.full(10, 3.0), (400, 3000))
+
+    def mean_of(samples):
+        return float(np.mean(entropy_of(samples.mean(1)) - entropy_of(samples).mean(1)))
+
+    few = np.mean([mean_of(drawn[:, i : i + count]) for i in range(0, 3000 - count, count)])
+    assert few / mean_of(drawn) == pytest.approx(1 - 1 / count, abs=0.2 / count)

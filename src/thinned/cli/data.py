@@ -24,14 +24,13 @@ class Inspect:
     sheet: Annotated[Path, Option("Where to write examples of each class, as PNG.")] = Path(
         "sheet.png"
     )
-    seed: Annotated[int, Option("Chooses test images where none are named.", "integer", low=0)] = 0
 
     def __call__(self) -> None:
         """Print the report."""
         from thinned.data import inspect as datatools
 
         data = validate(self.data, "data.")
-        print(datatools.inspect(replace(data, path=self.source), self.seed, self.sheet))
+        print(datatools.inspect(replace(data, path=self.source), self.sheet))
         print(f"\nexamples of each class: {self.sheet}")
 
 
@@ -42,14 +41,13 @@ class Convert:
     source: Annotated[Positional[str], Option("Folder, file or name, as for --data.path.")]
     out: Annotated[Positional[Path], Option("The file to write, ending in .npz.")]
     data: DataConfig = field(default_factory=DataConfig)
-    seed: Annotated[int, Option("Chooses test images where none are named.", "integer", low=0)] = 0
 
     def __call__(self) -> None:
         """Write the file and say what is in it."""
         from thinned.data import inspect as datatools
 
         data = validate(self.data, "data.")
-        packed = datatools.convert(replace(data, path=self.source), self.out, self.seed)
+        packed = datatools.convert(replace(data, path=self.source), self.out)
         held = len(packed.validation) if packed.validation else 0
         print(
             f"{self.out}: {len(packed.train):,} training, {held:,} validation, "
@@ -75,7 +73,7 @@ class Show:
 
 @dataclass(frozen=True)
 class Cache:
-    """Show the decoded images that are kept between runs, or delete them."""
+    """Show what is kept of images between runs, decoded or as features, or delete it."""
 
     clear: Annotated[bool, Option("Delete all that no process is reading.")] = False
 

@@ -31,6 +31,26 @@ Samples = Annotated[
 ]
 
 
+Coverage = Annotated[
+    float | None,
+    Option(
+        "Sets of classes that hold the right one of this part of the images, by the validation "
+        "images.",
+        "of the images",
+        low=0,
+        high=1,
+    ),
+]
+Sets = Annotated[
+    Literal["lac", "aps", "raps"] | None,
+    Option(
+        "Kind of set: the smallest (lac, which is the default), larger for harder images (aps), "
+        "small among many classes (raps)."
+    ),
+]
+PerClass = Annotated[bool, Option("Promise the coverage of each class, instead of all together.")]
+
+
 @dataclass(frozen=True)
 class Evaluate:
     """Every usual score on all test images; of several runs, as an ensemble."""
@@ -42,13 +62,19 @@ class Evaluate:
         arg(name="data.path"),
     ] = None
     samples: Samples = 0
-    calibrated: Annotated[bool, Option("Divide logits by the run's fitted temperature.")] = False
+    calibrated: Annotated[bool, Option("Temper probabilities, as thinned calibrate fitted it.")] = (
+        False
+    )
     ood: Annotated[
         str | None, Option("Other images, to see how well uncertainty tells them apart.")
     ] = None
     worth: Annotated[
-        bool, Option("Compare a plain pass with samples, temperature and ensemble instead.")
+        bool,
+        Option("Compare a plain pass with samples and ensemble, each with a temperature, instead."),
     ] = False
+    coverage: Coverage = None
+    sets: Sets = None
+    per_class: PerClass = False
     corrupt: Annotated[bool, Option("Score damaged test images, too: six ways, three levels.")] = (
         False
     )
@@ -66,6 +92,7 @@ class Evaluate:
         from thinned.runs import predictions as trust
 
         refuse_unwritable(self.out)
+        _refuse_lone_sets(self.coverage, self.sets, self.per_class)
         runs = trust.load_runs(self.runs)
         if self.worth:
             self._compare(runs)
@@ -80,16 +107,20 @@ class Evaluate:
             calibrated=self.calibrated,
             ood=self.ood,
             corrupt=self.corrupt,
+            coverage=self.coverage,
+            sets=self.sets or "lac",
+            per_class=self.per_class,
         )
         if silent:
             as_json = self.format == "json"
             _put(json.dumps(values, ensure_ascii=False) if as_json else "\n".join(lines), self.out)
 
     def _compare(self, runs: Sequence[Any]) -> None:
-        from thinned.runs.evaluate import compare
+        from thinned.runs.worth import compare
 
         given = {"--samples": self.samples, "--calibrated": self.calibrated, "--ood": self.ood}
-        given |= {"--corrupt": self.corrupt, "--format json": self.format == "json"}
+        given |= {"--corrupt": self.corrupt, "--coverage": self.coverage is not None}
+        given |= {"--format json": self.format == "json"}
         useless = [name for name, value in given.items() if value]
         if useless:
             raise RequestError(f"--worth compares ways of its own: leave out {', '.join(useless)}")
@@ -105,17 +136,39 @@ class Predict:
         Option("Run folder (or several, as an ensemble), then image files and folders of them."),
     ]
     samples: Samples = 0
-    calibrated: Annotated[bool, Option("Divide logits by the run's fitted temperature.")] = False
+    calibrated: Annotated[bool, Option("Temper probabilities, as thinned calibrate fitted it.")] = (
+        False
+    )
     risk: Annotated[
         float | None,
         Option(
-            "Mark answers as unsure, so that of the others only this part is wrong on validation "
-            "images.",
+            "Mark answers as unsure, so that at most this part of the others is wrong, also of new "
+            "images; by the validation images.",
             "of the answers",
             low=0,
             high=1,
         ),
     ] = None
+    confidence: Annotated[
+        float | None,
+        Option("How surely --risk holds; 0.95 when absent.", "probability", low=0, high=1),
+    ] = None
+    coverage: Coverage = None
+    sets: Sets = None
+    per_class: PerClass = False
+    ood_fpr: Annotated[
+        float | None,
+        Option(
+            "Mark images as none of the known classes, so that on average this part of the known "
+            "ones is marked, too; by the validation images.",
+            "of the images",
+            low=0,
+            high=1,
+        ),
+    ] = None
+    ood_score: Annotated[
+        Literal["energy"], Option("How strange an image looks, for --ood-fpr.")
+    ] = "energy"
     format: Annotated[
         Literal["table", "csv", "json", "parquet"],
         Option("A table, CSV, JSON with one object a line, or Parquet (with --out)."),
@@ -129,6 +182,9 @@ class Predict:
         from thinned.runs import predictions as trust
 
         prediction.refuse_unready(self.format, self.out)
+        _refuse_lone_sets(self.coverage, self.sets, self.per_class)
+        if self.risk is None and self.confidence is not None:
+            raise RequestError("--confidence says how surely --risk holds: give that, too")
         folders = [path for path in self.paths if os.path.isfile(path / "config.json")]
         if not folders:
             if not self.paths:
@@ -140,8 +196,15 @@ class Predict:
             samples=self.samples,
             calibrated=self.calibrated,
             risk=self.risk,
+            confidence=0.95 if self.confidence is None else self.confidence,
+            coverage=self.coverage,
+            sets=self.sets or "lac",
+            per_class=self.per_class,
+            ood_fpr=self.ood_fpr,
+            ood_score=self.ood_score,
         )
-        header = prediction.columns(self.samples, self.risk)
+        marking = None if self.ood_fpr is None else self.ood_score
+        header = prediction.columns(self.samples, self.risk, self.coverage, marking)
         errors = prediction.write_rows(rows, self.format, self.out, header)
         if errors:
             raise ThinnedError(f"{errors} of the files could not be read")
@@ -149,21 +212,20 @@ class Predict:
 
 @dataclass(frozen=True)
 class Calibrate:
-    """Fit a run's temperature on its validation images, for --calibrated."""
+    """Fit a temperature on validation images, for --calibrated with the same runs and samples."""
 
-    run: Annotated[Positional[Path], Option("Run folder.")]
+    runs: Annotated[Positional[tuple[Path, ...]], Option("Run folder, or several, as an ensemble.")]
+    samples: Annotated[
+        int, Option("Thinned networks of each run to average; 0 for dropout off.", "samples", low=0)
+    ] = 0
     debug: Debug = False
 
     def __call__(self) -> None:
         """Fit, save, and say what it changed."""
         from thinned.runs import predictions as trust
-        from thinned.runs.run import Run
 
-        found = trust.calibrate(Run.open(self.run))
-        print(
-            f"temperature {found.temperature:.4f}: NLL {found.before:.4f} to "
-            f"{found.after:.4f} nats on validation"
-        )
+        found = trust.calibrate(trust.load_runs(self.runs), self.samples)
+        print(found)
         if found.doubt:
             print(f"thinned: warning: {found.doubt}", file=sys.stderr)
 
@@ -182,6 +244,8 @@ class Report:
     ood: Annotated[
         str | None, Option("Other images, whose entropy is shown beside the test images'.")
     ] = None
+    coverage: Coverage = None
+    sets: Sets = None
     figures: Annotated[Path | None, Option("Folder for the figures as SVG and PNG files, too.")] = (
         None
     )
@@ -194,10 +258,28 @@ class Report:
         from thinned.runs import report
 
         refuse_unwritable(self.out)
+        _refuse_lone_sets(self.coverage, self.sets)
         runs = trust.load_runs(self.runs)
         alone = runs[0].folder / "report.html" if len(runs) == 1 else Path("report.html")
         out = self.out or alone
-        print(report.write_report(runs, out, self.samples, self.figures, self.ood))
+        print(
+            report.write_report(
+                runs,
+                out,
+                self.samples,
+                self.figures,
+                self.ood,
+                self.coverage,
+                self.sets or "lac",
+            )
+        )
+
+
+def _refuse_lone_sets(coverage: float | None, sets: str | None, per_class: bool = False) -> None:
+    """Refuse to say how sets are made where none are asked for."""
+    if coverage is None and (sets or per_class):
+        flag = "--sets" if sets else "--per-class"
+        raise RequestError(f"{flag} says how the sets of --coverage are made: give that, too")
 
 
 def _put(text: str, out: Path | None) -> None:

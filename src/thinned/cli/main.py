@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import errno
 import io
@@ -177,7 +178,17 @@ def parse(arguments: list[str]) -> Any:
         fresh = [Data(action=Show(config=base))] if _takes_config(command.action) else []
     else:
         fresh = [type(command)(config=base)] if _takes_config(command) else []
-    return _read(words, fresh) if fresh or asked != words else command
+    return _following(_read(words, fresh), base) if fresh or asked != words else command
+
+
+def _following(command: Any, base: Config) -> Any:
+    """The command as read over `base`, whose recipe the parser takes for any other word."""
+    if isinstance(command, Data):
+        return dataclasses.replace(command, action=_following(command.action, base))
+    if not _takes_config(command):
+        return command
+    config = dataclasses.replace(command.config, recipe=base.recipe)
+    return dataclasses.replace(command, config=config)
 
 
 def _takes_config(command: Any) -> bool:
@@ -236,7 +247,26 @@ def _base_config(command: Any) -> Config:
         return load(own.resume / "config.json")
     if file is not None:
         return load(file, named or None)
-    return recipe(named or "tutorial")
+    if named or not _takes_config(own):
+        return recipe(named or "tutorial")
+    return recipe(_usual_recipe(own.config))
+
+
+def _usual_recipe(config: Config) -> str:
+    """The defaults of who names no recipe: those for pretrained weights, where there are any."""
+    if config.pretrained == "no" or (config.pretrained == "auto" and config.data.path is None):
+        return "tutorial"
+    from thinned.runs.pretrained import resolved
+
+    try:
+        found, _ = resolved(config)
+    except RequestError:
+        # Whatever is wrong with the data is the command's to say, once it is their turn.
+        return "tutorial"
+    # A run that is gone on from has its own ways, which its user knows.
+    if not found.is_pretrained or os.path.isdir(found.pretrained):
+        return "tutorial"
+    return "finetune-head" if config.finetune == "head" else "finetune-all"
 
 
 def _one_line(box: str) -> str:

@@ -74,6 +74,8 @@ class Study:
                 rows = study.run_study(wanted, folder, tell, self.processes)
             else:
                 rows = study.search(wanted, folder, self.search, tell)
+        # With the looks of before.
+        wanted = study.Study.open(folder)
         print(f"\n{told(wanted, rows)}", flush=True)
         from thinned.studies.page import write_study_page
 

@@ -110,16 +110,24 @@ class Models:
 
 
 def _closing(run: Any) -> str:
-    last = {record["split"]: record for record in run.metrics}
-    test = last["test"]
+    tests = {record["epoch"]: record for record in run.metrics if record["split"] == "test"}
+    epoch = run.best.epoch if run.best is not None and run.best.epoch in tests else max(tests)
+    test = tests[epoch]
+    which = "" if run.best is None else f", after epoch {epoch}"
+    kept = () if run.best is None else (f"kept      {run.best}",)
+    # Any other course was laid out over its epochs, and cannot be made longer.
+    constant = run.config.optim.schedule == "constant"
+    more = f"thinned train --resume {run.folder} --epochs {run.config.epochs * 2}"
+    longer = (f"go on     {more}",) if constant else ()
     return "\n".join(
         (
             f"test accuracy {test['accuracy']:.2%}, loss {test['loss']:.4f} nats, "
-            f"on all {test['count']:,} images",
+            f"on all {test['count']:,} images{which}",
+            *kept,
             f"run       {run.folder}",
             f"evaluate  thinned evaluate {run.folder}",
             f"audit     thinned doctor {run.folder}",
-            f"go on     thinned train --resume {run.folder} --epochs {run.config.epochs * 2}",
+            *longer,
             f"predict   thinned predict {run.folder} IMAGES --samples 100",
         )
     )

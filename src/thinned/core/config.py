@@ -108,12 +108,22 @@ class DataConfig:
         ),
     ] = 0.2
     validation: Annotated[
-        int, Option("Training images held out by the seed, for selecting.", "images", low=0)
+        int, Option("Training images held out, for selecting.", "images", low=0)
     ] = 0
     limit: Annotated[
         int | None,
-        Option("Use only this many training images, chosen by the seed.", "images", low=1),
+        Option("Use only this many training images.", "images", low=1),
     ] = None
+    split_seed: Annotated[
+        int | None,
+        Option(
+            "Chooses which images are held out for testing and validation, and which are used; "
+            "with none, --seed does.",
+            "integer",
+            low=0,
+            high=2**32 - 1,
+        ),
+    ] = 0
     balance: Annotated[
         Literal["no", "weights", "sampling"],
         Option("Imbalanced classes: weigh the loss, or draw each class equally often."),
@@ -197,6 +207,16 @@ class AugmentConfig:
         float | None,
         Option("Parameter of the Beta distribution of pasting patches.", "number", low=0, high=10),
     ] = None
+    views: Annotated[
+        int,
+        Option(
+            "Varied views kept of each image where only its features are learned from; epochs take "
+            "them in turn.",
+            "views",
+            low=1,
+            high=1000,
+        ),
+    ] = 4
 
 
 @dataclass(frozen=True)
@@ -305,6 +325,15 @@ class OptimConfig:
         float | None,
         Option("Largest norm of each unit's incoming weights.", "norm", low=0, above=True),
     ] = None
+    layer_decay: Annotated[
+        float | None,
+        Option(
+            "Learning rate of each stage of a pretrained network, as a part of the next one's.",
+            low=0,
+            high=1,
+            above=True,
+        ),
+    ] = None
     l1: Annotated[float | None, Option("Times the weights' absolute sum, in the loss.", low=0)] = (
         None
     )
@@ -347,12 +376,16 @@ class Config:
     """Everything needed to repeat a run.
 
     `recipe` names the defaults that the other options began with; given here it fills in none of
-    them. So begin with `thinned.core.config.recipe(name)` and lay your own over it (`with_values`,
-    ``dataclasses.replace``); no new run begins with a config that has not one value of its recipe.
+    them. So begin with `thinned.recipe(name)` and lay your own over it (`thinned.with_values`,
+    ``dataclasses.replace``): no new run begins with a recipe that was only named.
     """
 
     recipe: Annotated[
-        str, Option("Named set of defaults: tutorial, or tutorial-as-printed (see docs).")
+        str,
+        Option(
+            "Named set of defaults: tutorial, tutorial-as-printed, finetune-head or finetune-all "
+            "(see docs). [default: tutorial; finetune-... with pretrained weights]"
+        ),
     ] = "tutorial"
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -364,6 +397,25 @@ class Config:
         ),
     ] = "auto"
     mlp: MlpConfig = field(default_factory=MlpConfig)
+    pretrained: Annotated[
+        str,
+        Option(
+            "Weights to begin with: imagenet (extra `pretrained`), a .safetensors or .pth file, "
+            "hf:OWNER/NAME, or the folder of a run; no for none. auto takes imagenet for colour "
+            "photos of at least 64 pixels, where the extra is installed."
+        ),
+    ] = "auto"
+    finetune: Annotated[
+        str,
+        Option(
+            "What of a pretrained network trains: head, all, or the names of stages, as "
+            "blocks_5,head."
+        ),
+    ] = "head"
+    batch_statistics: Annotated[
+        Literal["frozen", "trained"],
+        Option("Whether batch normalisation of a pretrained network goes on collecting them."),
+    ] = "frozen"
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
     learning_rate: Annotated[
         float, Option("Step size of the optimizer.", "per step", low=0, above=True)
@@ -373,6 +425,22 @@ class Config:
     epochs: Annotated[
         int, Option("Passes over the training images.", "epochs", low=1, changeable=True)
     ] = 10
+    keep_best: Annotated[
+        Literal["no", "accuracy", "nll"],
+        Option(
+            "Predict with the epoch that is best on the validation images, of equals the earlier, "
+            "instead of the last."
+        ),
+    ] = "no"
+    patience: Annotated[
+        int | None,
+        Option(
+            "Stop after so many epochs without a better one by --keep-best.",
+            "epochs",
+            low=1,
+            changeable=True,
+        ),
+    ] = None
     seed: Annotated[int, Option("Root of all randomness.", "integer", low=0, high=2**32 - 1)] = 0
     log: Annotated[
         Literal["none", "tensorboard"],
@@ -394,6 +462,16 @@ class Config:
         ),
     ] = 60.0
 
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether weights are read from somewhere; ``auto`` is written out before a run begins."""
+        return self.pretrained not in ("auto", "no")
+
+    @property
+    def split_seed(self) -> int:
+        """The seed by which images are held out, and those that are used are chosen."""
+        return self.seed if self.data.split_seed is None else self.data.split_seed
+
 
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "tutorial": {},
@@ -403,7 +481,29 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "dropout": {"bits": "threefry"},
         "randomness": {"derivation": "tutorial", "dropout": "frozen", "shuffle": "frozen"},
     },
+    # Chosen on validation photos by scripts/finetune_recipes.py; see docs/results.md.
+    "finetune-head": {
+        "batch_size": 64,
+        "epochs": 60,
+        "augment": {"preset": "none"},
+        "optim": {"name": "adamw", "schedule": "cosine"},
+    },
+    "finetune-all": {
+        "finetune": "all",
+        "batch_size": 16,
+        "epochs": 6,
+        "learning_rate": 0.0003,
+        "augment": {"preset": "none", "crop": 0.6, "flip": 0.5},
+        "optim": {"name": "adamw", "schedule": "onecycle", "label_smoothing": 0.1},
+    },
 }
+
+
+class Followed(str):
+    """The name of a recipe, of a config that began with its values: `recipe` gives it.
+
+    The values do not tell: one that is the default may well be what was laid over the recipe.
+    """
 
 
 def recipe(name: str) -> Config:
@@ -414,7 +514,7 @@ def recipe(name: str) -> Config:
     """
     if not isinstance(typing.cast(Any, name), str) or name not in RECIPES:
         raise RequestError(f"unknown recipe {told(name)}{nearest(str(name), RECIPES)}")
-    return with_values(Config(recipe=name), RECIPES[name], f"recipe {name}")
+    return with_values(Config(recipe=Followed(name)), RECIPES[name], f"recipe {name}")
 
 
 def with_values(config: Any, values: Mapping[str, Any], where: str) -> Any:
@@ -441,7 +541,10 @@ def with_values(config: Any, values: Mapping[str, Any], where: str) -> Any:
                 )
             changes[name] = with_values(current, value, f"{where}: {name}")
         else:
-            changes[name] = coerce(hints[name], value, f"{where}: {name}")
+            found = coerce(hints[name], value, f"{where}: {name}")
+            # Named again, a recipe that is followed still is.
+            again = isinstance(current, Followed) and found == current
+            changes[name] = current if again else found
     return dataclasses.replace(config, **changes)
 
 
@@ -465,7 +568,32 @@ def load(path: Path, named: str | None = None) -> Config:
     # What comes through a pipe lies in no folder of the user's.
     if isinstance(data, dict) and isinstance(data.get("path"), str) and path.is_file():
         values["data"] = {**data, "path": _placed(data["path"], os.path.abspath(path.parent))}
+    values = as_meant(values)
     return with_values(recipe(values.get("recipe", "tutorial")), values, printable_path(path))
+
+
+def as_meant(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a config, as they were meant when it was written.
+
+    Before there was ``data.split_seed``, the seed of a run chose its split. That is how a config is
+    read which a program wrote, with every option, and which does not have this one.
+    """
+    data = values.get("data")
+    whole = {"recipe", "randomness", "checkpoint_every_s"} <= values.keys()
+    if not whole or not isinstance(data, dict) or "split_seed" in data:
+        return dict(values)
+    return {**values, "data": {**data, "split_seed": None}}
+
+
+def with_split_of(past: Config, config: Config) -> Config:
+    """What is asked of a run or study that exists, whose split stays what it is.
+
+    Where its seeds choose the split, as before there was ``data.split_seed``, the default of that
+    option asks for nothing else.
+    """
+    if past.data.split_seed is not None or config.data.split_seed != DataConfig.split_seed:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, split_seed=None))
 
 
 def to_json(config: Config) -> str:

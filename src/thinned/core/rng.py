@@ -20,8 +20,8 @@ from thinned.core.errors import RequestError
 from thinned.core.types import Key
 
 Stream = Literal["params", "shuffle", "split", "dropout", "augment", "sample"]
-"""The named streams. `split` holds out images, `sample` draws masks at prediction time; the others
-say what they draw."""
+"""The named streams. `split` holds out images, `sample` draws masks at prediction time, and images
+to look at; the others say what they draw."""
 
 Derivation = Literal["named", "tutorial"]
 """How a seed becomes the roots of the streams.
@@ -104,6 +104,16 @@ def key_for(
 def permutation(key: Key, size: int) -> np.ndarray:
     """A uniformly random order of ``range(size)``, i32 [size], in host memory."""
     return np.asarray(jax.random.permutation(key, size), np.int32)
+
+
+def a_few(size: int, count: int, seed: int = 0) -> np.ndarray:
+    """`count` of ``range(size)`` at random, i32 in their order; all where there are no more.
+
+    For a look at some of many images: the first of data that are sorted by class are of one class.
+    """
+    if size <= count:
+        return np.arange(size, dtype=np.int32)
+    return np.sort(permutation(key_for(seed, "sample", 1), size)[:count])
 
 
 def _stable_hash(name: str) -> int:

@@ -150,7 +150,7 @@ def augment_for(
     given = {
         name: value
         for name, value in vars(wanted).items()
-        if name != "preset" and value is not None
+        if name not in ("preset", "views") and value is not None
     }
     chosen = replace(PRESETS[preset], **given)
     return None if chosen == Augment() else replace(chosen, classes=classes)

@@ -115,18 +115,17 @@ class Inspection:
             yield f"         {pair}"
 
 
-def inspect(data: DataConfig, seed: int = 0, sheet: Path | None = None) -> Inspection:
+def inspect(data: DataConfig, sheet: Path | None = None) -> Inspection:
     """Look at every image of a source.
 
     Args:
         data: the source and how it is read.
-        seed: chooses test images where the data name none.
         sheet: where to write a picture of examples of each class (PNG), if anywhere.
 
     Raises:
         RequestError: the source cannot be read.
     """
-    source = open_source(data, seed)
+    source = open_source(data)
     dataset = source.load()
     splits = dataset.splits
     classes = len(dataset.classes)
@@ -165,13 +164,12 @@ def show(config: Config, path: Path) -> None:
     write_sheet(rows, path)
 
 
-def convert(data: DataConfig, out: Path, seed: int = 0) -> Dataset:
+def convert(data: DataConfig, out: Path) -> Dataset:
     """Pack a source into one ``.npz`` file that `thinned.data.sources.arrays.Npz` and NumPy read.
 
     Args:
         data: the source and how it is read.
         out: the file, ending in .npz; replaced only when it is whole.
-        seed: chooses test images where the data name none.
 
     Returns:
         What was packed.
@@ -183,7 +181,7 @@ def convert(data: DataConfig, out: Path, seed: int = 0) -> Dataset:
     """
     if out.suffix.lower() != ".npz":
         raise RequestError(f"{out}: the packed file must end in .npz")
-    dataset = open_source(data, seed).load()
+    dataset = open_source(data).load()
     size = sum(split.images.nbytes for split in dataset.splits.values())
     if size > _LARGEST_PACKED:
         raise RequestError(
@@ -200,13 +198,20 @@ def convert(data: DataConfig, out: Path, seed: int = 0) -> Dataset:
 
 
 def cache(clear: bool = False) -> str:
-    """What decoded images are kept, a line each and their sum; deleted first, if `clear` says so.
+    """What is kept of images, decoded or as features: a line each and their sums.
+
+    Args:
+        clear: whether to delete first what no process is reading.
 
     Raises:
         ThinnedError: there is no place for a cache.
         RequestError: ``THINNED_CACHE_GB`` is no number.
     """
-    folder, bound = cache_folder(), largest_cache()
+    return "\n".join(line for kind in ("data", "features") for line in _cached(kind, clear))
+
+
+def _cached(kind: str, clear: bool) -> list[str]:
+    folder, bound = cache_folder(kind), largest_cache()
     gone = trim(folder, 0) if clear else []
     packs = packs_in(folder)
     lines = [f"deleted {len(gone):,}, {_gigabytes(gone)} GB"] if clear else []
@@ -217,7 +222,7 @@ def cache(clear: bool = False) -> str:
         f"{folder}: {len(packs):,} kept, {_gigabytes(packs)} GB; above {bound / 1e9:g} GB the "
         "longest unused are deleted (THINNED_CACHE_GB), but none that a process reads"
     )
-    return "\n".join(lines)
+    return lines
 
 
 def _gigabytes(packs: Sequence[Kept]) -> str:

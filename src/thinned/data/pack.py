@@ -215,7 +215,7 @@ def write_pack(
         _settle(unfinished, folder)
     except OSError as error:
         raise ThinnedError(
-            f"cannot write decoded images to {folder.parent}: {error.strerror or error}; "
+            f"cannot write to the cache {folder.parent}: {error.strerror or error}; "
             "free some space, or set XDG_CACHE_HOME to a larger disk"
         ) from error
     finally:
@@ -223,7 +223,7 @@ def write_pack(
             shutil.rmtree(unfinished, ignore_errors=True)
     pack = open_pack(folder)
     if pack is None:
-        raise ThinnedError(f"decoded images in {folder} were damaged while they were written")
+        raise ThinnedError(f"{folder} was damaged while it was written")
     trim(folder.parent, largest_cache())
     return pack
 

@@ -30,6 +30,9 @@ Kind = Literal["element", "channel", "block", "path", "gaussian", "alpha", "conc
 MAPS = ("channel", "block", "path")
 """Kinds that drop parts of feature maps; where there is no map, they drop nothing."""
 
+USUAL_RATE = 0.5
+"""The rate of a hidden layer where neither a config nor its network names another."""
+
 INPUT = "input"
 """The site at a network's input, whose rate a config keeps lower than those of hidden ones."""
 
@@ -62,31 +65,50 @@ class DropoutSpec:
 
     Attributes:
         kind: what is dropped together.
-        rate: each layer's own rate; what comes with the collection ``rates`` goes before it.
+        rate: each layer's own rate, or None for the one that the network names; what comes with the
+            collection ``rates`` goes before it.
         bits: generator of the masks.
         block_size: side of a block of kind ``block``, in positions.
         examples: training examples, for kind ``concrete``.
     """
 
     kind: Kind = "element"
-    rate: float = 0.5
+    rate: float | None = None
     bits: Bits = "fast"
     block_size: int = 7
     examples: int = 1
 
-    def layer(self, name: str, *, train: bool) -> DropoutLayer:
-        """The layer of a kind that drops activations (any but ``connect``)."""
+    def rate_or(self, own: float = USUAL_RATE) -> float:
+        """The rate of a layer: the one named here, else the network's `own`."""
+        return own if self.rate is None else self.rate
+
+    def layer(self, name: str, *, train: bool, rate: float = USUAL_RATE) -> DropoutLayer:
+        """The layer of a kind that drops activations (any but ``connect``).
+
+        Args:
+            name: of the layer, and of its site.
+            train: whether it drops.
+            rate: its own, where none is named here.
+        """
+        rate = self.rate_or(rate)
         options: dict[str, Any] = {"deterministic": not train, "bits": self.bits, "name": name}
         if self.kind == "block":
-            return DropBlock(self.rate, block_size=self.block_size, **options)
+            return DropBlock(rate, block_size=self.block_size, **options)
         if self.kind == "concrete":
-            return ConcreteDropout(self.rate, examples=self.examples, **options)
+            return ConcreteDropout(rate, examples=self.examples, **options)
         simple = (Dropout, ChannelDropout, DropPath, GaussianDropout, AlphaDropout)
-        return {layer.kind: layer for layer in simple}[self.kind](self.rate, **options)
+        return {layer.kind: layer for layer in simple}[self.kind](rate, **options)
 
 
 def dropped_dense(
-    x: jax.Array, features: int, spec: DropoutSpec, *, train: bool, site: str, dense: str
+    x: jax.Array,
+    features: int,
+    spec: DropoutSpec,
+    *,
+    train: bool,
+    site: str,
+    dense: str,
+    rate: float = USUAL_RATE,
 ) -> jax.Array:
     """Dropout, then a dense layer, in whatever way `spec` says; call it in a compact method.
 
@@ -97,18 +119,19 @@ def dropped_dense(
         train: whether to drop.
         site: name of the dropout layer, unless weights are dropped.
         dense: name of the dense layer, and of the site where weights are dropped.
+        rate: the site's own, where `spec` names none.
 
     Returns:
         float [batch, features].
     """
     if spec.kind == "connect":
         layer = DropConnectDense(
-            features, spec.rate, bits=spec.bits, deterministic=not train, name=dense
+            features, spec.rate_or(rate), bits=spec.bits, deterministic=not train, name=dense
         )
         return layer(x.reshape(x.shape[0], -1))
     if x.ndim == 2 and spec.kind in MAPS:
         return nn.Dense(features, name=dense)(x)
-    drop = spec.layer(site, train=train)
+    drop = spec.layer(site, train=train, rate=rate)
     flat = drop(x).reshape(x.shape[0], -1)
     layer = nn.Dense(features, name=dense)
     outputs = layer(flat)

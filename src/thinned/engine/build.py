@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from typing import Any
 
 import jax
@@ -16,15 +16,17 @@ from flax import linen as nn
 from thinned.core.config import Config, MlpConfig, flag, options, recipe
 from thinned.core.errors import RequestError, told
 from thinned.core.rng import key_for, stream_root
-from thinned.core.types import Key
+from thinned.core.types import Key, Variables
 from thinned.data.augment import Augment, augment_for
 from thinned.data.facts import Facts
 from thinned.dropout.sites import INPUT, MAPS, DropoutSpec, Site, dropout_sites
+from thinned.engine.finetune import part_of, parts_of, still, trained
 from thinned.engine.optim import LOSS_NUMBERS, Rule, numbers_at, optimizer, with_numbers
 from thinned.engine.plan import Plan
 from thinned.engine.step import TrainState, create_state
 from thinned.models.apply import Normalised
-from thinned.models.catalog import RESIDUAL, SMALLEST, is_own, network
+from thinned.models.catalog import PHOTOS, RESIDUAL, SMALLEST, has_branches, is_own, network
+from thinned.models.staged import Staged
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Built:
         sites: where it drops something.
         plan: what each step of a run will do.
         augment: how training images are varied, or None.
+        on_features: whether it learns from what the first `cut` stages make of images.
+        start: gives the variables of a pretrained network, laid over those that are drawn; or None.
     """
 
     config: Config
@@ -46,15 +50,24 @@ class Built:
     sites: Mapping[str, Site]
     plan: Plan
     augment: Augment | None
+    on_features: bool = False
+    start: Callable[[], Variables] | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, config: Config, facts: Facts, labels: np.ndarray | None = None) -> Built:
+    def of(
+        cls,
+        config: Config,
+        facts: Facts,
+        labels: np.ndarray | None = None,
+        start: Callable[[], Variables] | None = None,
+    ) -> Built:
         """Build it, before anything is written.
 
         Args:
             config: what is asked for.
             facts: of the data.
             labels: i32 [example] of the training images; needed for balanced sampling.
+            start: reads the variables that a pretrained network begins with.
 
         Raises:
             RequestError: an option does not fit the data or the network; says which.
@@ -67,7 +80,45 @@ class Built:
         fixed = {name: float(site.rate) for name, site in sites.items() if not site.learned}
         balanced = labels if config.data.balance == "sampling" else None
         plan = Plan(config, facts.train_size, fixed, augment is not None, balanced)
-        return cls(config, facts, model, sites, plan, augment)
+        built = cls(config, facts, model, sites, plan, augment, start=start)
+        if config.is_pretrained:
+            _refuse_unfit_training(built)
+        return built
+
+    @cached_property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of the network, see `thinned.engine.finetune.parts_of`."""
+        return parts_of(self.model, example(self.facts))
+
+    @cached_property
+    def trains(self) -> tuple[str, ...]:
+        """Names of the parts that train: all, unless a pretrained network keeps some."""
+        if not self.config.is_pretrained:
+            return self.parts
+        return trained(self.config.finetune, self.parts, model_name(self.config, self.facts))
+
+    @cached_property
+    def cut(self) -> int:
+        """How many stages come before the first that trains or drops: what they make is kept."""
+        if not (self.config.is_pretrained and isinstance(self.model, Staged)):
+            return 0
+        return still(self.model, self.trains, self.plan.peak_rates)
+
+    def is_fixed(self, name: str) -> bool:
+        """Whether no step changes the parameters, or the collection, of that outermost name."""
+        if not self.config.is_pretrained:
+            return False
+        if name == "batch_stats":
+            return self.config.batch_statistics == "frozen"
+        part = part_of(self.model, name)
+        return part in self.parts and part not in self.trains
+
+    def _factors(self) -> dict[str, float]:
+        decay = self.config.optim.layer_decay
+        if decay is None:
+            return {}
+        deep = len(self.parts) - 1
+        return {name: decay ** (deep - index) for index, name in enumerate(self.parts)}
 
     def initial_state(self) -> TrainState:
         """The state at step 0: a pure function of the config and the facts, made anew.
@@ -78,9 +129,12 @@ class Built:
             RequestError: a network of the user's own cannot be initialised.
         """
         config, facts = self.config, self.facts
-        tx = optimizer(Rule.of(config.optim))
+        tx = optimizer(Rule.of(config.optim, self._factors()))
+        start = None if self.start is None else self.start()
         try:
-            state = create_state(self.model, example(facts), params_key(config), tx)
+            state = create_state(
+                self.model, example(facts), params_key(config), tx, start, self.is_fixed
+            )
         except (TypeError, ValueError, flax_errors.FlaxError) as error:
             raise self._own(error) from error
         numbers = numbers_at(config, self.plan.steps_per_epoch)(jnp.int32(0))
@@ -95,8 +149,11 @@ class Built:
         if facts.mean is None or facts.deviation is None:
             return state
         return state.replace(
-            apply_fn=Normalised(self.model.apply),
-            constants=Normalised.statistics(facts.mean, facts.deviation),
+            apply_fn=Normalised(state.apply_fn),
+            constants={
+                **state.constants,
+                **Normalised.statistics(facts.mean, facts.deviation),
+            },
         )
 
     def _own(self, error: Exception) -> Exception:
@@ -110,6 +167,8 @@ def model_name(config: Config, facts: Facts) -> str:
     """The network that a config means: ``auto`` is the CNN for small grey images, else ResNet."""
     if config.model != "auto":
         return config.model
+    if config.is_pretrained:
+        return PHOTOS
     height, width, channels = facts.image_shape
     return "cnn" if channels == 1 and max(height, width) <= 32 else "resnet"
 
@@ -121,14 +180,39 @@ def build_model(config: Config, facts: Facts) -> nn.Module:
     if wanted.kind == "block":
         spec = replace(spec, block_size=wanted.block_size)
     if wanted.kind == "concrete":
-        rate = spec.rate if wanted.rate is None else wanted.rate
-        spec = replace(spec, rate=rate, examples=facts.train_size)
+        spec = replace(spec, rate=wanted.rate, examples=facts.train_size)
     name = model_name(config, facts)
-    return _network(name, len(facts.classes), spec, config.mlp if name == "mlp" else MlpConfig())
+    shape = config.mlp if name == "mlp" else MlpConfig()
+    frozen = config.is_pretrained and config.batch_statistics == "frozen"
+    return _network(name, len(facts.classes), spec, shape, frozen)
 
 
-# One object for equal networks: a compiled step is found again by it.
-_network = cache(network)
+@cache
+def _network(
+    name: str, classes: int, dropout: DropoutSpec, mlp: MlpConfig, frozen: bool
+) -> nn.Module:
+    """One object for equal networks: a compiled step is found again by it."""
+    return network(name, classes, dropout, mlp, frozen_statistics=frozen)
+
+
+def _refuse_unfit_training(built: Built) -> None:
+    """Refuse what a pretrained network cannot do; its parts are looked up by that."""
+    config = built.config
+    if config.batch_statistics == "trained" and config.finetune != "all":
+        raise RequestError(
+            "--batch-statistics trained goes with --finetune all: statistics of parts that do not "
+            "train stay as they are"
+        )
+    if config.optim.layer_decay is not None and not isinstance(built.model, Staged):
+        name = model_name(config, built.facts)
+        raise RequestError(f"--optim.layer-decay: nobody knows the order of the parts of {name}")
+    if not built.trains or not built.cut or built.augment is None:
+        return
+    if built.augment.mixup or built.augment.cutmix:
+        raise RequestError(
+            "--augment.mixup and --augment.cutmix mix images, and of these only features are kept: "
+            "give --finetune all"
+        )
 
 
 def params_key(config: Config) -> Key:
@@ -162,10 +246,10 @@ def _refuse_unfit_data(config: Config, facts: Facts) -> None:
 def _refuse_unfit_sites(config: Config, facts: Facts, sites: Mapping[str, Site]) -> None:
     name, kind = model_name(config, facts), config.dropout.kind
     _refuse_unreached(config, name, sites)
-    if kind == "path" and name not in RESIDUAL:
+    if kind == "path" and not has_branches(name):
         raise RequestError(
             f"--dropout.kind path drops residual branches, and model {name} has none: "
-            f"take --model {RESIDUAL[0]}"
+            f"take --model {RESIDUAL}"
         )
     if kind in MAPS and all(site.learned for site in sites.values()):
         raise RequestError(

@@ -43,14 +43,19 @@ class Restored:
 
 
 class Checkpoints:
-    """The checkpoints of one run, ``folder/<step>/``.
+    """Checkpoints of one run, ``folder/<step>/``.
 
     Saving waits until everything is on the disk under its final name: a process killed at any
     moment leaves the checkpoints before it untouched.
+
+    Args:
+        folder: where they are.
+        kept: how many.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kept: int = KEPT) -> None:
         self.folder = folder
+        self._kept = kept
         self._passed: set[int] = set()
         self._proven = False
 
@@ -66,7 +71,7 @@ class Checkpoints:
         return [step for step in self.steps() if step not in self._passed]
 
     def save(self, step: int, arrays: Any, progress: dict[str, Any]) -> None:
-        """Save one checkpoint, then remove what `restore` passed over, and all but `KEPT`.
+        """Save one checkpoint, then remove what `restore` passed over, and the oldest.
 
         The first one is read back before anything is removed: what cannot be restored here is
         noticed at once, not in the end.
@@ -108,17 +113,18 @@ class Checkpoints:
                 "earlier checkpoints are untouched: mend this and resume"
             ) from error
 
-    def restore(self, template: Any) -> Restored | None:
+    def restore(self, template: Any, at: int | None = None) -> Restored | None:
         """The newest checkpoint that is whole, or None when none was ever saved.
 
         Args:
             template: a pytree like the one saved; says which shapes and dtypes to expect.
+            at: the step of the only one to take, instead.
 
         Raises:
-            ThinnedError: there are checkpoints, but none can be used.
+            ThinnedError: there are checkpoints, but none can be used; or not that one.
         """
         skipped: list[str] = []
-        for step in reversed(self.steps()):
+        for step in reversed(self.steps() if at is None else [at]):
             try:
                 # Else every checkpoint would seem damaged.
                 ensure_descriptors()
@@ -169,10 +175,10 @@ class Checkpoints:
         self._proven = True
 
     def _forget(self, saved: int) -> None:
-        """Remove what was passed over, and what is older than the newest `KEPT` up to `saved`."""
+        """Remove what was passed over, and what is older than the newest ones up to `saved`."""
         whole = [step for step in self.usable() if step <= saved]
         for step in self.steps():
-            if step in self._passed or step in whole[:-KEPT]:
+            if step in self._passed or step in whole[: -self._kept]:
                 self._discard(step)
         self._passed.clear()
 

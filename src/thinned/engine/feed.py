@@ -112,7 +112,7 @@ class Streamed:
         chunk, count = self._plan.chunk(step, wanted)
         rows = np.asarray(chunk.order)[:count].reshape(-1)
         full = self.capacity * self._batch
-        images = np.zeros((full, *self._split.images.shape[1:]), np.uint8)
+        images = np.zeros((full, *self._split.images.shape[1:]), self._split.images.dtype)
         # Sorted, so that the disk is read in one direction.
         order = np.argsort(rows, kind="stable")
         images[order] = self._split.images[rows[order]]

@@ -114,6 +114,12 @@ def warn(line: str) -> None:
     print(printable(line), file=sys.stderr, flush=True)
 
 
+def told_time(seconds: float) -> str:
+    """A time in minutes and hours, for people."""
+    hours, rest = divmod(round(seconds / 60), 60)
+    return f"{hours} h {rest:02d} min" if hours else f"{rest} min" if rest else "under a minute"
+
+
 def refuse_missing_log(kind: str) -> None:
     """Say before there is a run's folder that its log cannot be written.
 
@@ -170,12 +176,12 @@ class Plain(Silent):
 class Bar(Plain):
     """A progress bar with images per second and time left, and one line for each epoch."""
 
-    def __init__(self, done: int, total: int) -> None:
+    def __init__(self, done: int, total: int, doing: str = "training") -> None:
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
         from rich.progress import TimeRemainingColumn as TimeLeft
 
         speed = TextColumn("{task.fields[speed]}")
-        columns = (TextColumn("training"), BarColumn(), TaskProgressColumn(), speed, TimeLeft())
+        columns = (TextColumn(doing), BarColumn(), TaskProgressColumn(), speed, TimeLeft())
         self._progress = Progress(*columns, transient=True)
         self._task = self._progress.add_task("", completed=done, total=total, speed="compiling")
 
@@ -204,8 +210,8 @@ class Bar(Plain):
             self._progress.update(self._task, speed=f"{speed:,.0f} images/s")
 
 
-def view_for(quiet: bool, done: int, total: int) -> Silent:
+def view_for(quiet: bool, done: int, total: int, doing: str = "training") -> Silent:
     """The view that suits where the output goes."""
     if quiet:
         return Silent()
-    return Bar(done, total) if sys.stdout.isatty() else Plain()
+    return Bar(done, total, doing) if sys.stdout.isatty() else Plain()

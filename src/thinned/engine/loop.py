@@ -15,20 +15,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from thinned.core.config import Config
 from thinned.core.errors import ThinnedError
 from thinned.core.types import Split
 from thinned.data.batch import Batch
+from thinned.engine.best import Best, better, waited_enough
 from thinned.engine.build import Built
 from thinned.engine.checkpoint import Checkpoints, Restored
 from thinned.engine.evaluation import evaluate
 from thinned.engine.feed import Feed
-from thinned.engine.logs import MetricsLog, Silent
+from thinned.engine.logs import MetricsLog, Silent, told_time
 from thinned.engine.metrics import BatchSums, Totals
-from thinned.engine.plan import CHUNK_STEPS
+from thinned.engine.plan import CHUNK_STEPS, Plan
 from thinned.engine.step import TrainState, collect, train_steps
 
 STATISTICS_BATCHES = 100
 """Batches over which the statistics of averaged weights are collected, at most an epoch's."""
+
+TIMED_S = 1.0
+"""Seconds of steps after which the time that a run takes is told."""
+
+LONG_S = 60.0
+"""What takes longer than this is told beforehand."""
 
 
 class Diverged(ThinnedError):
@@ -54,10 +62,12 @@ class Progress:
     Attributes:
         step: steps done.
         totals: sums over the epoch in progress.
+        best: the best epoch that has ended; None where none is kept.
     """
 
     step: int = 0
     totals: Totals = dataclasses.field(default_factory=Totals)
+    best: Best | None = None
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Progress:
@@ -67,7 +77,8 @@ class Progress:
             ThinnedError: it is damaged, which no digest of 0.1.0 could tell.
         """
         try:
-            return cls(saved["step"], Totals(**saved["totals"]))
+            best = saved.get("best")
+            return cls(saved["step"], Totals(**saved["totals"]), Best(**best) if best else None)
         except (KeyError, TypeError) as error:
             raise ThinnedError(
                 f"checkpoint {saved.get('step')} is damaged ({error}): delete it to go on from the "
@@ -85,8 +96,10 @@ class Parts:
         feed: gives the training images of each step.
         held_out: what to evaluate on after each epoch: name of the split -> its data.
         checkpoints: where states are saved.
+        best: where those of the best epochs are kept.
         log: where metrics are recorded.
         view: what the person sees.
+        rest_s: least time between the checkpoints of epochs, where these are shorter than saving.
     """
 
     folder: Path
@@ -94,8 +107,10 @@ class Parts:
     feed: Feed
     held_out: dict[str, Batch | Split]
     checkpoints: Checkpoints
+    best: Checkpoints
     log: MetricsLog
     view: Silent
+    rest_s: float = 0.0
 
 
 class StopSignal:
@@ -143,7 +158,9 @@ class Pace:
         self.count = 1
         self._seconds = seconds
         self._timed = False
+        self._told = False
         self._spent = (0, 0.0)
+        self._laps = (0, 0.0)
 
     def took(self, count: int, seconds: float) -> None:
         """So many steps took so long; the first call held a compilation and says nothing."""
@@ -156,11 +173,34 @@ class Pace:
     def lap(self, steps: int) -> float | None:
         """Seconds that `steps` take, as those since the last lap; None without any."""
         (count, seconds), self._spent = self._spent, (0, 0.0)
+        self._laps = self._laps[0] + count, self._laps[1] + seconds
         return round(seconds / count * steps, 4) if count else None
+
+    def forecast(self, steps: int, epochs: int) -> str | None:
+        """What a person is told, once, of a long run when its first steps have been timed.
+
+        Args:
+            steps: left to do.
+            epochs: that these are in, begun ones counted.
+
+        Returns:
+            A line; None where it is too early to tell, told already, or not worth it.
+        """
+        count, seconds = (a + b for a, b in zip(self._spent, self._laps, strict=True))
+        if self._told or seconds < TIMED_S:
+            return None
+        self._told = True
+        left_s = seconds / count * steps
+        if left_s < LONG_S:
+            return None
+        return (
+            f"about {told_time(left_s)} for {epochs:,} epochs ({count / seconds:.3g} steps a "
+            "second, evaluation apart); Ctrl-C saves"
+        )
 
 
 def train(parts: Parts, state: TrainState, progress: Progress, stop: StopSignal) -> TrainState:
-    """Train from `progress` to the end of the plan.
+    """Train from `progress` to the end of the plan, or until no epoch is better any more.
 
     Args:
         parts: what the run works with.
@@ -177,19 +217,24 @@ def train(parts: Parts, state: TrainState, progress: Progress, stop: StopSignal)
         ThinnedError: saving failed.
     """
     plan, pace, saved_at = parts.built.plan, Pace(), time.monotonic()
-    while progress.step < plan.total_steps:
+    while not is_over(plan, progress):
         state, progress = _advance(parts, state, progress, pace)
+        left = plan.total_steps - progress.step
+        if told := pace.forecast(left, -(-left // plan.steps_per_epoch)):
+            parts.view.say(told)
         epoch_ended = progress.step % plan.steps_per_epoch == 0
-        due = time.monotonic() - saved_at >= plan.config.checkpoint_every_s
-        saving = epoch_ended or due or stop.number
-        if saving:
+        since = time.monotonic() - saved_at
+        saving = bool(stop.number) or since >= plan.config.checkpoint_every_s
+        if saving or epoch_ended:
             state = collected(parts.built, parts.feed, state, progress.step)
         if epoch_ended:
             progress = _end_epoch(parts, state, progress, pace.lap(plan.steps_per_epoch))
+            rested = since >= parts.rest_s or is_over(plan, progress)
+            saving = saving or rested or is_best(progress)
         if saving:
-            save(parts.checkpoints, state, progress)
+            save(parts.checkpoints, state, progress, parts.best)
             saved_at = time.monotonic()
-        if stop.number and progress.step < plan.total_steps:
+        if stop.number and not is_over(plan, progress):
             name = signal.Signals(stop.number).name
             raise Stopped(
                 f"stopped by {name} at step {progress.step}, saved; go on with "
@@ -199,8 +244,23 @@ def train(parts: Parts, state: TrainState, progress: Progress, stop: StopSignal)
     return state
 
 
-def save(checkpoints: Checkpoints, state: TrainState, progress: Progress) -> None:
-    """Save a checkpoint, unless the state has gone bad.
+def is_over(plan: Plan, progress: Progress) -> bool:
+    """Whether nothing is left to train, or training has stopped early."""
+    return progress.step >= plan.total_steps or stopped_early(plan, progress)
+
+
+def stopped_early(plan: Plan, progress: Progress) -> bool:
+    """Whether training has ended before its last epoch, for want of a better one."""
+    epochs = progress.step // plan.steps_per_epoch
+    return epochs < plan.config.epochs and waited_enough(progress.best, plan.config, epochs)
+
+
+def save(
+    checkpoints: Checkpoints, state: TrainState, progress: Progress, best: Checkpoints
+) -> None:
+    """Save a checkpoint, unless the state has gone bad; first into `best`, where it is that.
+
+    A kill between the two leaves one in `best` that no checkpoint names: it is saved over.
 
     Raises:
         Diverged: a parameter is NaN or infinite.
@@ -210,7 +270,20 @@ def save(checkpoints: Checkpoints, state: TrainState, progress: Progress) -> Non
     finite = jax.tree.map(lambda leaf: bool(np.all(np.isfinite(leaf))), arrays["params"])
     if not all(jax.tree.leaves(finite)):
         raise Diverged(_divergence("a parameter", progress.step, checkpoints))
-    checkpoints.save(progress.step, arrays, dataclasses.asdict(progress))
+    saved = dataclasses.asdict(progress)
+    if is_best(progress):
+        best.save(progress.step, to_predict(arrays), saved)
+    checkpoints.save(progress.step, arrays, saved)
+
+
+def is_best(progress: Progress) -> bool:
+    """Whether no epoch was better than the one that has just ended."""
+    return progress.best is not None and progress.best.step == progress.step
+
+
+def to_predict(arrays: dict[str, Any]) -> dict[str, Any]:
+    """The arrays of a state without those that only training needs."""
+    return {name: held for name, held in arrays.items() if name != "opt_state"}
 
 
 def arrays_of(state: TrainState) -> dict[str, Any]:
@@ -260,20 +333,28 @@ def _advance(
     pace.took(count, time.monotonic() - started)
     _refuse_nonfinite(sums, progress.step, parts.checkpoints)
     parts.view.advance(int(np.sum(sums.count)))
-    return state, Progress(progress.step + count, progress.totals.add(sums))
+    done = dataclasses.replace(
+        progress, step=progress.step + count, totals=progress.totals.add(sums)
+    )
+    return state, done
 
 
 def _end_epoch(
     parts: Parts, state: TrainState, progress: Progress, epoch_s: float | None
 ) -> Progress:
     """Evaluate, record, tell; the sums of the next epoch start from nothing."""
-    epoch = parts.built.plan.epoch_of(progress.step - 1)
+    plan, config = parts.built.plan, parts.built.config
+    epoch = plan.epoch_of(progress.step - 1)
     results = {"train": progress.totals}
-    config = parts.built.config
+    ended = dataclasses.replace(progress, totals=Totals())
+    # The validation images before the test images, see `Dataset.splits`: they say what is over.
     for split, data in parts.held_out.items():
-        if split == "test" and config.test == "end" and epoch < config.epochs:
+        if split == "test" and config.test == "end" and not is_over(plan, ended):
             continue
-        results[split] = evaluate(state.apply_fn, state.variables, data).totals
+        found = results[split] = evaluate(state.apply_fn, state.variables, data).totals
+        if split == "validation":
+            best = better(progress.best, config, epoch, progress.step, found)
+            ended = dataclasses.replace(ended, best=best)
     stamp = {"epoch": epoch, "step": progress.step, "time_s": round(time.time(), 3)}
     # Of training alone: without evaluation, saving and compilation.
     timed = {"train": {"epoch_s": epoch_s}}
@@ -286,7 +367,18 @@ def _end_epoch(
         for split, totals in results.items()
     )
     parts.view.epoch(f"epoch {epoch}/{config.epochs}: {told}")
-    return Progress(progress.step)
+    if stopped_early(plan, ended):
+        parts.view.say(told_stop(ended, config))
+    return ended
+
+
+def told_stop(progress: Progress, config: Config) -> str:
+    """That a run stopped early, why, and how it could go on, for people."""
+    best = progress.best or f"no finite {config.keep_best} on validation"
+    return (
+        f"stopped early at step {progress.step}: --patience {config.patience} ended without a "
+        f"better epoch; kept: {best}; a larger --patience goes on"
+    )
 
 
 def record(totals: Totals) -> dict[str, Any]:

@@ -7,7 +7,7 @@ of the config and the step. They travel beside the batch, like the rates of drop
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -34,6 +34,7 @@ class Rule:
         decays: whether weights decay.
         clips: whether gradients are clipped.
         bounded: whether weights are kept inside `max_norm`.
+        factors: of the learning rate, by the outermost name of the parameters; 1 where none is.
     """
 
     name: str = "adam"
@@ -41,13 +42,15 @@ class Rule:
     decays: bool = False
     clips: bool = False
     bounded: bool = False
+    factors: tuple[tuple[str, float], ...] = ()
 
     @classmethod
-    def of(cls, optim: OptimConfig) -> Rule:
-        """The rule that a config asks for."""
+    def of(cls, optim: OptimConfig, factors: Mapping[str, float] | None = None) -> Rule:
+        """The rule that a config asks for; with factors of the learning rate by name."""
         decays = optim.name == "adamw" or optim.weight_decay is not None
         clips, bounded = optim.clip is not None, optim.max_norm is not None
-        return cls(optim.name, optim.nesterov, decays, clips, bounded)
+        by_name = tuple(sorted((factors or {}).items()))
+        return cls(optim.name, optim.nesterov, decays, clips, bounded, by_name)
 
 
 @cache
@@ -79,6 +82,8 @@ def optimizer(rule: Rule = Rule()) -> optax.GradientTransformation:
         if weight_decay is not None:
             chain.append(optax.add_decayed_weights(weight_decay, mask=_kernels))
         chain.append(optax.scale_by_learning_rate(learning_rate))
+        if rule.factors:
+            chain.append(_scaled(dict(rule.factors)))
         if max_norm is not None:
             chain.append(projection(max_norm))
         return optax.chain(*chain)
@@ -129,6 +134,18 @@ def max_norm(limit: Any) -> optax.GradientTransformationExtraArgs:
         return jax.tree.map(projected, updates, params), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def _scaled(factors: Mapping[str, float]) -> optax.GradientTransformation:
+    """Updates times factors by the parameters' outermost name: learning rates by depth."""
+
+    def scaled(updates: Any, params: Any = None) -> Any:
+        return {
+            name: jax.tree.map(lambda leaf: leaf * factors.get(name, 1.0), held)  # noqa: B023
+            for name, held in updates.items()
+        }
+
+    return optax.stateless(scaled)
 
 
 def with_numbers(opt_state: Any, numbers: Any) -> Any:

@@ -35,6 +35,8 @@ class Plan:
             layer's own rate, where the config names none.
         augments: whether steps need keys of the stream `augment`.
         labels: i32 [example] of the training images, for balanced sampling; else None.
+        views: how many varied views of the training images lie one after another; epochs take them
+            in turn.
     """
 
     config: Config
@@ -42,6 +44,7 @@ class Plan:
     sites: Mapping[str, float]
     augments: bool = False
     labels: np.ndarray | None = field(default=None, compare=False)
+    views: int = 1
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -65,7 +68,9 @@ class Plan:
         """
         first = step % self.steps_per_epoch
         count = min(count, CHUNK_STEPS, self.steps_per_epoch - first)
-        rows = self._order(self.epoch_of(step))[first : first + count]
+        epoch = self.epoch_of(step)
+        view = self.train_size * ((epoch - 1) % self.views)
+        rows = self._order(epoch)[first : first + count] + view
         order = np.zeros((CHUNK_STEPS, self.config.batch_size), np.int32)
         order[:count] = rows
         steps = step + np.arange(CHUNK_STEPS, dtype=np.uint32)

@@ -20,6 +20,7 @@ from thinned.dropout.linen import LOSSES
 from thinned.engine.losses import cross_entropy, disagreement, smoothed
 from thinned.engine.metrics import BatchSums, batch_sums
 from thinned.engine.optim import LOSS_NUMBERS, with_numbers
+from thinned.models.apply import FROZEN, Frozen
 
 
 class TrainState(train_state.TrainState):
@@ -46,7 +47,12 @@ class TrainState(train_state.TrainState):
 
 
 def create_state(
-    model: nn.Module, images: jax.Array, key: Key, tx: optax.GradientTransformation
+    model: nn.Module,
+    images: jax.Array,
+    key: Key,
+    tx: optax.GradientTransformation,
+    start: Variables | None = None,
+    is_fixed: Callable[[str], bool] = lambda name: False,
 ) -> TrainState:
     """Initialise a model and its optimizer.
 
@@ -55,20 +61,37 @@ def create_state(
         images: an example batch, f32 [batch, height, width, channel]; only its shape matters.
         key: the key of the stream `params`; parameters equal those of ``model.init(key, images)``.
         tx: an Optax optimizer.
+        start: variables that are laid over those, where they come from elsewhere.
+        is_fixed: whether no step changes the parameters, or the collection, of an outermost name.
 
     Returns:
         A `TrainState` at step 0.
     """
     variables = dict(_initialised(model.init, key, images))
-    params = variables.pop("params")
+    if start is not None:
+        variables = laid_over(variables, start)
+    params: Any = dict(variables.pop("params"))
+    held = {name: params.pop(name) for name in list(params) if is_fixed(name)}
+    constants = {name: variables.pop(name) for name in list(variables) if is_fixed(name)}
+    if held:
+        constants[FROZEN] = held
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        apply_fn=model.apply,
+        apply_fn=Frozen(model.apply) if held else model.apply,
         params=params,
         tx=tx,
         opt_state=tx.init(params),
         model_state=variables,
+        constants=constants,
     )
+
+
+def laid_over(below: Any, above: Any) -> Any:
+    """A tree of mappings with the leaves of another in the place of its own."""
+    if not isinstance(above, Mapping):
+        return jnp.asarray(above)
+    found = dict(below)
+    return found | {name: laid_over(found.get(name, {}), held) for name, held in above.items()}
 
 
 @partial(jax.jit, static_argnums=0)

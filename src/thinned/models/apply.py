@@ -53,10 +53,75 @@ class Normalised:
         return self.apply_fn(rest, (images - own["mean"]) / own["deviation"], **options)
 
 
+_PHOTO = 3 * 96 * 96
+_PIECE = 2
+# Of each 16 images of 224 pixels 300 MB of maps are written: docs/performance.md.
+
+FROZEN = "frozen"
+"""The collection of parameters that no step changes, see `Frozen`."""
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The ``apply`` of a module some of whose parameters lie in a collection of their own.
+
+    What lies there takes no gradient, no state of an optimizer and no room in checkpoints.
+
+    Attributes:
+        apply_fn: called with all parameters together.
+    """
+
+    apply_fn: Callable[..., Any]
+
+    def __call__(self, variables: Any, images: jax.Array, **options: Any) -> Any:
+        """See ``flax.linen.Module.apply``."""
+        return self.apply_fn(joined(variables), images, **options)
+
+
+def joined(variables: Variables) -> dict[str, Any]:
+    """Variables with the parameters that no step changes among the others."""
+    rest = dict(variables)
+    fixed = rest.pop(FROZEN, {})
+    return {**rest, "params": {**fixed, **rest["params"]}}
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The ``apply`` of a part of a network, see `thinned.models.staged.Staged`.
+
+    Attributes:
+        apply_fn: of the whole network.
+        begin: the stage that takes the inputs.
+        stop: the stage that no longer runs; None where all the rest do.
+    """
+
+    apply_fn: Callable[..., Any]
+    begin: int = 0
+    stop: int | None = None
+
+    def __call__(self, variables: Any, inputs: jax.Array, **options: Any) -> Any:
+        """See ``flax.linen.Module.apply``."""
+        return self.apply_fn(variables, inputs, begin=self.begin, stop=self.stop, **options)
+
+
 @partial(jax.jit, static_argnames="apply_fn")
 def logits_of(apply_fn: Callable[..., Any], variables: Variables, images: jax.Array) -> jax.Array:
     """Logits f32 [batch, class] with dropout off: the deterministic pass (weight scaling)."""
-    return apply_fn(variables, as_float(images), train=False)
+    return in_pieces(lambda part: apply_fn(variables, as_float(part), train=False), images)
+
+
+def in_pieces(function: Callable[[jax.Array], jax.Array], images: jax.Array) -> jax.Array:
+    """What a function makes of a batch; of photos on a CPU, in pieces whose maps stay in the cache.
+
+    Args:
+        function: of [batch, height, width, channel], each image for itself, to [batch, ...].
+        images: such a batch.
+    """
+    large = images[0].size >= _PHOTO and len(images) > _PIECE and len(images) % _PIECE == 0
+    if not large or jax.default_backend() != "cpu":
+        return function(images)
+    made = jax.lax.map(function, images.reshape(-1, _PIECE, *images.shape[1:]))
+    return made.reshape(-1, *made.shape[2:])
 
 
 def padded_batches(size: int, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -97,8 +162,15 @@ def predict_logits(
     batch_size: int = BATCH_SIZE,
 ) -> np.ndarray:
     """Logits f32 [image, class] with dropout off; arguments as for `predict`."""
-    batches = [
-        np.asarray(logits_of(apply_fn, variables, jnp.asarray(images[rows])))[mask]
-        for rows, mask in padded_batches(len(images), min(batch_size, max(len(images), 1)))
-    ]
-    return np.concatenate(batches)
+    return np.concatenate(list(logits_by_batch(apply_fn, variables, images, batch_size)))
+
+
+def logits_by_batch(
+    apply_fn: Callable[..., Any],
+    variables: Variables,
+    images: Any,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[np.ndarray]:
+    """The same batch by batch, f32 [batch, class], for networks of very many classes."""
+    for rows, mask in padded_batches(len(images), min(batch_size, max(len(images), 1))):
+        yield np.asarray(logits_of(apply_fn, variables, jnp.asarray(images[rows])))[mask]

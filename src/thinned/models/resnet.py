@@ -53,7 +53,7 @@ class ResNet(nn.Module):
 
     def _path(self, branch: jax.Array, name: str, train: bool) -> jax.Array:
         spec = self.dropout
-        layer = DropPath(spec.rate, deterministic=not train, bits=spec.bits, name=name)
+        layer = DropPath(spec.rate_or(), deterministic=not train, bits=spec.bits, name=name)
         return layer(branch)
 
 

@@ -12,11 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinned.core.config import load
-from thinned.core.types import Dataset
+from thinned.core.rng import a_few
+from thinned.core.types import Dataset, Split
 from thinned.core.validation import validate
 from thinned.data.batch import Batch
-from thinned.data.facts import Facts
-from thinned.data.sources.load import load_data
 from thinned.dropout.audit.checks import audit
 from thinned.dropout.audit.findings import Audit, Check
 from thinned.dropout.sites import rates_collection
@@ -24,7 +23,10 @@ from thinned.engine.build import Built, example, params_key
 from thinned.engine.devices import on_device
 from thinned.engine.plan import Plan
 from thinned.engine.step import TrainState, train_steps
-from thinned.runs.run import Run
+from thinned.models.apply import INPUT_STATISTICS, joined
+from thinned.runs.features import shortened
+from thinned.runs.prepare import Prepared
+from thinned.runs.run import Run, note_best
 
 AUDIT_EXAMPLES = 16
 _ROUNDS = 31
@@ -38,7 +40,7 @@ def diagnose(target: Path | str, draws: int = 64) -> Audit:
     """Audit the network of a run, or of a config that was never run, with the keys of its steps.
 
     Args:
-        target: a run folder, whose newest checkpoint is used, or a file of options.
+        target: a run folder, whose `Run.state` is used, or a file of options.
         draws: how many training steps to measure, at least 8.
 
     Returns:
@@ -49,7 +51,9 @@ def diagnose(target: Path | str, draws: int = 64) -> Audit:
     """
     case = _Case.open(target)
     built, plan = case.built, case.built.plan
-    variables = {"params": case.state.params, **case.state.model_state}
+    state = case.state
+    held = {"params": state.params, **state.model_state, **state.constants}
+    variables = {kind: part for kind, part in joined(held).items() if kind != INPUT_STATISTICS}
     if plan.peak_rates:
         variables["rates"] = rates_collection(plan.peak_rates)
     found = audit(
@@ -108,8 +112,10 @@ def _learning_rate_check(case: _Case) -> Check:
 
 def _first_loss(case: _Case, factor: float, steps: int) -> float:
     """Mean training loss, in nats, over the second half of a fresh network's first steps."""
-    built, data = case.built, case.few_images
-    state, losses = built.initial_state(), []
+    built, state, dataset = shortened(
+        case.built, case.built.initial_state(), replace(case.dataset, train=case.few)
+    )
+    data, losses = on_device(dataset.train), list[float]()
     while len(losses) < steps:
         chunk, count = built.plan.chunk(len(losses), steps - len(losses))
         numbers = dict(chunk.numbers or {})
@@ -135,15 +141,22 @@ class _Case:
             config = run.config
         else:
             config = validate(load(target))
-        dataset = load_data(config) if run is None else run.dataset
-        built = Built.of(config, Facts.of(dataset, config), dataset.train.labels)
-        trained = run is not None and bool(run.checkpoints.steps())
-        return cls(
-            dataset, built, run.state if run is not None and trained else built.initial_state()
-        )
+        if run is None:
+            prepared = Prepared.of(config)
+            return cls(prepared.dataset, prepared.built, prepared.built.initial_state())
+        built = Built.of(config, run.facts, run.dataset.train.labels, run.start)
+        trained = bool(run.checkpoints.steps())
+        if trained:
+            note_best(run)
+        return cls(run.dataset, built, run.state if trained else built.initial_state())
 
     @cached_property
     def few_images(self) -> Batch:
-        """So many training images that they fit on any device."""
+        """So many training images, drawn from all, that they fit on any device."""
+        return on_device(self.few)
+
+    @property
+    def few(self) -> Split:
+        """The same, wherever they are."""
         train = self.dataset.train
-        return on_device(train.take(np.arange(min(len(train), _EXAMPLES))))
+        return train.take(a_few(len(train), _EXAMPLES, self.built.config.seed))

@@ -44,6 +44,8 @@ def _curve(quantity: str, runs: Sequence[Run], plots: Plots) -> str:
                     )
             shared = [epoch for epoch in curves["train"] if epoch in curves["test"]]
             low, high = ([curves[split][epoch] for epoch in shared] for split in ("train", "test"))
+            if run.best is not None:
+                axes.axvline(run.best.epoch, linestyle=":", color="C7", linewidth=1)
             axes.fill_between(shared, low, high, color="C7", alpha=0.2, linewidth=0)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set(xlabel="epoch", ylabel=f"{quantity}{' (nats)' if quantity == 'loss' else ''}")
@@ -63,6 +65,8 @@ def _points(run: Run, split: str, quantity: str) -> dict[int, float]:
 def _ending(run: Run, quantity: str) -> str:
     ends = {record["split"]: record[quantity] for record in run.metrics}
     told = "at the end " + ", ".join(f"{split} {value:.4f}" for split, value in ends.items())
+    if run.best is not None:
+        told = f"kept is {run.best}; {told}"
     if "test" not in ends or "train" not in ends:
         return told
     return f"{told}; test less train {ends['test'] - ends['train']:+.4f}"

@@ -15,11 +15,23 @@ import numpy as np
 
 from thinned.core.disk import refuse_unwritable, whole, write_whole
 from thinned.core.errors import RequestError, need, printable
+from thinned.core.rng import a_few
 from thinned.data.decode import decode, or_reason
 from thinned.data.files import in_parallel
 from thinned.data.sources.folder import image_files
-from thinned.runs.predictions import enough_samples, predictions_of, strangers, threshold_for
+from thinned.runs.predictions import (
+    Known,
+    enough_samples,
+    known_below,
+    predictions_of,
+    selection_for,
+    sets_for,
+    strangers,
+)
 from thinned.runs.run import Run
+from thinned.trust.conformal import Conformal, SetKind
+from thinned.trust.ood import ood_scores
+from thinned.trust.selection import Selection
 
 Format = Literal["table", "csv", "json", "parquet"]
 _TOGETHER = 1000
@@ -33,6 +45,12 @@ def predict_files(
     samples: int | Literal["auto"] = 0,
     calibrated: bool = False,
     risk: float | None = None,
+    confidence: float = 0.95,
+    coverage: float | None = None,
+    sets: SetKind = "lac",
+    per_class: bool = False,
+    ood_fpr: float | None = None,
+    ood_score: str = "energy",
 ) -> Iterator[dict[str, Any]]:
     """Predict image files, a thousand at a time.
 
@@ -40,16 +58,23 @@ def predict_files(
         runs: one, or several as an ensemble.
         inputs: image files, and folders that are searched for them.
         samples, calibrated: see `thinned.runs.predictions.predictions_of`; ``auto`` takes as many
-            samples as the first thousand files need, see `thinned.runs.predictions.enough_samples`.
-        risk: the part of wrong answers that is wanted among those not marked unsure.
+            samples as a thousand files, drawn from all, need, see
+            `thinned.runs.predictions.enough_samples`.
+        risk, confidence: of answers that are not marked unsure, at most the part `risk` is wrong,
+            with that confidence, see `thinned.runs.predictions.selection_for`.
+        coverage, sets, per_class: how often the set of classes holds the right one, of which kind
+            it is, and whether that is so of each class, see `thinned.runs.predictions.sets_for`.
+        ood_fpr: the part of the images of the classes that may be marked as none of them, by
+            `ood_score`, see `thinned.runs.predictions.known_below`.
 
     Yields:
         For each file ``path``, ``class``, ``probability``; with samples ``entropy``,
-        ``mutual_information`` (nats) and ``deviation``; with a risk ``unsure``; or ``path`` and
-        ``error`` where it cannot be read.
+        ``mutual_information`` (nats) and ``deviation``; with a risk ``unsure``; with a
+        coverage ``set``, a list of classes, the most probable first; with `ood_fpr` the score by
+        its name and ``known``; or ``path`` and ``error`` where it cannot be read.
 
     Raises:
-        RequestError: there is no such file, or no image at all.
+        RequestError: there is no such file, or no image at all; or see the functions named.
     """
     files = list(_files(inputs))
     if not files:
@@ -57,22 +82,33 @@ def predict_files(
     for line in strangers(runs):
         print(line, file=sys.stderr)
     if samples == "auto":
-        images = [
-            image for image in _read(runs[0], files[:_TOGETHER]) if isinstance(image, np.ndarray)
-        ]
+        some = [files[row] for row in a_few(len(files), _TOGETHER)]
+        images = [image for image in _read(runs[0], some) if isinstance(image, np.ndarray)]
         samples = 1
         if images:
             enough = enough_samples(runs, np.stack(images))
             samples = enough.samples
             print(enough, file=sys.stderr)
-    threshold = None
+    selection = made = known = None
     if risk is not None:
-        chosen = threshold_for(runs, risk, samples, calibrated)
-        threshold = chosen.confidence
-        print(chosen, file=sys.stderr)
+        selection = selection_for(runs, risk, confidence, samples, calibrated)
+        print(selection, file=sys.stderr)
+    if coverage is not None:
+        made = sets_for(runs, coverage, sets, per_class, samples, calibrated)
+        print(made, file=sys.stderr)
+    if ood_fpr is not None:
+        known = known_below(runs, ood_fpr, ood_score, samples, calibrated)
+        print(known, file=sys.stderr)
+    read = strange = 0
     for start in range(0, len(files), _TOGETHER):
         part = files[start : start + _TOGETHER]
-        yield from _rows(runs, part, samples, calibrated, threshold)
+        for row in _rows(runs, part, samples, calibrated, selection, made, known):
+            read += "error" not in row
+            strange += not row.get("known", True)
+            yield row
+    if known is not None:
+        told = "is" if strange == 1 else "are"
+        print(f"{strange:,} of {read:,} {told} probably none of the classes", file=sys.stderr)
 
 
 def _rows(
@@ -80,12 +116,20 @@ def _rows(
     files: Sequence[Path],
     samples: int,
     calibrated: bool,
-    threshold: float | None,
+    selection: Selection | None,
+    made: Conformal | None,
+    known: Known | None,
 ) -> Iterator[dict[str, Any]]:
     facts = runs[0].facts
     read_all = _read(runs[0], files)
     images = [image for image in read_all if not isinstance(image, str)]
     found = predictions_of(runs, np.stack(images), samples, calibrated) if images else None
+    strange = None if known is None or found is None else ood_scores(known.score, found)
+    held = None if made is None or found is None else made.sets(found.probabilities)
+    entropy = information = None
+    if samples and found is not None:
+        # Of all at once: each is made anew whenever it is asked for.
+        entropy, information = found.entropy, found.mutual_information
     place = 0
     for path, image in zip(files, read_all, strict=True):
         if isinstance(image, str) or found is None:
@@ -98,12 +142,18 @@ def _rows(
             "class": facts.classes[best],
             "probability": float(probabilities[best]),
         }
-        if samples:
-            row["entropy"] = float(found.entropy[place])
-            row["mutual_information"] = float(found.mutual_information[place])
+        if entropy is not None and information is not None:
+            row["entropy"] = float(entropy[place])
+            row["mutual_information"] = float(information[place])
             row["deviation"] = float(found.deviation[place])
-        if threshold is not None:
-            row["unsure"] = bool(probabilities[best] < threshold)
+        if selection is not None:
+            row["unsure"] = bool(probabilities[best] <= selection.threshold)
+        if held is not None:
+            order = np.argsort(-probabilities, kind="stable")
+            row["set"] = [facts.classes[each] for each in order if held[place, each]]
+        if known is not None and strange is not None:
+            row[known.score] = float(strange[place])
+            row["known"] = bool(strange[place] <= known.threshold)
         place += 1
         yield row
 
@@ -135,12 +185,19 @@ def _files(inputs: Sequence[Path]) -> Iterator[Path]:
             raise RequestError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def columns(samples: int | Literal["auto"] = 0, risk: float | None = None) -> dict[str, type]:
+def columns(
+    samples: int | Literal["auto"] = 0,
+    risk: float | None = None,
+    coverage: float | None = None,
+    ood_score: str | None = None,
+) -> dict[str, type]:
     """Names and types of what `predict_files` gives for each file that can be read."""
     names = ["path", "class", "probability"]
     names += ["entropy", "mutual_information", "deviation"] if samples else []
     names += [] if risk is None else ["unsure"]
-    kinds = {"path": str, "class": str, "unsure": bool}
+    names += [] if coverage is None else ["set"]
+    names += [] if ood_score is None else [ood_score, "known"]
+    kinds = {"path": str, "class": str, "unsure": bool, "set": list, "known": bool}
     return {name: kinds.get(name, float) for name in names}
 
 
@@ -202,8 +259,13 @@ def _json_line(target: TextIO, header: dict[str, type], row: dict[str, Any]) -> 
 
 
 def _csv_line(target: TextIO, header: dict[str, type], row: dict[str, Any]) -> None:
-    cells = {name: _inert(cell) for name, cell in row.items()}
+    cells = {name: _inert(_joined(cell)) for name, cell in row.items()}
     csv.DictWriter(target, list(header)).writerow(cells)
+
+
+def _joined(cell: Any) -> Any:
+    """A set as text: its classes, parted by bars."""
+    return "|".join(cell) if isinstance(cell, list) else cell
 
 
 def _inert(cell: Any) -> Any:
@@ -212,7 +274,7 @@ def _inert(cell: Any) -> Any:
 
 
 def _table_line(target: TextIO, header: dict[str, type], row: dict[str, Any]) -> None:
-    cells = (_cell(row[name]).ljust(_width(name)) for name in header if name != "path")
+    cells = (_cell(name, row[name]).ljust(_width(name)) for name in header if name != "path")
     target.write("  ".join(cells) + f"  {printable(row['path'])}\n")
 
 
@@ -220,7 +282,12 @@ def _write_parquet(rows: Iterator[dict[str, Any]], out: Path, header: dict[str, 
     import pyarrow
     from pyarrow import parquet
 
-    kinds = {str: pyarrow.string(), float: pyarrow.float64(), bool: pyarrow.bool_()}
+    kinds: dict[type, Any] = {
+        str: pyarrow.string(),
+        float: pyarrow.float64(),
+        bool: pyarrow.bool_(),
+    }
+    kinds[list] = pyarrow.list_(pyarrow.string())
     schema = pyarrow.schema([(name, kinds[kind]) for name, kind in header.items()])
     held = list(rows)
     good = [row for row in held if "error" not in row]
@@ -233,10 +300,14 @@ def _write_parquet(rows: Iterator[dict[str, Any]], out: Path, header: dict[str, 
 
 
 def _width(name: str) -> int:
-    return 16 if name == "class" else max(len(name), 6)
+    return 16 if name in ("class", "set") else max(len(name), 6)
 
 
-def _cell(value: Any) -> str:
+_WORDS = {"unsure": ("", "unsure"), "known": ("no", "yes")}
+"""What a table has for False and True."""
+
+
+def _cell(name: str, value: Any) -> str:
     if isinstance(value, bool):
-        return "unsure" if value else ""
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+        return _WORDS[name][value]
+    return f"{value:.4f}" if isinstance(value, float) else str(_joined(value))

@@ -14,15 +14,16 @@ from thinned.core.disk import whole
 from thinned.core.errors import RequestError
 from thinned.core.pages import Plots
 from thinned.core.validation import refuse_idle, validate
-from thinned.data.facts import Facts
-from thinned.data.sources.load import load_data
-from thinned.engine.build import Built
 from thinned.engine.devices import use_compilation_cache
 from thinned.engine.feed import feed_of
 from thinned.engine.step import train_steps
+from thinned.runs.features import shortened
+from thinned.runs.prepare import Prepared
 
 _SMOOTH = 0.9
 _BLOWN = 4.0
+_SETTLED = 10
+"""Steps after which the moving average is one: before, it is the noise of the first losses."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,23 @@ class Curve:
     def steepest(self) -> float:
         """The rate at which the smoothed loss falls fastest over the rate's logarithm."""
         # Behind the lowest loss it only rises, and the noise there could hide a last fall.
-        end = max(int(np.argmin(self.smoothed)) + 1, 3)
-        slopes = np.gradient(self.smoothed[:end], np.log(self.rates[:end]))
-        return float(self.rates[int(np.argmin(slopes))])
+        start, lowest = self._start, self._lowest
+        part = slice(start, max(lowest + 1, start + 3))
+        slopes = np.gradient(self.smoothed[part], np.log(self.rates[part]))
+        return float(self.rates[start + int(np.argmin(slopes))])
 
     @property
     def at_minimum(self) -> float:
         """The rate of the lowest smoothed loss, divided by 10: a common, bolder choice."""
-        return float(self.rates[int(np.argmin(self.smoothed))] / 10)
+        return float(self.rates[self._lowest] / 10)
+
+    @property
+    def _start(self) -> int:
+        return max(min(_SETTLED, len(self.smoothed) - 3), 0)
+
+    @property
+    def _lowest(self) -> int:
+        return self._start + int(np.argmin(self.smoothed[self._start :]))
 
 
 def find_lr(config: Config, low: float = 1e-6, high: float = 10.0, steps: int = 200) -> Curve:
@@ -62,8 +72,8 @@ def find_lr(config: Config, low: float = 1e-6, high: float = 10.0, steps: int = 
     Args:
         config: what would be trained; its own learning rate and schedule play no part.
         low, high: first and last rate, 0 < low < high.
-        steps: how many rates are tried; it ends early where the loss is four times its lowest, or
-            no number.
+        steps: how many rates are tried; it ends early where the smoothed loss is four times its
+            lowest, or the loss is no number.
 
     Raises:
         RequestError: the rates are in no order, fewer than 20 steps, or the config allows no run.
@@ -75,10 +85,10 @@ def find_lr(config: Config, low: float = 1e-6, high: float = 10.0, steps: int = 
     config = validate(config)
     refuse_idle(config)
     use_compilation_cache()
-    dataset = load_data(config)
-    facts = Facts.of(dataset, config)
-    built = Built.of(config, facts, dataset.train.labels)
-    state, feed = built.initial_state(), feed_of(built.plan, dataset.train)
+    prepared = Prepared.of(config)
+    built = prepared.built
+    built, state, dataset = shortened(built, built.initial_state(), prepared.dataset)
+    feed = feed_of(built.plan, dataset.train)
     rates = np.geomspace(low, high, steps)
     losses: list[float] = []
     while len(losses) < steps:
@@ -90,7 +100,7 @@ def find_lr(config: Config, low: float = 1e-6, high: float = 10.0, steps: int = 
         chunk = chunk._replace(numbers=numbers)
         state, sums = train_steps(state, data, chunk, jnp.int32(count), built.augment)
         losses += (np.asarray(sums.loss) / np.maximum(sums.count, 1))[:count].tolist()
-        if not np.all(np.isfinite(losses)) or _smoothed(losses)[-1] > _BLOWN * min(losses):
+        if not np.all(np.isfinite(losses)) or _has_blown_up(losses):
             break
     bad = np.flatnonzero(~np.isfinite(losses))
     losses = losses[: bad[0]] if len(bad) else losses
@@ -130,6 +140,12 @@ def draw(curve: Curve, path: Path) -> None:
 
     with whole(path) as draft:
         Plots(None).save(draft, kind, paint)
+
+
+def _has_blown_up(losses: Any) -> bool:
+    """Whether the loss is far above its lowest, both smoothed: single losses can be near 0."""
+    settled = _smoothed(losses)[_SETTLED:]
+    return len(settled) > 0 and bool(settled[-1] > _BLOWN * settled.min())
 
 
 def _smoothed(losses: Any) -> np.ndarray:

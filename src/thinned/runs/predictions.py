@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,28 +12,38 @@ import numpy as np
 from scipy.special import logsumexp, softmax
 
 from thinned.core.config import DataConfig
-from thinned.core.disk import read_regular, write_whole
 from thinned.core.errors import RequestError
-from thinned.core.rng import fixed_settings, key_for
+from thinned.core.rng import a_few, fixed_settings, key_for
 from thinned.core.types import Split
 from thinned.data.sources.folder import ImageFolder
 from thinned.data.sources.load import load_to_look_at, open_source
 from thinned.data.split import everything
 from thinned.dropout.sites import rates_collection
-from thinned.models.apply import predict_logits
+from thinned.models.apply import logits_by_batch
+from thinned.runs.calibration import Calibration, fit, keep, temperature_of
 from thinned.runs.environment import recorded_digest
-from thinned.runs.run import Run, fitting_images
+from thinned.runs.features import read_by
+from thinned.runs.run import Run, fitting_images, note_best
 from thinned.trust import scores
 from thinned.trust.appraisal import Appraisal
-from thinned.trust.sampling import Predictions, averaged, entropy_of, joined, sample_predictions
+from thinned.trust.conformal import Conformal, SetKind, fewest_images
+from thinned.trust.ood import ood_scores, threshold_at
+from thinned.trust.sampling import (
+    Predictions,
+    averaged,
+    entropy_of,
+    joined,
+    sample_predictions,
+    variance_within,
+)
+from thinned.trust.selection import Selection, least_images, select
 
 _PILOT = 500
-_PART = 500
 _MOST = 1024
 
 
 def predictions_of(
-    runs: Sequence[Run], images: Any, samples: int = 0, calibrated: bool = False
+    runs: Sequence[Run], images: Any, samples: int = 0, calibrated: bool = False, draw: int = 0
 ) -> Predictions:
     """What one run, or several as an ensemble, predict.
 
@@ -43,16 +52,22 @@ def predictions_of(
         images: u8 [image, height, width, channel], or anything that reads so by indexing.
         samples: thinned networks of each run (Gal & Ghahramani 2016); 0 for one pass with dropout
             off (weight scaling).
-        calibrated: whether to divide logits by each run's own temperature, see `calibrate`.
+        calibrated: whether to temper the mean, as `calibrate` fitted it for just these runs and
+            samples.
+        draw: of the masks of all samples, which the run's seed and this number decide.
 
     Raises:
         RequestError: runs do not fit together, cannot be sampled, or were never calibrated.
     """
-    return averaged(members_of(runs, images, samples, calibrated))
+    if samples < 0:
+        raise RequestError(f"--samples is {samples}: must be at least 0")
+    temperature = temperature_of(runs, samples) if calibrated else None
+    found = averaged(members_of(runs, images, samples, draw))
+    return found if temperature is None else tempered(found, temperature)
 
 
 def members_of(
-    runs: Sequence[Run], images: Any, samples: int = 0, calibrated: bool = False
+    runs: Sequence[Run], images: Any, samples: int = 0, draw: int = 0
 ) -> list[Predictions]:
     """What each of several runs predicts; arguments and errors as for `predictions_of`."""
     first = runs[0].facts
@@ -63,32 +78,27 @@ def members_of(
                 f"{run.folder} and {runs[0].folder} differ in classes or image shape: "
                 "they are no ensemble"
             )
-    return [_member(run, images, samples, calibrated) for run in runs]
+    return [_member(run, images, samples, draw) for run in runs]
 
 
 @fixed_settings()
-def _member(run: Run, images: Any, samples: int, calibrated: bool) -> Predictions:
-    if samples < 0:
-        raise RequestError(f"--samples is {samples}: must be at least 0")
-    state = run.state
+def _member(run: Run, images: Any, samples: int, draw: int) -> Predictions:
+    state, images = read_by(run.built, run.state, images)
     if samples == 0:
-        logits = predict_logits(state.apply_fn, state.variables, images)
-        # Part by part: SciPy needs several times the memory of what it is given.
-        starts = range(0, max(len(logits), 1), _PART)
-        found = joined([_certain(logits[start : start + _PART]) for start in starts])
-    else:
-        variables = dict(state.variables)
-        rates = run.built.plan.full_rates
-        if rates and not any(rates.values()):
-            raise RequestError(f"{run.folder} was trained without dropout: it cannot be sampled")
-        if rates:
-            variables["rates"] = rates_collection(rates)
-        key = key_for(run.config.seed, "sample")
-        try:
-            found = sample_predictions(state.apply_fn, variables, images, key, samples)
-        except RequestError as error:
-            raise RequestError(f"{run.folder}: {error}") from error
-    return tempered(found, temperature_of(run)) if calibrated else found
+        batches = logits_by_batch(state.apply_fn, state.variables, images)
+        return joined(map(_certain, batches), len(images))
+    variables = dict(state.variables)
+    rates = run.built.plan.full_rates
+    if rates and not any(rates.values()):
+        raise RequestError(f"{run.folder} was trained without dropout: it cannot be sampled")
+    if rates:
+        variables["rates"] = rates_collection(rates)
+    # At 1 are the images to look at, see `thinned.core.rng.a_few`.
+    key = key_for(run.config.seed, "sample", 2 * draw)
+    try:
+        return sample_predictions(state.apply_fn, variables, images, key, samples)
+    except RequestError as error:
+        raise RequestError(f"{run.folder}: {error}") from error
 
 
 def _certain(logits: np.ndarray) -> Predictions:
@@ -101,77 +111,34 @@ def _certain(logits: np.ndarray) -> Predictions:
 def tempered(found: Predictions, temperature: float) -> Predictions:
     """Predictions whose mean is tempered; what samples disagree about, and the energy, stay."""
     scaled = scores.with_temperature(found.probabilities, temperature)
-    rest = entropy_of(scaled) - found.mutual_information
+    rest = scores.by_parts(entropy_of, scaled) - found.mutual_information
     return found._replace(probabilities=scaled, expected_entropy=rest)
 
 
-class Calibration(NamedTuple):
-    """A fitted temperature.
-
-    Attributes:
-        temperature: above 0, divides logits.
-        before, after: NLL of the validation images without and with it, in nats.
-        images: how many there are.
-        doubt: why it is not to be relied on, for people; empty where there is no reason.
-    """
-
-    temperature: float
-    before: float
-    after: float
-    images: int
-    doubt: str = ""
-
-
-def calibrate(run: Run) -> Calibration:
-    """Fit a run's temperature as `fitted` does, and save it with the run.
+def calibrate(runs: Sequence[Run], samples: int = 0) -> Calibration:
+    """Fit a temperature as `fitted` does, and save it with the runs.
 
     Raises:
-        RequestError: the run has no validation images.
+        RequestError: as `fitted`.
         ThinnedError: it cannot be saved.
     """
-    found = fitted(run)
-    saved = {
-        "temperature": found.temperature,
-        "images": found.images,
-        "nll": [found.before, found.after],
-    }
-    write_whole(run.folder / "calibration.json", json.dumps(saved, indent=2) + "\n")
+    found = fitted(runs, samples)
+    keep(runs, samples, found)
     return found
 
 
-def fitted(run: Run) -> Calibration:
-    """The temperature for the least NLL on a run's validation images (Guo et al. 2017).
+def fitted(runs: Sequence[Run], samples: int = 0) -> Calibration:
+    """The temperature of what runs predict, averaged, by their validation images.
+
+    Args:
+        runs, samples: as for `predictions_of`, for which the temperature is.
 
     Raises:
-        RequestError: the run has no validation images.
+        RequestError: there are no validation images, the runs held out different ones, or see
+            `predictions_of`.
     """
-    held = validation_of(run)
-    found = predictions_of([run], held.images).probabilities
-    temperature = scores.fit_temperature(np.log(np.maximum(found, 1e-30)), held.labels)
-    after = scores.with_temperature(found, temperature)
-    if np.all(found.argmax(1) == held.labels):
-        doubt = f"all {len(held):,} validation images are right: nothing tells how sure is too sure"
-    elif any(math.isclose(temperature, bound, rel_tol=1e-3) for bound in scores.TEMPERATURES):
-        doubt = "this is as far as the search goes: probabilities say little about these images"
-    else:
-        doubt = ""
-    before, then = scores.nll(found, held.labels), scores.nll(after, held.labels)
-    return Calibration(temperature, before, then, len(held), doubt)
-
-
-def temperature_of(run: Run) -> float:
-    """The temperature that was fitted for a run.
-
-    Raises:
-        RequestError: none was, or its file is damaged.
-    """
-    path = run.folder / "calibration.json"
-    try:
-        return float(json.loads(read_regular(path))["temperature"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RequestError(
-            f"{run.folder} is not calibrated: run thinned calibrate {run.folder}"
-        ) from error
+    held = held_alike(runs, "a temperature of several runs")
+    return fit(predictions_of(runs, held.images, samples).probabilities, held.labels)
 
 
 def validation_of(run: Run) -> Split:
@@ -186,53 +153,140 @@ def validation_of(run: Run) -> Split:
     return held
 
 
-class Threshold(NamedTuple):
-    """From which confidence on answers count as sure; its text is a line for people.
+def held_alike(runs: Sequence[Run], flag: str) -> Split:
+    """The validation images of several runs.
 
-    Attributes:
-        confidence: probability of the predicted class; infinite where none is sure enough.
-        coverage: the part of the validation images that it lets through.
-    """
-
-    confidence: float
-    coverage: float
-
-    def __str__(self) -> str:
-        """Below what answers are unsure, and how many of the validation images are not."""
-        if not self.coverage:
-            return (
-                "even the surest answers on validation images are wrong too often: all are unsure"
-            )
-        return (
-            f"unsure below a probability of {self.confidence:.4f}: {self.coverage:.1%} of the "
-            "validation images are above"
-        )
-
-
-def threshold_for(runs: Sequence[Run], risk: float, samples: int, calibrated: bool) -> Threshold:
-    """The confidence from which on, of validation images, at most `risk` of the answers are wrong.
+    Args:
+        runs: at least one.
+        flag: what they are needed for, for the message.
 
     Raises:
-        RequestError: there are no validation images, the runs held out different ones, or `risk` is
-            no probability.
+        RequestError: there are none, or the runs held out different ones.
     """
-    if not 0 <= risk <= 1:
-        raise RequestError(f"--risk is {risk}: must be a number from 0 to 1")
     held = validation_of(runs[0])
     for run in runs[1:]:
         if not same_images(validation_of(run), held):
             raise RequestError(
-                f"--risk: {run.folder} held out other validation images than {runs[0].folder}, and "
-                "may have learned from these; give runs of one --seed, or a single run"
+                f"{flag}: {run.folder} held out other validation images than {runs[0].folder}, and "
+                "may have learned from these; give runs of one --data.split-seed, or a single run"
             )
+    return held
+
+
+def selection_for(
+    runs: Sequence[Run], risk: float, level: float, samples: int, calibrated: bool
+) -> Selection:
+    """From which confidence on at most a part `risk` of new answers is wrong.
+
+    Args:
+        runs: one, or several as an ensemble, that held out the same images.
+        risk: above 0 and below 1.
+        level: with which probability that holds, over draws of the validation images.
+        samples, calibrated: see `predictions_of`.
+
+    Raises:
+        RequestError: there are no validation images, or too few for such a promise; or the runs
+            held out different ones.
+    """
+    _refuse_no_part("--risk", risk)
+    _refuse_no_part("--confidence", level)
+    held = held_alike(runs, "--risk")
+    needed = least_images(risk, level)
+    if len(held) < needed:
+        raise _too_few(f"--risk {risk:g} --confidence {level:g}", needed, runs, held)
     found = predictions_of(runs, held.images, samples, calibrated).probabilities
-    curve = scores.risk_coverage(found.max(1), found.argmax(1) == held.labels)
-    # A threshold cannot part images of the same confidence.
-    parted = np.r_[curve.threshold[1:] != curve.threshold[:-1], True]
-    fine = np.flatnonzero((curve.risk <= risk) & parted)
-    if not len(fine):
-        return Threshold(math.inf, 0.0)
-    return Threshold(float(curve.threshold[fine[-1]]), float(curve.coverage[fine[-1]]))
+    return select(found.max(1), found.argmax(1) == held.labels, risk, level)
+
+
+def sets_for(
+    runs: Sequence[Run],
+    coverage: float,
+    kind: SetKind,
+    per_class: bool,
+    samples: int,
+    calibrated: bool,
+) -> Conformal:
+    """Sets of classes that hold the right one of a part `coverage` of new images.
+
+    Args:
+        runs: one, or several as an ensemble, that held out the same images.
+        coverage: above 0 and below 1.
+        kind: see `thinned.trust.conformal.nonconformity`.
+        per_class: whether of each class.
+        samples, calibrated: see `predictions_of`.
+
+    Raises:
+        RequestError: as `selection_for`.
+    """
+    _refuse_no_part("--coverage", coverage)
+    held = held_alike(runs, "--coverage")
+    needed = fewest_images(1 - coverage)
+    most = int(np.bincount(held.labels).max()) if per_class else len(held)
+    if most < needed:
+        each = " of a class" if per_class else ""
+        raise _too_few(f"--coverage {coverage:g}", needed, runs, held, each)
+    found = predictions_of(runs, held.images, samples, calibrated).probabilities
+    return Conformal.of(kind, coverage, found, held.labels, per_class)
+
+
+def _refuse_no_part(flag: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise RequestError(f"{flag} is {value:g}: must be a number above 0 and below 1")
+
+
+def _too_few(
+    asked: str, needed: int, runs: Sequence[Run], held: Split, each: str = ""
+) -> RequestError:
+    return RequestError(
+        f"{asked} takes at least {needed:,} validation images{each}, and {runs[0].folder} has "
+        f"{len(held):,}: promise less, or train with more --data.validation"
+    )
+
+
+class Known(NamedTuple):
+    """What counts as an image of the classes that a run knows; its text is a line for people.
+
+    Attributes:
+        score: name of the score, see `thinned.trust.ood.OOD_SCORES`.
+        threshold: an image whose score is above it is probably none of the classes.
+        images: validation images by which it was chosen.
+        marked: how many of these are above.
+    """
+
+    score: str
+    threshold: float
+    images: int
+    marked: int
+
+    def __str__(self) -> str:
+        """Above what images are none of the classes, and how many of the known ones are."""
+        return (
+            f"none of the classes above an {self.score} of {self.threshold:.4f}: "
+            f"{self.marked:,} of the {self.images:,} validation images are above"
+        )
+
+
+def known_below(
+    runs: Sequence[Run], fpr: float, score: str, samples: int, calibrated: bool
+) -> Known:
+    """Above which score an image is marked as none of the classes, by the validation images.
+
+    Args:
+        runs: one, or several as an ensemble, that held out the same images.
+        fpr: the part of new images of the classes that may be marked, on average.
+        score: one of `thinned.trust.ood.OOD_SCORES`.
+        samples, calibrated: see `predictions_of`.
+
+    Raises:
+        RequestError: no such score; there are no validation images, or too few for so small a part;
+            or the runs held out different ones.
+    """
+    held = held_alike(runs, "--ood-fpr")
+    found = ood_scores(score, predictions_of(runs, held.images, samples, calibrated))
+    threshold = threshold_at(found, fpr)
+    if math.isinf(threshold):
+        raise _too_few(f"--ood-fpr {fpr:g}", fewest_images(fpr), runs, held)
+    return Known(score, threshold, len(held), int(np.sum(found > threshold)))
 
 
 def appraise(
@@ -335,21 +389,21 @@ class Enough(NamedTuple):
 def enough_samples(runs: Sequence[Run], images: Any, precision: float = 0.005) -> Enough:
     """How many samples narrow the mean probability to `precision`, at 95 %, averaged over images.
 
-    Begins with 16 and doubles, on up to 500 images, until the half width of the interval of the
-    predicted class's probability is small enough, or 1024 are reached. Of several runs, only the
-    spread within each counts: samples do not narrow what lies between them.
+    Begins with 16 and doubles, on up to 500 images drawn from all, until the half width of the
+    interval of the predicted class's probability is small enough, or 1024 are reached. Of several
+    runs, only the spread within each counts: samples do not narrow what lies between them.
 
     Args:
         runs: as for `predictions_of`.
         images: what is to be predicted.
         precision: half width, a part of 1, above 0.
     """
-    pilot = images[np.arange(min(len(images), _PILOT))]
+    pilot = images[a_few(len(images), _PILOT)]
     samples = 16
     while True:
         members = members_of(runs, pilot, samples)
-        squares = np.sum([np.square(member.deviation) for member in members], 0)
-        half = 1.96 * float(np.sqrt(squares / samples).mean()) / len(members)
+        variance = variance_within(members) / (samples * len(members))
+        half = 1.96 * float(np.sqrt(variance).mean())
         if half <= precision or samples >= _MOST:
             return Enough(samples, half, half <= precision)
         samples *= 2
@@ -368,11 +422,14 @@ def strangers(runs: Sequence[Run]) -> list[str]:
 
 
 def load_runs(folders: Sequence[Path]) -> list[Run]:
-    """Open several runs.
+    """Open several runs, and say of which not the last epoch is used.
 
     Raises:
         RequestError: one of them is none, or none is given.
     """
     if not folders:
         raise RequestError("no run is given")
-    return [Run.open(folder) for folder in folders]
+    runs = [Run.open(folder) for folder in folders]
+    for run in runs:
+        note_best(run)
+    return runs

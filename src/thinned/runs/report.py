@@ -19,15 +19,16 @@ from PIL import Image
 from thinned.core.config import to_json
 from thinned.core.disk import read_regular
 from thinned.core.pages import Plots, table, write_page
-from thinned.core.rng import key_for
+from thinned.core.rng import a_few, key_for
 from thinned.data.batch import as_float
 from thinned.dropout.audit.watch_linen import dropout_on
 from thinned.dropout.sites import rates_collection
 from thinned.runs import figures
-from thinned.runs.predictions import appraise, other_images, predictions_of, same_images
+from thinned.runs.predictions import appraise, other_images, predictions_of, same_images, sets_for
 from thinned.runs.run import Run
 from thinned.trust import scores
 from thinned.trust.appraisal import COVERAGES, Appraisal, told_apart
+from thinned.trust.conformal import Conformal, SetKind, SetScores
 from thinned.trust.sampling import Predictions
 
 _DEFINITIONS = {
@@ -40,6 +41,7 @@ _DEFINITIONS = {
 }
 _SHOWN = 24
 _WATCHED = 200
+_EXACT, _THUMB = 64, 160
 
 
 def write_report(
@@ -48,6 +50,8 @@ def write_report(
     samples: int = 0,
     folder: Path | None = None,
     ood: str | None = None,
+    coverage: float | None = None,
+    sets: SetKind = "lac",
 ) -> Path:
     """Write the page, whole or not at all.
 
@@ -57,15 +61,21 @@ def write_report(
         samples: thinned networks to average, see `thinned.runs.predictions.predictions_of`.
         folder: for the figures as SVG and PNG files, if wanted.
         ood: other images, to be told from the test images.
+        coverage, sets: whether, and how, to show sets of classes, see
+            `thinned.runs.predictions.sets_for`.
 
     Raises:
         RequestError: matplotlib is missing, a run has no checkpoint, or the other images cannot be
-            used, see `thinned.runs.predictions.other_images`.
+            used, see `thinned.runs.predictions.other_images`; or a run cannot promise sets.
         ThinnedError: a file cannot be written.
     """
     plots = Plots(folder, later=True)
     others = [
         None if ood is None else other_images(run, ood, run.test_images()).images for run in runs
+    ]
+    made = [
+        None if coverage is None else sets_for([run], coverage, sets, False, samples, False)
+        for run in runs
     ]
     found = [appraise([run], run.test_images(), samples) for run in runs]
     outside = [
@@ -77,9 +87,11 @@ def write_report(
         parts.append(_outsiders(runs, found, outside, ood))
     curves = figures.learning_curves(runs, plots)
     parts.append(f'<h2>Learning curves</h2><div class="grid">{curves}</div>')
-    for number, (run, appraisal, other) in enumerate(zip(runs, found, outside, strict=True), 1):
+    each_run = zip(runs, found, outside, made, strict=True)
+    for number, (run, appraisal, other, promised) in enumerate(each_run, 1):
         entropy = None if other is None else other.entropy
-        parts += _one(run, appraisal, entropy, plots, f"run{number}", many=len(runs) > 1)
+        head = f"<h1>{html.escape(run.folder.name)}</h1>" if len(runs) > 1 else ""
+        parts += [head, *_one(run, appraisal, entropy, promised, plots, f"run{number}")]
     title = "Thinned: " + ", ".join(run.folder.name for run in runs)
     write_page(out, title, parts)
     plots.write_files()
@@ -96,7 +108,12 @@ def _summary(runs: Sequence[Run], found: Sequence[Appraisal], samples: int) -> s
     ]
     held = table(["score", *(run.folder.name for run in runs)], rows)
     counts = ", ".join(dict.fromkeys(f"{len(each.labels):,}" for each in found))
-    return f"<h2>Scores</h2><p>{counts} test images; {how}.</p>{held}"
+    kept = "".join(
+        f" Of {html.escape(run.folder.name)}, {run.best} is used."
+        for run in runs
+        if run.best is not None
+    )
+    return f"<h2>Scores</h2><p>{counts} test images; {how}.{kept}</p>{held}"
 
 
 def _scores(found: Appraisal) -> Iterator[tuple[str, str]]:
@@ -149,11 +166,10 @@ def _one(
     run: Run,
     found: Appraisal,
     other: np.ndarray | None,
+    made: Conformal | None,
     plots: Plots,
     name: str,
-    many: bool,
 ) -> list[str]:
-    head = f"<h1>{html.escape(run.folder.name)}</h1>" if many else ""
     drawn = [
         figures.confusion(found, plots, name),
         figures.reliability(found, plots, name),
@@ -162,33 +178,46 @@ def _one(
         figures.rates(run, plots, name),
     ]
     return [
-        head,
         f'<h2>What it gets right, and what it knows</h2><div class="grid">{"".join(drawn)}</div>',
-        _pictures(run, found),
+        _sets(found, made),
+        _pictures(run, found, made),
         _filters(run),
         _silence(run),
         _repeat(run),
     ]
 
 
-def _pictures(run: Run, found: Appraisal) -> str:
+def _sets(found: Appraisal, made: Conformal | None) -> str:
+    if made is None:
+        return ""
+    scored = SetScores.of(made, found.probabilities, found.labels, found.classes)
+    return f"<h2>Sets of classes</h2><pre>{html.escape(str(scored))}</pre>"
+
+
+def _pictures(run: Run, found: Appraisal, made: Conformal | None) -> str:
     test = run.test_images()
     confidence = found.probabilities.max(1)
     wrong = np.flatnonzero(~found.right)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:_SHOWN]
     unsure = np.argsort(confidence, kind="stable")[:_SHOWN]
+    held = None if made is None else made.sets(found.probabilities)
     parts = []
     for title, chosen in (("The worst mistakes", worst), ("The least sure", unsure)):
-        tiles = "".join(_tile(test.images[[int(row)]][0], int(row), found) for row in chosen)
+        tiles = "".join(
+            _tile(test.images[[int(row)]][0], int(row), found, None if held is None else held[row])
+            for row in chosen
+        )
         parts.append(f'<h2>{title}</h2><div class="tiles">{tiles or "none"}</div>')
     return "".join(parts)
 
 
-def _tile(image: np.ndarray, row: int, found: Appraisal) -> str:
+def _tile(image: np.ndarray, row: int, found: Appraisal, held: np.ndarray | None) -> str:
     p = found.probabilities[row]
     best, label = int(p.argmax()), int(found.labels[row])
     names = found.classes
     says = f"says {names[best]} ({p[best]:.0%}), is {names[label]} ({p[label]:.0%})"
+    if held is not None:
+        says += f"; set: {', '.join(names[each] for each in np.flatnonzero(held)) or 'none'}"
     shown = html.escape(says)
     return (
         f'<div class="tile"><img src="{_data_url(image)}" alt="test image {row}: {shown}">'
@@ -220,8 +249,11 @@ def _filters(run: Run) -> str:
 def _silence(run: Run) -> str:
     """How sparse activations are; Srivastava et al. (2014), section 7.2: dropout makes them so.
 
-    A table of the layers whose outputs ReLU silences where they are not above 0.
+    A table of the layers whose outputs ReLU silences where they are not above 0. Empty where a part
+    of the network stands still: what was learned elsewhere is as sparse as it is.
     """
+    if run.built.cut:
+        return ""
     variables, rngs = dict(run.state.variables), {"dropout": key_for(run.config.seed, "sample")}
     rates = run.built.plan.full_rates
     if rates:
@@ -234,7 +266,7 @@ def _silence(run: Run) -> str:
     return (
         f"<h2>Silent units</h2>{held}<p>Outputs at or below 0, which a ReLU behind the layer would "
         f"silence; behind the last layer, and where units are of another kind, there is none. "
-        f"First {_WATCHED} test images; with dropout on, one draw.</p>"
+        f"Up to {_WATCHED} test images, drawn from all; with dropout on, one draw.</p>"
     )
 
 
@@ -249,7 +281,7 @@ def _shares(run: Run, variables: Any, rngs: dict[str, Any]) -> dict[str, float]:
         return outputs
 
     test = run.test_images()
-    images = as_float(jnp.asarray(test.images[np.arange(min(_WATCHED, len(test)))]))
+    images = as_float(jnp.asarray(test.images[a_few(len(test), _WATCHED, run.config.seed)]))
     with nn.intercept_methods(note):
         run.state.apply_fn(variables, images, train=False, rngs=rngs)
     return shares
@@ -270,6 +302,9 @@ def _repeat(run: Run) -> str:
 
 
 def _data_url(image: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    """A picture in the page; photos as small JPEGs, since fifty of them are many megabytes."""
+    buffer, picture = io.BytesIO(), Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    kind = "JPEG" if min(picture.size) > _EXACT else "PNG"
+    picture.thumbnail((_THUMB, _THUMB))
+    picture.save(buffer, kind)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()

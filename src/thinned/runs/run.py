@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from thinned.core.config import Config, load
 from thinned.core.disk import read_regular
-from thinned.core.errors import RequestError
+from thinned.core.errors import RequestError, ThinnedError
 from thinned.core.rng import fixed_settings
-from thinned.core.types import Dataset, Split
+from thinned.core.types import Dataset, Split, Variables
 from thinned.core.validation import validate
 from thinned.data.facts import Facts
 from thinned.data.pack import PackedImages
 from thinned.data.sources.arrays import as_images
 from thinned.data.sources.load import decodes_files, load_data, load_to_look_at, open_source
 from thinned.data.split import everything, fingerprint
+from thinned.engine.best import Best
 from thinned.engine.build import Built
-from thinned.engine.checkpoint import Checkpoints
+from thinned.engine.checkpoint import KEPT, Checkpoints, Restored
 from thinned.engine.devices import use_compilation_cache
 from thinned.engine.evaluation import Evaluation, evaluate
 from thinned.engine.feed import placed
 from thinned.engine.logs import MetricsLog, warn
-from thinned.engine.loop import arrays_of, with_arrays
+from thinned.engine.loop import Progress, arrays_of, to_predict, with_arrays
 from thinned.engine.step import TrainState
 from thinned.models.apply import predict
+from thinned.runs.beginning import beginning_of
 from thinned.runs.environment import recorded_digest
+from thinned.runs.features import read_by
 
 
 @dataclass(frozen=True)
@@ -69,25 +75,23 @@ class Run:
         """The run's checkpoints."""
         return Checkpoints(self.folder / "checkpoints")
 
+    @property
+    def best_checkpoints(self) -> Checkpoints:
+        """Those of its best epochs by ``keep_best``, without what only training needs."""
+        # Each of the others may name another one, and so may the one that is being saved.
+        return Checkpoints(self.folder / "checkpoints-best", KEPT + 1)
+
     @cached_property
     def facts(self) -> Facts:
         """What the run knows of its data.
 
         Raises:
             RequestError: what was saved is damaged, and the data do not tell, either: they cannot
-                be read, or are others by now.
+                be read, are others by now, or are no more than a part of it.
         """
-        path = self.folder / "data.json"
-        try:
-            return Facts.from_json(read_regular(path))
-        except (OSError, ValueError, KeyError, TypeError):
-            # A damaged file: the data themselves still tell.
-            if self.config.data.path is None and recorded_digest(self.folder) is None:
-                raise RequestError(
-                    f"{path} cannot be read, and nothing says whether the run learned from the "
-                    "package's MNIST or from arrays of a program: restore it from a copy"
-                ) from None
-            return Facts.of(_same_again(self, self.config), self.config)
+        saved = _saved_facts(self)
+        # Where those are damaged, the data themselves still tell.
+        return saved or Facts.of(_same_again(self, self.config), self.config)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -101,29 +105,75 @@ class Run:
     @cached_property
     def built(self) -> Built:
         """What its config made of its data: network, sites, plan; without the data themselves."""
-        return Built.of(self.config, self.facts)
+        return Built.of(self.config, self.facts, start=self.start)
+
+    @property
+    def start(self) -> Callable[[], Variables] | None:
+        """Reads the variables that it began with, where they were no drawn ones."""
+        return beginning_of(self.folder) if self.config.is_pretrained else None
 
     @cached_property
     def state(self) -> TrainState:
-        """The state of the newest checkpoint.
+        """The state of the newest checkpoint, or that of the `best` epoch, where one is kept.
+
+        The latter is whole but for the optimizer's part, which is that of a new run.
 
         Raises:
             RequestError: there is no checkpoint yet.
+            ThinnedError: none can be used.
         """
         use_compilation_cache()
         state = self.built.initial_state()
-        found = self.checkpoints.restore(arrays_of(state))
-        if found is None:
-            raise RequestError(f"{self.folder} has no checkpoint yet: train it first")
+        found = self._newest(arrays_of(state))
         for reason in found.skipped:
             warn(f"checkpoint {reason}; using the one before it")
+        best = Progress.from_json(found.progress).best
+        if best is not None:
+            try:
+                kept = self.best_checkpoints.restore(to_predict(arrays_of(state)), best.step)
+            except ThinnedError as error:
+                warn(f"{error}; using the last epoch instead of the best")
+            else:
+                found = kept or found
         return with_arrays(state, found)
+
+    @cached_property
+    def weights(self) -> str:
+        """A digest of all variables by which `state` predicts: another one where it was trained on.
+
+        Raises:
+            RequestError, ThinnedError: as `state`.
+        """
+        total = hashlib.sha256()
+        for path, leaf in jax.tree.leaves_with_path(self.state.variables):
+            total.update(jax.tree_util.keystr(path).encode())
+            total.update(np.ascontiguousarray(leaf).data)
+        return total.hexdigest()[:32]
+
+    @cached_property
+    def best(self) -> Best | None:
+        """The best epoch by ``keep_best``, whose weights `state` has; None where none is kept.
+
+        Raises:
+            RequestError: there is no checkpoint yet.
+            ThinnedError: none can be used.
+        """
+        if self.config.keep_best == "no":
+            return None
+        found = self._newest(arrays_of(self.built.initial_state()))
+        return Progress.from_json(found.progress).best
+
+    def _newest(self, template: Any) -> Restored:
+        found = self.checkpoints.restore(template)
+        if found is None:
+            raise RequestError(f"{self.folder} has no checkpoint yet: train it first")
+        return found
 
     @fixed_settings()
     def evaluate(
         self, path: Path | str | None = None, *, dataset: Dataset | None = None
     ) -> Evaluation:
-        """Evaluate the newest checkpoint on all test images.
+        """Evaluate `state` on all test images.
 
         Args:
             path: other data, see `thinned.core.config.DataConfig`; None for the run's own.
@@ -133,8 +183,9 @@ class Run:
             RequestError: the data have other classes or image shapes than the run's; or its own
                 were arrays of a program and are not given.
         """
-        state = self.state
         test = self.test_images(path) if dataset is None else matched(dataset, self.facts)
+        state, images = read_by(self.built, self.state, test.images)
+        test = Split(images, test.labels)
         return evaluate(state.apply_fn, state.variables, placed(self.config, test))
 
     def test_images(self, path: Path | str | None = None) -> Split:
@@ -177,7 +228,14 @@ class Run:
                 booleans nor floats from 0 to 1.
         """
         images = fitting_images(images, self.facts)
-        return predict(self.state.apply_fn, self.state.variables, np.asarray(images))
+        state, images = read_by(self.built, self.state, np.asarray(images))
+        return predict(state.apply_fn, state.variables, images)
+
+
+def note_best(run: Run) -> None:
+    """Say beside the output that a run's best epoch is used, not its last, where that is so."""
+    if run.best is not None:
+        warn(f"note: of {run.folder}, {run.best} is used")
 
 
 def refuse_lost(run: Run) -> None:
@@ -188,6 +246,34 @@ def refuse_lost(run: Run) -> None:
             "Python, run.evaluate(dataset=...) or thinned.resume(folder, dataset=...), or evaluate "
             "with --data.path"
         )
+
+
+def _saved_facts(run: Run) -> Facts | None:
+    """What ``data.json`` says; None where it is damaged and the data would say it as well."""
+    path = run.folder / "data.json"
+    try:
+        return Facts.from_json(read_regular(path))
+    except (OSError, ValueError, KeyError, TypeError):
+        why = None
+        if run.config.data.path is None and recorded_digest(run.folder) is None:
+            why = "nothing says whether the run learned from the package's MNIST or from arrays"
+        elif run.config.is_pretrained and run.config.data.normalise == "auto":
+            why = "nothing else says how its pretrained network wants its inputs"
+        if why is None:
+            return None
+        raise RequestError(f"{path} cannot be read, and {why}: restore it from a copy") from None
+
+
+def facts_by(run: Run, config: Config, dataset: Dataset) -> Facts:
+    """What a run knows of its data, in whose place `config` says that these are now.
+
+    Raises:
+        RequestError: what was saved is damaged, and these are other data than the run began with.
+    """
+    saved = _saved_facts(run)
+    if saved is None:
+        refuse_changed(run, config, fingerprint(dataset))
+    return saved or Facts.of(dataset, config)
 
 
 def loaded_again(run: Run, config: Config) -> Dataset:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -12,19 +13,20 @@ from pathlib import Path
 
 import numpy as np
 
-from thinned.core.config import Config, changed_options, to_json
+from thinned.core.config import Config, changed_options, to_json, with_split_of
 from thinned.core.disk import Busy, held, write_whole
 from thinned.core.errors import RequestError, printable
 from thinned.core.rng import fixed_settings
 from thinned.core.types import Dataset
 from thinned.core.validation import refuse_idle, validate
 from thinned.data.facts import Facts
-from thinned.data.sources.load import load_data, open_source
 from thinned.data.split import fingerprint
+from thinned.engine.best import refuse_blind
 from thinned.engine.build import Built, model_name
 from thinned.engine.checkpoint import Checkpoints, Restored
 from thinned.engine.devices import memory_told, use_compilation_cache
 from thinned.engine.feed import feed_of, fits_in_memory, placed, refuse_narrow
+from thinned.engine.head import fitted_head, with_head
 from thinned.engine.logs import (
     MetricsLog,
     Plain,
@@ -33,19 +35,35 @@ from thinned.engine.logs import (
     refuse_missing_log,
     view_for,
 )
-from thinned.engine.loop import Parts, Progress, StopSignal, arrays_of, with_arrays
+from thinned.engine.loop import (
+    Parts,
+    Progress,
+    StopSignal,
+    arrays_of,
+    save,
+    stopped_early,
+    told_stop,
+    with_arrays,
+)
 from thinned.engine.loop import train as run_loop
 from thinned.engine.plan import Plan
+from thinned.engine.step import TrainState
+from thinned.models.staged import HEAD, Staged
+from thinned.runs.beginning import recorded_weights
 from thinned.runs.environment import (
     describe_environment,
     environment_changes,
     fix_threads,
     refuse_other_settings,
 )
-from thinned.runs.run import Run, loaded_again, refuse_changed
+from thinned.runs.features import Trunk, features_of, shortened
+from thinned.runs.prepare import Prepared
+from thinned.runs.pretrained import as_recorded
+from thinned.runs.run import Run, facts_by, loaded_again, refuse_changed
 
 _TRAINED = "being trained"
 _LONGEST_NAME = 100
+_REST_S = 5.0
 
 
 @fixed_settings()
@@ -84,13 +102,13 @@ def train(
     fix_threads()
     refuse_idle(config)
     refuse_missing_log(config.log)
-    dataset = load_data(config) if dataset is None else dataset
-    facts = Facts.of(dataset, config)
-    built = Built.of(config, facts, dataset.train.labels)
+    prepared = Prepared.of(config, dataset)
+    config, dataset = prepared.built.config, prepared.dataset
+    refuse_blind(config, dataset)
     refuse_narrow(config, dataset.train)
-    made = _made(folder) if folder is not None else _new_folder(Path(runs), config, facts)
-    with _begun(made, config, dataset, facts, Silent() if quiet else Plain()) as run:
-        return _train_in(run, dataset, built, quiet)
+    made = _made(folder) if folder is not None else _new_folder(Path(runs), prepared.built)
+    with _begun(made, prepared, Silent() if quiet else Plain()) as run:
+        return _train_in(run, dataset, prepared.built, quiet)
 
 
 @fixed_settings()
@@ -105,8 +123,8 @@ def resume(
 
     Args:
         folder: the run.
-        config: what is asked for now; may differ from the run's in epochs (more) and in how often
-            to save. None asks for what the run was asked before.
+        config: what is asked for now; may differ from the run's in epochs and patience (more) and
+            in how often to save. None asks for what the run was asked before.
         quiet: whether to show nothing.
         dataset: as for `train`.
 
@@ -114,14 +132,19 @@ def resume(
         RequestError: `config` would change what has already happened.
     """
     run = Run.open(folder)
-    config = run.config if config is None else validate(config)
+    config = (
+        run.config
+        if config is None
+        else with_split_of(run.config, as_recorded(validate(config), run.config))
+    )
     _refuse_changes(run, config)
     refuse_missing_log(config.log)
     fix_threads(run.folder / "environment.json")
     if dataset is None:
         dataset = loaded_again(run, config)
-    built = Built.of(config, run.facts, dataset.train.labels)
-    with _continued(run, config, dataset, Silent() if quiet else Plain()) as run:
+    # Not from where the run's own config says that its data are: they may have moved.
+    built = Built.of(config, facts_by(run, config, dataset), dataset.train.labels, run.start)
+    with _continued(run, built, dataset, Silent() if quiet else Plain()) as run:
         return _train_in(run, dataset, built, quiet)
 
 
@@ -148,6 +171,11 @@ def _refuse_changes(run: Run, config: Config) -> None:
         raise RequestError(
             f"{run.folder} was asked for {run.config.epochs} epochs; --epochs can only grow"
         )
+    if (config.patience or math.inf) < (run.config.patience or math.inf):
+        raise RequestError(
+            f"{run.folder} was asked for --patience {run.config.patience or 'unset'}; it can only "
+            "grow"
+        )
     course = config.optim.schedule
     if course != "constant" and config.epochs != run.config.epochs:
         raise RequestError(
@@ -156,38 +184,28 @@ def _refuse_changes(run: Run, config: Config) -> None:
         )
 
 
-def seed_of_data(config: Config) -> int | None:
-    """The config's seed where it decides which images are which; None where any gives the same.
-
-    Raises:
-        RequestError: the data cannot be found.
-    """
-    data, seed = config.data, config.seed
-    chosen = bool(data.validation) or data.limit is not None
-    return seed if chosen or open_source(data, seed) != open_source(data, seed + 1) else None
-
-
 @contextmanager
-def _begun(
-    folder: Path, config: Config, dataset: Dataset, facts: Facts, view: Silent
-) -> Generator[Run]:
+def _begun(folder: Path, prepared: Prepared, view: Silent) -> Generator[Run]:
     """A new run's folder, with all in it that is known before training, for this process alone."""
+    dataset, built = prepared.dataset, prepared.built
     with held(folder, _TRAINED):
         # Looked at before, but data take a while to load.
         if (folder / "config.json").exists() or (folder / "study.json").exists():
             raise Busy(f"{folder} was begun by another process meanwhile: give the command again")
         environment = describe_environment(dataset.name, fingerprint(dataset))
         write_whole(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
-        write_whole(folder / "data.json", facts.to_json())
+        write_whole(folder / "data.json", built.facts.to_json())
         _list_left_out(folder, dataset, view)
-        write_whole(folder / "config.json", to_json(config))
-        yield Run(folder, config)
+        if prepared.beginning is not None:
+            prepared.beginning.save(folder)
+        write_whole(folder / "config.json", to_json(built.config))
+        yield Run(folder, built.config)
 
 
 @contextmanager
-def _continued(run: Run, config: Config, dataset: Dataset, view: Silent) -> Generator[Run]:
+def _continued(run: Run, built: Built, dataset: Dataset, view: Silent) -> Generator[Run]:
     """A run's folder, for this process alone, once its data are what they were."""
-    facts = run.facts
+    config, facts = built.config, built.facts
     with held(run.folder, _TRAINED):
         _refuse_changes(Run.open(run.folder), config)
         refuse_other_settings(run.folder / "environment.json")
@@ -195,11 +213,17 @@ def _continued(run: Run, config: Config, dataset: Dataset, view: Silent) -> Gene
         for line in environment_changes(run.folder / "environment.json", now):
             view.warn(line)
         refuse_changed(run, config, now["data"]["sha256"])
-        if replace(Facts.of(dataset, config), name=facts.name) != facts:
+        found = replace(Facts.of(dataset, config), name=facts.name)
+        if config.is_pretrained:
+            # Inputs are scaled as the weights want them, whatever the data.
+            found = replace(found, mean=facts.mean, deviation=facts.deviation)
+        if found != facts:
             raise RequestError(
                 f"{run.folder} cannot go on: its data are no longer what it began with "
                 f"({facts.train_size:,} training images, {len(facts.classes)} classes)"
             )
+        # It may have been damaged.
+        write_whole(run.folder / "data.json", facts.to_json())
         write_whole(run.folder / "config.json", to_json(config))
         yield Run(run.folder, config)
 
@@ -213,13 +237,32 @@ def _train_in(run: Run, dataset: Dataset, built: Built, quiet: bool) -> Run:
     restored = checkpoints.restore(arrays_of(state))
     if restored is not None:
         state, progress = with_arrays(state, restored), Progress.from_json(restored.progress)
+    elif _begins_with_fitted_head(run, built):
+        state = _with_fitted_head(built, state, dataset, quiet)
+        # Or it would be fitted anew after a kill, on a machine that may round otherwise.
+        save(checkpoints, state, progress, run.best_checkpoints)
+    built, state, dataset = shortened(built, state, dataset, quiet)
     parts = _parts(run, dataset, built, checkpoints, progress.step)
     batch, total = run.config.batch_size, built.plan.total_steps
     with view_for(quiet, progress.step * batch, total * batch) as view:
-        _announce(view, run, dataset, restored, built.plan)
+        _announce(view, run, dataset, restored, progress, built.plan)
         with StopSignal() as stop:
             run_loop(replace(parts, view=view), state, progress, stop)
     return run
+
+
+def _begins_with_fitted_head(run: Run, built: Built) -> bool:
+    """Whether more than the head trains, and the head is new."""
+    if not run.config.is_pretrained or not isinstance(built.model, Staged):
+        return False
+    head = (recorded_weights(run.folder) or {}).get("head")
+    return head == "new" and HEAD in built.trains and built.trains != (HEAD,)
+
+
+def _with_fitted_head(built: Built, state: TrainState, dataset: Dataset, quiet: bool) -> TrainState:
+    trunk = Trunk.of(built, state, len(built.parts) - 1)
+    features = features_of(trunk, dataset.train, quiet)
+    return with_head(state, fitted_head(features, dataset.train.labels, len(dataset.classes)))
 
 
 def _parts(run: Run, dataset: Dataset, built: Built, checkpoints: Checkpoints, step: int) -> Parts:
@@ -236,8 +279,11 @@ def _parts(run: Run, dataset: Dataset, built: Built, checkpoints: Checkpoints, s
         feed=feed_of(built.plan, dataset.train, train),
         held_out=where,
         checkpoints=checkpoints,
+        best=run.best_checkpoints,
         log=log,
         view=Silent(),
+        # An epoch of kept features is over in less time than it takes to save it.
+        rest_s=_REST_S if built.on_features else 0.0,
     )
 
 
@@ -251,11 +297,20 @@ def _list_left_out(folder: Path, dataset: Dataset, view: Silent) -> None:
     view.say(f"{files} could not be read and {'is' if count == 1 else 'are'} left out: {listed}")
 
 
-def _announce(view: Silent, run: Run, dataset: Dataset, found: Restored | None, plan: Plan) -> None:
+def _announce(
+    view: Silent,
+    run: Run,
+    dataset: Dataset,
+    found: Restored | None,
+    progress: Progress,
+    plan: Plan,
+) -> None:
     for reason in found.skipped if found else ():
         view.warn(f"checkpoint {reason}; going on from the one before it")
     if found and found.step >= plan.total_steps:
         view.say(f"{run.folder} is finished: {plan.config.epochs} epochs, {found.step} steps")
+    elif stopped_early(plan, progress):
+        view.say(f"{run.folder} {told_stop(progress, plan.config)}")
     elif found:
         view.say(f"resuming {run.folder} at step {found.step} of {plan.total_steps}")
     else:
@@ -269,12 +324,14 @@ def _announce(view: Silent, run: Run, dataset: Dataset, found: Restored | None, 
         view.say(f"streaming {size:,.0f} MB of images from {where} (--data.in-memory)")
 
 
-def _new_folder(runs: Path, config: Config, facts: Facts) -> Path:
+def _new_folder(runs: Path, built: Built) -> Path:
     """A folder that did not exist before, made here: two processes never share one."""
     # A name that a program gave must not lead out of `runs`.
-    name = re.sub(r"[/\\\s]+", "-", printable(facts.name)).strip("-.")[:_LONGEST_NAME] or "data"
+    name = re.sub(r"[/\\\s]+", "-", printable(built.facts.name))
+    name = name.strip("-.")[:_LONGEST_NAME] or "data"
+    model = model_name(built.config, built.facts)
     for number in itertools.count(1):
-        folder = runs / f"{name}-{model_name(config, facts)}-{number:03d}"
+        folder = runs / f"{name}-{model}-{number:03d}"
         try:
             folder.mkdir(parents=True)
             return folder

@@ -17,7 +17,9 @@ import numpy as np
 from thinned.core.config import Config, to_json
 from thinned.core.errors import ThinnedError
 from thinned.core.validation import refuse_idle, validate
-from thinned.engine.loop import arrays_of
+from thinned.engine.best import Best
+from thinned.engine.checkpoint import digest
+from thinned.engine.loop import arrays_of, to_predict
 from thinned.runs.run import Run
 
 
@@ -83,7 +85,8 @@ def _where(folder: Path) -> str:
 def differing(one: Run, two: Run) -> list[str]:
     """Names of the arrays in which the newest checkpoints of two runs differ in any bit.
 
-    Also ``metrics.jsonl``, when the records differ in anything but times.
+    Also ``metrics.jsonl``, when the records differ in anything but times; and ``best epoch``, when
+    another is kept, or its weights differ.
     """
     return [name for name, equal in _verdicts(one, two).items() if not equal]
 
@@ -100,7 +103,15 @@ def _verdicts(one: Run, two: Run) -> dict[str, bool]:
     first, second = _leaves(one, template), _leaves(two, template)
     # Bytes, not values: NaN is equal to NaN here, and 0.0 is not equal to -0.0.
     verdicts = {name: first[name].tobytes() == second[name].tobytes() for name in first}
-    return {**verdicts, "metrics.jsonl": _timeless(one.metrics) == _timeless(two.metrics)}
+    verdicts["metrics.jsonl"] = _timeless(one.metrics) == _timeless(two.metrics)
+    if one.config.keep_best != "no":
+        verdicts["best epoch"] = _kept(one) == _kept(two)
+    return verdicts
+
+
+def _kept(run: Run) -> tuple[Best | None, str]:
+    """The best epoch, and a digest of its arrays."""
+    return run.best, digest(to_predict(arrays_of(run.state)))
 
 
 def _leaves(run: Run, template: Any) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -14,10 +15,11 @@ from thinned.core.config import Config
 from thinned.core.errors import ThinnedError
 from thinned.core.types import Dataset
 from thinned.data.sources.load import load_data
+from thinned.engine.logs import told_time, warn
 from thinned.engine.loop import Diverged, Stopped
-from thinned.runs.environment import fix_threads
+from thinned.runs.environment import fix_threads, thread_changes
 from thinned.runs.run import Run
-from thinned.runs.train import Busy, seed_of_data, train
+from thinned.runs.train import Busy, train
 from thinned.studies.arms import Arm
 from thinned.studies.outcomes import Outcome, read_outcome, scored, write_outcome
 
@@ -62,14 +64,24 @@ def run_jobs(
     Raises:
         Stopped: by Ctrl-C or SIGTERM; the run in progress is saved.
     """
-    # Before the first run that goes on: its own number of threads is not that of all the others.
-    fix_threads()
+    _keep_threads(folder, jobs)
     data = _Data()
     for seed, arm in jobs:
         place = place_of(folder, arm, seed)
         outcome = _outcome_of(partial(_run_one, arm, base, seed, place, data))
         write_outcome(place, outcome)
         report(seed, arm.name, outcome)
+
+
+def _keep_threads(folder: Path, jobs: Sequence[Job]) -> None:
+    """Compute with the threads of the runs that go on, as far as one process can, or say so."""
+    places = (place_of(folder, arm, seed) for seed, arm in jobs)
+    begun = [place for place in places if (place / "config.json").exists()]
+    # JAX starts once: the first of them decides for the others, and for the runs that are new.
+    fix_threads(begun[0] / "environment.json" if begun else None)
+    for place in begun:
+        for line in thread_changes(place / "environment.json"):
+            warn(f"{place}: {line}")
 
 
 def _run_one(arm: Arm, base: Config, seed: int, place: Path, data: _Data) -> Outcome:
@@ -115,12 +127,12 @@ class _Data:
         self._held: tuple[Any, Dataset] | None = None
 
     def holds(self, config: Config) -> bool:
-        return self._held is not None and self._held[0] == (config.data, seed_of_data(config))
+        return self._held is not None and self._held[0] == (config.data, config.split_seed)
 
     def of(self, config: Config) -> Dataset:
         if self._held is None or not self.holds(config):
             self._held = None
-            self._held = (config.data, seed_of_data(config)), load_data(config)
+            self._held = (config.data, config.split_seed), load_data(config)
         return self._held[1]
 
 
@@ -152,12 +164,21 @@ def under_way(folder: Path, jobs: Sequence[Job]) -> list[str]:
             continue
         try:
             run = Run.open(place)
-            done = max((record["epoch"] for record in run.metrics), default=0)
+            done, left_s = _position(run)
         except ThinnedError:
             # Not whole yet.
             continue
-        lines.append(f"{arm.name}, seed {seed}: epoch {done}/{run.config.epochs} done")
+        rest = f", {told_time(left_s)} left of this run" if left_s else ""
+        lines.append(f"{arm.name}, seed {seed}: epoch {done}/{run.config.epochs} done{rest}")
     return lines
+
+
+def _position(run: Run) -> tuple[int, float]:
+    """How many epochs of a run are done, and how many seconds the others take; 0 if unknown."""
+    trained = [record for record in run.metrics if record["split"] == "train"]
+    done = max((record["epoch"] for record in trained), default=0)
+    times = [s for record in trained if (s := record.get("epoch_s")) is not None]
+    return done, (run.config.epochs - done) * statistics.median(times) if times else 0.0
 
 
 class Countdown:
@@ -185,10 +206,5 @@ class Countdown:
         elif outcome.reason:
             result = f"{outcome.status}: {outcome.reason}"
         time_left = (time.monotonic() - self._begun) / self._done * left
-        rest = f"; {_duration(time_left)} left" if left > 0 else ""
+        rest = f"; {told_time(time_left)} left" if left > 0 else ""
         self._tell(f"{over}/{self._total} {arm}, seed {seed}: {result}{rest}")
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds / 60), 60)
-    return f"{hours} h {rest:02d} min" if hours else f"{rest} min" if rest else "under a minute"

@@ -32,6 +32,8 @@ class Outcome:
         scores: split -> score -> value, of `SCORES`.
         epoch_s: wall time of training for an epoch, the median of the run's; None where no epoch
             was long enough to tell.
+        epochs: how many it was trained for, which `patience` may cut short; None where it did not
+            finish.
     """
 
     status: str
@@ -40,6 +42,7 @@ class Outcome:
         default_factory=dict[str, Mapping[str, float]]
     )
     epoch_s: float | None = None
+    epochs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Row:
     Attributes:
         arm: which.
         outcomes: seed -> outcome, of the runs that were tried.
-        difference: from the baseline, by test accuracy; None for the baseline itself.
+        difference: from its baseline, by test accuracy; None for a baseline itself.
     """
 
     arm: Arm
@@ -74,6 +77,24 @@ class Row:
         """Wall time of an epoch, the median over seeds; NaN without any."""
         times = [o.epoch_s for o in self.outcomes.values() if o.epoch_s is not None]
         return statistics.median(times) if times else math.nan
+
+    @property
+    def epochs(self) -> float | None:
+        """How many epochs a run took, the mean over seeds; None where none says."""
+        counts = [o.epochs for o in self.outcomes.values() if o.epochs is not None]
+        return statistics.fmean(counts) if counts else None
+
+
+def accuracies_of(outcomes: Mapping[int, Outcome]) -> dict[int, float]:
+    """Seed -> test accuracy; NaN of a run that diverged, as it would again.
+
+    What failed otherwise may do better: its run is not over, and it is not among them.
+    """
+    return {
+        seed: outcome.scores["test"]["accuracy"] if "test" in outcome.scores else math.nan
+        for seed, outcome in outcomes.items()
+        if outcome.status != "failed"
+    }
 
 
 def read_outcome(place: Path) -> Outcome | None:
@@ -109,4 +130,5 @@ def scored(run: Run, dataset: Dataset) -> Outcome:
             scores = appraise([run], split).scores
             found[name] = {score: scores[score] for score in SCORES}
     times = [s for record in trained if (s := record.get("epoch_s")) is not None]
-    return Outcome("finished", "", found, statistics.median(times) if times else None)
+    epoch_s = statistics.median(times) if times else None
+    return Outcome("finished", "", found, epoch_s, trained[-1]["epoch"])

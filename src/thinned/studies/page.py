@@ -19,6 +19,11 @@ LABELS = {"accuracy": "test accuracy", "nll": "NLL (nats)", "ece": "ECE"}
 _MANY = 10
 _DECADES = 100
 """From this ratio of an option's values on, its axis is logarithmic."""
+_NOTE = (
+    "Means over seeds with Student's t intervals. Differences of test accuracy are paired by seed; "
+    "their intervals and p values (t-test, Holm's correction) hold at every number of seeds that "
+    "the study is looked at. No interval where all values are the same."
+)
 
 
 def write_study_page(
@@ -112,8 +117,8 @@ def draw_bars(
     """Means with the intervals of their values, see `thinned.studies.comparison.interval`."""
     reach: list[tuple[float, float]] = []
     for each, mean in zip(values, means, strict=True):
-        low, high = interval(each) if len(each) > 1 else (mean, mean)
-        reach.append((max(mean - low, 0), max(high - mean, 0)))
+        low, high = interval(each)
+        reach.append((0.0, 0.0) if math.isnan(low) else (mean - low, high - mean))
     below, above = zip(*reach, strict=True)
     axes.errorbar(
         places, means, [below, above], fmt=form, capsize=3, markersize=4, label=plain(label)
@@ -130,8 +135,7 @@ def _table(study: Study, rows: Sequence[Row]) -> str:
     for row in rows:
         line = [row.arm.name, str(len(row.values("accuracy")))]
         for score in SCORES:
-            low, high = interval(row.values(score))
-            span = "" if math.isnan(low) else f" ({low:.4f} to {high:.4f})"
+            span = _span(*interval(row.values(score)))
             line.append(f"{shown(row.mean(score))}{span}")
         held = row.mean("accuracy", "validation")
         line.append(shown(held))
@@ -139,16 +143,12 @@ def _table(study: Study, rows: Sequence[Row]) -> str:
         if found is None:
             line += ["baseline", ""]
         else:
-            span = f" ({found.low:+.4f} to {found.high:+.4f})" if found.seeds > 1 else ""
+            span = _span(found.low, found.high, "+.4f")
             line += [f"{shown(found.mean, '+.4f')}{span}", shown(found.corrected, ".3f")]
         cells.append(line)
     header = ["arm", "runs", *(f"{LABELS[score]} (95 %)" for score in SCORES)]
     header += ["validation accuracy", "against baseline (95 %)", "p, corrected"]
-    note = (
-        "Means over seeds with bootstrap intervals, which are too narrow for very few seeds; "
-        "differences of test accuracy are paired by seed, with Student's t and Holm's correction."
-    )
-    return f"<h2>Arms</h2>{table(header, cells)}<p>{note}</p>"
+    return f"<h2>Arms</h2>{table(header, cells)}<p>{_NOTE}</p>"
 
 
 def _differences(study: Study, rows: Sequence[Row], plots: Plots) -> str:
@@ -160,13 +160,16 @@ def _differences(study: Study, rows: Sequence[Row], plots: Plots) -> str:
         for place, row in enumerate(reversed(compared)):
             found = row.difference
             assert found is not None
-            half = 0.0 if math.isnan(found.low) else found.mean - found.low
-            axes.errorbar(found.mean, place, xerr=half, fmt="o", color="C0", capsize=3)
+            # Of two looks together the interval need not lie evenly about the mean.
+            if not math.isnan(found.low):
+                axes.plot([found.low, found.high], [place] * 2, "|-", color="C0")
+            axes.plot(found.mean, place, "o", color="C0")
         axes.set_yticks(range(len(compared)), [plain(row.arm.name) for row in reversed(compared)])
         axes.axvline(0, linewidth=1, color="C7")
         axes.set(xlabel="test accuracy less the baseline's")
 
-    caption = f"Differences from {study.baseline}, paired by seed, with 95 % intervals"
+    base = study.baseline if study.within is None else f"the baseline of each {study.within}"
+    caption = f"Differences from {base}, paired by seed, with 95 % intervals"
     return plots.draw("differences", caption, paint, max(2.5, 0.35 * len(compared) + 1))
 
 
@@ -235,8 +238,9 @@ def verdict(study: Study, rows: Sequence[Row]) -> str:
     """What can be said of a study, in a few honest sentences."""
     compared = [(row.arm.name, row.difference) for row in rows if row.difference is not None]
     clear = [(name, found) for name, found in compared if found.is_told]
+    bases = study.baselines
     parts = [
-        f"{name} is {'better' if found.mean > 0 else 'worse'} than {study.baseline} by "
+        f"{name} is {'better' if found.mean > 0 else 'worse'} than {bases[name]} by "
         f"{abs(found.mean):.2%} ({found.low:+.2%} to {found.high:+.2%}; corrected "
         f"p {found.corrected:.3f})."
         for name, found in sorted(clear, key=lambda each: -each[1].mean)
@@ -248,12 +252,14 @@ def verdict(study: Study, rows: Sequence[Row]) -> str:
             "in both arms."
         )
     elif unclear:
-        seeds = len(study.seeds)
         # Pairs that did not finish have still to be had.
         lacking = min((found.needed - found.seeds for found in unclear if found.needed), default=0)
         more = f"; about {lacking:,} more would be needed" if lacking > 0 else ""
         which = "no other difference" if clear else "no difference"
-        parts.append(f"With {seeds} seeds {which} from {study.baseline} can be told{more}.")
+        base = study.baseline if study.within is None else "its baseline"
+        parts.append(f"With {len(study.seeds)} seeds {which} from {base} can be told{more}.")
+    if any(found.seeds > 1 for _, found in compared):
+        parts.append(_look(study))
     best = _best(rows)
     if best is not None:
         parts.append(f"By validation images, {best.arm.name} is the one to choose.")
@@ -269,6 +275,20 @@ def verdict(study: Study, rows: Sequence[Row]) -> str:
     return " ".join(parts)
 
 
+def _look(study: Study) -> str:
+    """At which look a verdict stands, and what all looks together promise."""
+    promise = "all looks together find a difference that is not there in at most 5 % of studies"
+    if not study.looks:
+        return f"This study did not note how many seeds were planned; {promise}."
+    counts = ", ".join(map(str, study.looks))
+    return f"Look {len(study.looks)} (seeds: {counts}; the first planned); {promise}."
+
+
+def _span(low: float, high: float, form: str = ".4f") -> str:
+    """An interval in brackets behind its mean; empty where there is none."""
+    return "" if math.isnan(low) else f" ({low:{form}} to {high:{form}})"
+
+
 def told(study: Study, rows: Sequence[Row]) -> str:
     """The table and the verdict, for people."""
     width = max(len("arm"), *(len(row.arm.name) for row in rows))
@@ -279,10 +299,10 @@ def told(study: Study, rows: Sequence[Row]) -> str:
     cost = study.cost(rows)
     for row in rows:
         accuracy, count = row.values("accuracy"), len(row.values("accuracy"))
-        low, high = interval(accuracy)
         cell = "-"
         if count:
-            span = f" ({100 * low:.2f} to {100 * high:.2f})" if count > 1 else ""
+            low, high = interval(accuracy)
+            span = _span(100 * low, 100 * high, ".2f")
             cell = f"{100 * row.mean('accuracy'):.2f}{span}"
         lost = {o.status for o in row.outcomes.values() if o.status != "finished"}
         cell = f"{cell} {', '.join(sorted(lost))}".strip("- ") if lost else cell
@@ -291,7 +311,7 @@ def told(study: Study, rows: Sequence[Row]) -> str:
         if found is not None:
             against = f"{100 * found.mean:+.2f}" if found.seeds else "-"
             if found.seeds > 1:
-                against += f" ({100 * found.low:+.2f} to {100 * found.high:+.2f})"
+                against += _span(100 * found.low, 100 * found.high, "+.2f")
                 p_value = shown(found.corrected, ".3f")
         lines.append(
             f"{row.arm.name.ljust(width)}  {count:>4}  {cell:<25}{shown(row.mean('nll')):>7}"
@@ -299,8 +319,9 @@ def told(study: Study, rows: Sequence[Row]) -> str:
             f"{shown(cost[row.arm.name], '.2f'):>6}"
         )
     notes = (
-        "right: mean over seeds, bootstrap; against: points, paired by seed, Student's t; "
-        "p: paired t-test, Holm's correction; time: of training, over the baseline's"
+        "right: mean over seeds, Student's t; against: points, paired by seed; p: paired t-test, "
+        "both for every number of seeds looked at, Holm's correction; time: of training, over the "
+        "baseline's"
     )
     words = (textwrap.fill(text, max(79, len(lines[0]))) for text in (notes, verdict(study, rows)))
     return "\n".join(lines) + "\n\n" + "\n\n".join(words)

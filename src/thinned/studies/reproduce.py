@@ -23,13 +23,14 @@ from thinned.core.config import recipe, with_values
 from thinned.core.disk import write_whole
 from thinned.core.errors import RequestError, nearest
 from thinned.core.pages import Plots, plain
+from thinned.core.rng import a_few
 from thinned.core.types import Split
 from thinned.data.batch import as_float
 from thinned.runs.environment import describe_environment
 from thinned.runs.predictions import predictions_of
 from thinned.studies.arms import Arm, grid, varied
 from thinned.studies.comparison import interval, paired_differences
-from thinned.studies.outcomes import Row
+from thinned.studies.outcomes import Row, accuracies_of
 from thinned.studies.page import (
     draw_against,
     draw_bars,
@@ -114,7 +115,8 @@ class Reproduction:
         count = means["seeds"] if seeds is None else seeds
         if count < 1:
             raise RequestError(f"--seeds is {count}: must be at least 1")
-        return Study.of(base, changed, range(count), baseline if baseline in chosen else chosen[0])
+        first = baseline if baseline in chosen else chosen[0]
+        return Study.of(base, changed, range(count), first, self.about.get("within"))
 
 
 @dataclass(frozen=True)
@@ -166,12 +168,13 @@ class Result:
         ours = sorted(both, key=lambda row: -row.mean("accuracy"))
         agree = [row.arm.name for row in theirs] == [row.arm.name for row in ours]
         pairs = list(itertools.pairwise(theirs))
-        told = sum(_is_told(better, worse) for better, worse in pairs)
+        planned = self.study.planned
+        told = sum(_is_told(better, worse, planned) for better, worse in pairs)
         return (
             f"order of the means: {'as published' if agree else 'not as published'}; of "
             f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} of neighbours, {told} "
             f"{'differs' if told == 1 else 'differ'} as published by more than the noise "
-            "(paired t-test, 5 % each)"
+            "(paired t-test, 5 % each over all looks)"
         )
 
     @property
@@ -206,7 +209,9 @@ class Result:
             "budget": self.budget,
             "command": self.command,
             "seeds": list(self.study.seeds),
+            "looks": list(self.study.looks),
             "baseline": self.study.baseline,
+            "within": self.study.within,
             **held,
             "base": dataclasses.asdict(self.study.base),
         }
@@ -250,6 +255,8 @@ def reproduce(
     """
     plots = Plots(folder)
     rows = run_study(study, folder, tell, processes)
+    # With the looks of before.
+    study = Study.open(folder)
     figure = wanted.about["figure"]
     finished = [row for row in rows if row.values("accuracy")]
     measured = _MEASURES.get(figure["kind"], _nothing)(folder, study, finished, figure)
@@ -258,7 +265,7 @@ def reproduce(
     if finished:
 
         def paint(axes: Any) -> None:
-            _PICTURES[figure["kind"]](axes, folder, result, finished, figure)
+            PICTURES[figure["kind"]](axes, folder, result, finished, figure)
 
         plots.draw(wanted.name, wanted.about["title"], paint)
     write_study_page(folder, study, rows)
@@ -316,7 +323,7 @@ def _activations(folder: Path, study: Study, rows: Sequence[Row], figure: Any) -
 
 
 def _hidden(run: Any, test: Split, layer: str) -> np.ndarray:
-    images = as_float(jnp.asarray(test.images[np.arange(min(_WATCHED, len(test)))]))
+    images = as_float(jnp.asarray(test.images[a_few(len(test), _WATCHED, run.config.seed)]))
     _, seen = run.state.apply_fn(
         run.state.variables,
         images,
@@ -407,23 +414,18 @@ def _error(row: Row) -> str:
         return "no run finished"
     low, high = interval(errors)
     runs = f"{len(errors)} run{'s' if len(errors) > 1 else ''}"
-    span = f" ({low:.2f} to {high:.2f})" if len(errors) > 1 else ""
+    span = "" if math.isnan(low) else f" ({low:.2f} to {high:.2f})"
     return f"{statistics.fmean(errors):.3f}{span}, {runs}"
 
 
-def _is_told(better: Row, worse: Row) -> bool:
-    right = {
-        row.arm.name: {
-            seed: row.outcomes[seed].scores["test"]["accuracy"] for seed in _finished(row)
-        }
-        for row in (better, worse)
-    }
-    found = paired_differences(right, worse.arm.name)[better.arm.name]
+def _is_told(better: Row, worse: Row, planned: Sequence[int]) -> bool:
+    right = {row.arm.name: accuracies_of(row.outcomes) for row in (better, worse)}
+    found = paired_differences(right, worse.arm.name, planned)[better.arm.name]
     return found.is_told and found.mean > 0
 
 
 def _against(row: Row) -> dict[str, float | None] | None:
-    """Points of test error that an arm has more than the baseline; None for the baseline."""
+    """Points of test error that an arm has more than its baseline; None for a baseline."""
     found = row.difference
     if found is None:
         return None
@@ -448,7 +450,7 @@ _MEASURES: Mapping[str, Callable[..., dict[str, Any]]] = {
     "samples": _samples,
     "activations": _activations,
 }
-_PICTURES: Mapping[str, Callable[..., None]] = {
+PICTURES: Mapping[str, Callable[..., None]] = {
     "bars": _paint_bars,
     "lines": _paint_lines,
     "curves": _paint_curves,

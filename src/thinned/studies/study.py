@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thinned.core.config import Config, flag, options, recipe, with_values
+from thinned.core.config import (
+    Config,
+    as_meant,
+    flag,
+    options,
+    recipe,
+    with_split_of,
+    with_values,
+)
 from thinned.core.disk import held, read_regular, write_whole
 from thinned.core.errors import RequestError, ThinnedError, nearest
 from thinned.core.validation import idle, validate
@@ -24,12 +32,13 @@ from thinned.engine.logs import refuse_missing_log
 from thinned.engine.loop import Stopped
 from thinned.models.catalog import refuse_unknown
 from thinned.runs.environment import recorded_digest
+from thinned.runs.pretrained import resolved
 from thinned.runs.run import Run
 from thinned.runs.train import named
 from thinned.studies.arms import Arm
 from thinned.studies.comparison import paired_differences
 from thinned.studies.jobs import Countdown, Job, left_of, place_of, run_jobs, watched
-from thinned.studies.outcomes import Row, read_outcome
+from thinned.studies.outcomes import Row, accuracies_of, read_outcome
 from thinned.studies.workers import share
 
 _SHOWN = 10
@@ -45,16 +54,27 @@ class Study:
         seeds: each arm is run with every one: initialisation, order and masks of a seed are the
             same in all arms, so that differences are paired.
         baseline: name of the arm that others are compared with.
+        within: an option that parts the arms: each is compared with the one that has its own value
+            of this option and is else as the baseline; None compares all with the baseline.
+        looks: numbers of seeds with which the study was asked for, the first planned before any
+            run; empty where that is not known, see `thinned.studies.looks`.
     """
 
     base: Config
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
     baseline: str
+    within: str | None = None
+    looks: tuple[int, ...] = ()
 
     @classmethod
     def of(
-        cls, base: Config, arms: Sequence[Arm], seeds: Sequence[int], baseline: str | None = None
+        cls,
+        base: Config,
+        arms: Sequence[Arm],
+        seeds: Sequence[int],
+        baseline: str | None = None,
+        within: str | None = None,
     ) -> Study:
         """A study whose every config was checked; test images are read once, at a run's end.
 
@@ -71,7 +91,7 @@ class Study:
             raise RequestError(f"--baseline {baseline} is no arm{_likely(baseline, names)}")
         folders: dict[str, Arm] = {}
         # The last seed is the first to be too large.
-        base = validate(base)
+        base, _ = resolved(validate(base))
         refuse_missing_log(base.log)
         arms[0].config(base, max(seeds))
         configs = [arm.config(base, seeds[0]) for arm in arms]
@@ -82,7 +102,7 @@ class Study:
             other = folders.setdefault(arm.folder, arm)
             if other is not arm:
                 raise RequestError(f"arms {other.name} and {arm.name} would share a folder")
-        return cls(base, tuple(arms), tuple(seeds), baseline)
+        return cls(base, tuple(arms), tuple(seeds), baseline, within, (len(seeds),))
 
     def to_json(self) -> str:
         """As the text of ``study.json``."""
@@ -100,10 +120,12 @@ class Study:
             values = json.loads(read_regular(path))
             base = values["base"]
             return cls(
-                with_values(recipe(base["recipe"]), base, str(path)),
+                with_values(recipe(base["recipe"]), as_meant(base), str(path)),
                 tuple(Arm(arm["name"], arm["changes"]) for arm in values["arms"]),
                 tuple(values["seeds"]),
                 values["baseline"],
+                values.get("within"),
+                tuple(values.get("looks", ())),
             )
         except FileNotFoundError as error:
             raise RequestError(f"{folder} is no study: it has no study.json") from error
@@ -115,10 +137,37 @@ class Study:
         """Every run as (seed, arm): a whole round of arms before the next seed."""
         return [(seed, arm) for seed in self.seeds for arm in self.arms]
 
+    @property
+    def planned(self) -> tuple[int, ...]:
+        """The seeds that were fixed before the first run; none where that is not known."""
+        return self.seeds[: self.looks[0]] if self.looks else ()
+
+    @property
+    def baselines(self) -> dict[str, str]:
+        """Arm -> the arm that it is compared with, where there is one."""
+        usual = {arm.name: arm.changes for arm in self.arms}[self.baseline]
+        by_place = {_place(arm.changes): arm.name for arm in self.arms}
+        found: dict[str, str] = {}
+        for arm in self.arms:
+            wanted = dict(usual)
+            if self.within is not None:
+                wanted[self.within] = arm.changes.get(self.within)
+            base = by_place.get(_place(wanted))
+            if base is not None and base != arm.name:
+                found[arm.name] = base
+        return found
+
+    def with_past(self, past: Study) -> Study:
+        """This study, asked for where another was begun: its seeds come first, its looks count."""
+        added = tuple(seed for seed in self.seeds if seed not in past.seeds)
+        look = (len(self.seeds),) if added and past.looks else ()
+        return dataclasses.replace(self, seeds=past.seeds + added, looks=past.looks + look)
+
     def cost(self, rows: Sequence[Row]) -> dict[str, float]:
         """Arm -> time of training over the baseline's, all epochs; NaN where it is not known."""
         times = {
-            row.arm.name: row.epoch_s * row.arm.config(self.base, self.seeds[0]).epochs
+            row.arm.name: row.epoch_s
+            * (row.epochs or row.arm.config(self.base, self.seeds[0]).epochs)
             for row in rows
         }
         return {name: time_s / times.get(self.baseline, math.nan) for name, time_s in times.items()}
@@ -146,7 +195,7 @@ def run_study(
         RequestError: `folder` holds another study, or one that is running.
         Stopped: by Ctrl-C or SIGTERM; the run in progress is saved.
     """
-    with _held(folder, study), watched(folder, study.jobs, tell):
+    with _held(folder, study) as study, watched(folder, study.jobs, tell):
         left = left_of(folder, study.jobs)
         processes = min(processes, len(left))
         progress = Countdown(len(study.jobs), tell, len(study.jobs) - len(left))
@@ -181,7 +230,7 @@ def refuse_fruitless(folder: Path, rows: Sequence[Row]) -> None:
 
 
 @contextmanager
-def _held(folder: Path, study: Study) -> Generator[None]:
+def _held(folder: Path, study: Study) -> Generator[Study]:
     """A study's folder, with its definition in it, for this process alone."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -191,10 +240,13 @@ def _held(folder: Path, study: Study) -> Generator[None]:
         if (folder / "config.json").exists():
             raise RequestError(f"{folder} is a run: give the study another --name")
         if (folder / "study.json").exists():
-            _refuse_changes(Study.open(folder), study, folder)
+            past = Study.open(folder)
+            study = dataclasses.replace(study, base=with_split_of(past.base, study.base))
+            _refuse_changes(past, study, folder)
+            study = study.with_past(past)
             _refuse_other_data(study, folder)
         write_whole(folder / "study.json", study.to_json())
-        yield
+        yield study
 
 
 def search(
@@ -231,7 +283,7 @@ def search(
     chooser.enqueue_trial(_key(base, choices))
     rows: list[Row] = []
     progress = Countdown(trials * len(study.seeds), tell)
-    with _held(folder, study), watched(folder, study.jobs, tell):
+    with _held(folder, study) as study, watched(folder, study.jobs, tell):
         for _ in range(trials):
             trial = chooser.ask()
             key = {n: trial.suggest_int(n, 0, len(v) - 1) for n, v in choices.items()}
@@ -283,11 +335,8 @@ def rows_of(folder: Path) -> list[Row]:
         }
         for arm in study.arms
     }
-    accuracies = {
-        name: {s: o.scores["test"]["accuracy"] for s, o in tried.items() if "test" in o.scores}
-        for name, tried in outcomes.items()
-    }
-    against = paired_differences(accuracies, study.baseline)
+    accuracies = {name: accuracies_of(tried) for name, tried in outcomes.items()}
+    against = paired_differences(accuracies, study.baselines, study.planned)
     return [Row(arm, outcomes[arm.name], against.get(arm.name)) for arm in study.arms]
 
 
@@ -306,6 +355,11 @@ def run_of(folder: Path, arm: Arm, seed: int) -> Run:
     return Run.open(place_of(folder, arm, seed))
 
 
+def _place(changes: Mapping[str, Any]) -> str:
+    """What an arm changes, in one order, as JSON, to which a tuple is the list it is read as."""
+    return json.dumps({name: changes[name] for name in sorted(changes)}, default=str)
+
+
 def _refuse_changes(past: Study, wanted: Study, folder: Path) -> None:
     changed = [
         f"{name}: was {before}, asked for {after}"
@@ -315,8 +369,10 @@ def _refuse_changes(past: Study, wanted: Study, folder: Path) -> None:
         if before != after
     ]
     changed += list(_changed_arms(past.arms, wanted.arms))
-    if past.baseline != wanted.baseline:
-        changed.append(f"baseline: was {past.baseline}, asked for {wanted.baseline}")
+    for name in ("baseline", "within"):
+        before, after = getattr(past, name), getattr(wanted, name)
+        if before != after:
+            changed.append(f"{name}: was {before}, asked for {after}")
     missing = sorted(set(past.seeds) - set(wanted.seeds))
     if missing:
         changed.append(f"seeds {missing} are gone (they can only be added)")
@@ -335,11 +391,10 @@ def _refuse_other_data(study: Study, folder: Path) -> None:
         if before is None:
             continue
         config = arm.config(study.base, seed)
-        if config.data in seen:
+        if (config.data, config.split_seed) in seen:
             continue
-        seen.append(config.data)
+        seen.append((config.data, config.split_seed))
         try:
-            # With the seed of that run: it can decide which images are held out.
             now = fingerprint(load_data(config))
         except ThinnedError:
             # The runs that need them say so.

@@ -7,7 +7,9 @@ of the field; where it has several, the docstring says which.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from scipy import stats
 BINS = 15
 TEMPERATURES = (math.exp(-4.0), math.exp(4.0))
 """Between these a temperature is searched."""
+_TOGETHER = 1 << 18
+"""Numbers that are worked on at once: their copies take 2 MB, and not what all of them take."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,27 @@ class RiskCoverage:
         return float(1 - self.risk[count - 1])
 
 
+def parts_of(values: np.ndarray) -> Iterator[slice]:
+    """The rows of values [example, class], at least one part, of `_TOGETHER` numbers."""
+    rows = max(1, _TOGETHER // max(1, values.shape[1]))
+    return (slice(start, start + rows) for start in range(0, max(1, len(values)), rows))
+
+
+def by_parts(
+    function: Callable[..., np.ndarray], values: np.ndarray, *beside: np.ndarray
+) -> np.ndarray:
+    """What a function makes of each row, some rows at a time: of many classes, too, in little room.
+
+    Args:
+        function: of some rows of `values`, and the same of `beside`, to an array [row, ...].
+        values: [example, class].
+        beside: arrays [example, ...].
+    """
+    return np.concatenate(
+        [function(values[rows], *(each[rows] for each in beside)) for rows in parts_of(values)]
+    )
+
+
 def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean of `losses`, in nats."""
     return float(np.mean(losses(probabilities, labels)))
@@ -107,10 +132,14 @@ def top_k(probabilities: np.ndarray, labels: np.ndarray, k: int) -> float:
 
     Ties are decided as by a stable sort: among equals, the class of the lower index is taken first.
     """
+    return float(np.mean(by_parts(_ahead, probabilities, labels) < k))
+
+
+def _ahead(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How many classes come before the label's, i64 [example]."""
     own = probabilities[np.arange(len(labels)), labels, None]
-    ahead = np.sum(probabilities > own, 1)
     lower = np.arange(probabilities.shape[1]) < labels[:, None]
-    return float(np.mean(ahead + np.sum((probabilities == own) & lower, 1) < k))
+    return np.sum((probabilities > own) | ((probabilities == own) & lower), 1)
 
 
 def confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
@@ -148,10 +177,13 @@ def reliability(
         labels: int [example].
         bins: how many.
         adaptive: whether bins hold equally many examples (Nguyen & O'Connor 2015) instead of being
-            equally wide. Equally wide bins hold their upper edge, the first also 0.
+            equally wide. Equally wide bins hold their upper edge, the first also 0. Of bins that
+            part examples of one confidence, the accuracy is what is expected when their order is
+            drawn, so that the order of the examples does not matter.
     """
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
     if adaptive:
+        right = _expected_in_ties(confidence, right)
         order = np.argsort(confidence, kind="stable")
         parts = np.array_split(order, bins)
         place = np.empty(len(order), np.int64)
@@ -167,6 +199,12 @@ def reliability(
         mean = np.bincount(place, confidence, bins) / count
         accuracy = np.bincount(place, right, bins) / count
     return Bins(edges, mean, accuracy, count)
+
+
+def _expected_in_ties(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The part of right answers among all of the same confidence, f64 [example]."""
+    _, tie = np.unique(confidence, return_inverse=True)
+    return (np.bincount(tie, right) / np.bincount(tie))[tie]
 
 
 def risk_coverage(confidence: np.ndarray, right: np.ndarray) -> RiskCoverage:
@@ -224,9 +262,12 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
 
+    def own(part: np.ndarray, labels: np.ndarray, temperature: float) -> np.ndarray:
+        return log_softmax(part / temperature, 1)[np.arange(len(labels)), labels]
+
     def loss(log_temperature: float) -> float:
-        scaled = log_softmax(logits / math.exp(log_temperature), 1)
-        return float(-scaled[np.arange(len(labels)), labels].mean())
+        each = partial(own, temperature=math.exp(log_temperature))
+        return float(-by_parts(each, logits, labels).mean())
 
     low, high = map(math.log, TEMPERATURES)
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
@@ -235,9 +276,12 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def with_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Probabilities as they would be had their logits been divided by `temperature`."""
-    logs = np.log(np.maximum(probabilities, 1e-30)) / temperature
-    scaled = np.exp(logs - logs.max(1, keepdims=True))
-    return scaled / scaled.sum(1, keepdims=True)
+    found = np.empty_like(probabilities)
+    for rows in parts_of(probabilities):
+        logs = np.log(np.maximum(probabilities[rows], 1e-30)) / temperature
+        scaled = np.exp(logs - logs.max(1, keepdims=True))
+        found[rows] = scaled / scaled.sum(1, keepdims=True)
+    return found
 
 
 def bootstrap(
@@ -250,3 +294,25 @@ def bootstrap(
     means = [values[random.integers(0, len(values), len(values))].mean() for _ in range(repeats)]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def crossed_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of values f64 [draw, example], and its interval over new draws and new examples.
+
+    Where each draw of masks looks at all examples, both vary the mean: by the variance of the means
+    of draws over their number, and of examples over theirs (crossed random effects; Owen 2007,
+    section 3, whose bootstrap of both is as wide but for so few draws). Student's t with the
+    degrees of freedom of Satterthwaite (1946). Of a single draw, over examples alone.
+    """
+    draws, examples = values.shape
+    parts = [values.mean(0).var(ddof=1) / examples]
+    freedom = [examples - 1]
+    if draws > 1:
+        parts.append(values.mean(1).var(ddof=1) / draws)
+        freedom.append(draws - 1)
+    mean, variance = float(values.mean()), float(np.sum(parts))
+    if variance == 0:
+        return mean, mean, mean
+    degrees = variance**2 / np.sum(np.square(parts) / freedom)
+    half = float(stats.t.ppf((1 + level) / 2, degrees)) * math.sqrt(variance)
+    return mean, mean - half, mean + half

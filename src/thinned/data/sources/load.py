@@ -6,11 +6,14 @@ import stat
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from thinned.core.config import Config, DataConfig
 from thinned.core.errors import RequestError, printable
 from thinned.core.types import Dataset
 from thinned.data import enterable, regular
-from thinned.data.files import Unlearnable
+from thinned.data.decode import Header
+from thinned.data.files import Unlearnable, headers
 from thinned.data.sources.arrays import Npz
 from thinned.data.sources.cifar import CifarFolder
 from thinned.data.sources.folder import ImageFolder
@@ -46,13 +49,14 @@ def open_source(data: DataConfig | Path | str | None = None, seed: int = 0) -> S
 
     Args:
         data: the path, or None for the MNIST inside the package; with options how to read it.
-        seed: chooses test images where the data name none.
+        seed: chooses test images where the data name none, and ``data.split_seed`` is None.
 
     Raises:
         RequestError: there is no such file or folder, or it is of no kind that is read.
     """
     if not isinstance(data, DataConfig):
         data = DataConfig(path=None if data is None else str(data))
+    seed = seed if data.split_seed is None else data.split_seed
     if data.path is None:
         return EmbeddedMnist()
     if printable(data.path) != data.path:
@@ -77,6 +81,23 @@ def open_source(data: DataConfig | Path | str | None = None, seed: int = 0) -> S
 def decodes_files(source: Source) -> bool:
     """Whether a source decodes image files, so that any size can be asked of it without loss."""
     return isinstance(source, ImageFolder | Table | Tfds | HuggingFace)
+
+
+def median_side(source: Source) -> float | None:
+    """Median shorter side of a source's colour images, in pixels, by their headers.
+
+    None where they are grey, or are no files to be decoded, or none can be read.
+
+    Raises:
+        RequestError: the source cannot be listed.
+    """
+    if not isinstance(source, ImageFolder | Table):
+        return None
+    found = headers([entry.path for entry in source.entries()[0]])
+    read = [header for header in found if isinstance(header, Header)]
+    if not read or all(header.is_grey for header in read):
+        return None
+    return float(np.median([min(header.size) for header in read]))
 
 
 def _open_folder(path: Path, data: DataConfig, seed: int) -> Source:
@@ -132,7 +153,7 @@ def load_data(config: Config) -> Dataset:
     """
     dataset = open_source(config.data, config.seed).load()
     if config.data.validation:
-        dataset = hold_out(dataset, config.data.validation, config.seed)
+        dataset = hold_out(dataset, config.data.validation, config.split_seed)
     if config.data.limit is not None:
-        dataset = limit(dataset, config.data.limit, config.seed)
+        dataset = limit(dataset, config.data.limit, config.split_seed)
     return dataset

@@ -1,0 +1,76 @@
+"""How many images that show none of the classes are marked, where 5 % of known ones may be.
+
+    python scripts/strangers.py RUN [RUN ...] --odd FOLDER --cifar FOLDER [--samples 0]
+
+RUN learned from photos with validation images held out; FOLDERs are odd images of any kind, and
+CIFAR-10's binary files, of which the animals are taken. Digits are MNIST's, from the package. A
+table in Markdown: part marked at --ood-fpr 0.05, and AUROC of the energy against the run's own test
+photos.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from thinned.core.config import DataConfig
+from thinned.data.decode import from_array
+from thinned.data.sources.load import open_source
+from thinned.runs.predictions import known_below, other_images, predictions_of
+from thinned.runs.run import Run
+from thinned.trust.ood import ood_scores
+
+ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
+SCORE = "energy"
+
+
+def brought(images: np.ndarray, side: int) -> np.ndarray:
+    return np.stack([from_array(image, (side, side), 3, "crop") for image in images])
+
+
+def strangers(run: Run, odd: str, cifar: str, count: int) -> Iterator[tuple[str, np.ndarray]]:
+    side = run.facts.image_shape[0]
+    test = run.test_images()
+    yield "the run's own test photos", test.images
+    other = other_images(run, odd, test)
+    yield "odd images", other.images
+    rng = np.random.default_rng(0)
+    digits = open_source().load().test.images
+    yield "MNIST digits", brought(digits[rng.permutation(len(digits))[:count]], side)
+    held = open_source(DataConfig(path=cifar)).load()
+    wanted = [held.classes.index(name) for name in ANIMALS]
+    rows = np.flatnonzero(np.isin(held.test.labels, wanted))
+    rows = np.sort(rng.permutation(rows)[:count])
+    yield "CIFAR-10 animals", brought(held.test.images[rows], side)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+")
+    parser.add_argument("--odd", required=True)
+    parser.add_argument("--cifar", required=True)
+    parser.add_argument("--samples", type=int, default=0)
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--fpr", type=float, default=0.05)
+    arguments = parser.parse_args()
+    runs = [Run.open(folder) for folder in arguments.runs]
+    line = known_below(runs, arguments.fpr, SCORE, arguments.samples, False)
+    print(f"threshold from {line.images} validation photos, of which {line.marked} lie above it\n")
+    print("| images | count | marked | AUROC |\n|---|---|---|---|")
+    known: np.ndarray | None = None
+    for name, images in strangers(runs[0], arguments.odd, arguments.cifar, arguments.count):
+        found = ood_scores(SCORE, predictions_of(runs, images, arguments.samples))
+        marked, auroc = np.mean(found > line.threshold), ""
+        if known is None:
+            known = found
+        else:
+            truth = np.repeat([0, 1], [len(known), len(found)])
+            auroc = f"{roc_auc_score(truth, np.concatenate([known, found])):.3f}"
+        print(f"| {name} | {len(found):,} | {marked:.1%} | {auroc} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""Is Monte Carlo dropout worth it? Ways to predict, compared at what they cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from thinned.core.errors import RequestError
+from thinned.core.types import Split
+from thinned.runs.calibration import fit
+from thinned.runs.predictions import common_test, held_alike, predictions_of, tempered
+from thinned.runs.run import Run
+from thinned.trust import scores
+from thinned.trust.appraisal import Appraisal
+from thinned.trust.sampling import Predictions
+
+_DRAWS = 5
+_SHOWN = ("accuracy", "nll", "ece", "aurc")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to predict, compared with a plain pass of the first run.
+
+    Attributes:
+        name: for people.
+        time: wall time over that of a plain pass; 1 for itself.
+        temperature: by which it is tempered, the mean over draws; 1 where it is not.
+        scores: accuracy, NLL, ECE and AURC, means over draws of masks.
+        nll_difference: mean difference of the loss per image, in nats, and its 95 % interval over
+            draws of masks and of images; negative is better.
+        p_value: of McNemar's exact test (1947) that the first draw and the plain pass are right
+            equally often.
+    """
+
+    name: str
+    time: float
+    temperature: float
+    scores: dict[str, float]
+    nll_difference: tuple[float, float, float]
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ways to predict, the plain pass first; its text is tables for people.
+
+    Attributes:
+        methods: the ways as they are.
+        tempered: the same, each with a temperature of its own, fitted on validation images, and
+            compared with the tempered plain pass; those that can have one.
+        draws: of masks, for each way that samples.
+        notes: what else there is to say; a line each.
+    """
+
+    methods: tuple[Method, ...]
+    tempered: tuple[Method, ...]
+    draws: int
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """The tables, then what they are of."""
+        lines = list(_table(self.methods))
+        if self.tempered:
+            lines += ["", "each with a temperature of its own", *_table(self.tempered)]
+        explained = (
+            f"scores and differences are means over {self.draws} draws of masks, intervals over "
+            "draws and images; p is of the first draw (McNemar)"
+        )
+        return "\n".join([*lines, "", explained, *self.notes])
+
+
+class _Way(NamedTuple):
+    """Runs that are averaged, so many samples of each, and what people call it."""
+
+    name: str
+    runs: Sequence[Run]
+    samples: int
+
+
+class _Seen(NamedTuple):
+    """What a way made of the test images: f64 and bool [draw, image], and scores of each draw."""
+
+    losses: np.ndarray
+    right: np.ndarray
+    scores: list[dict[str, float]]
+    seconds: float
+    temperature: float = 1.0
+
+
+def compare(
+    runs: Sequence[Run],
+    data: str | None = None,
+    counts: Sequence[int] = (1, 10, 30, 100),
+    draws: int = _DRAWS,
+) -> Comparison:
+    """A plain pass against samples and an ensemble, as they are and each with its temperature.
+
+    Args:
+        runs: the first is the one in question; several make an ensemble, too, beside as many
+            samples of the first as take the same time.
+        data: other data whose test images to use; the runs' own when absent.
+        counts: of samples.
+        draws: how often the masks of each of these are drawn, at least 2.
+
+    Raises:
+        RequestError: see `common_test` and `predictions_of` in `thinned.runs.predictions`.
+    """
+    test, one, notes = common_test(runs, data), runs[:1], list[str]()
+    found: dict[str, tuple[_Seen, _Seen | None]] = {}
+
+    def look(way: _Way) -> float:
+        found[way.name] = _both(way, test, draws, notes)
+        return found[way.name][0].seconds
+
+    look(_Way("plain pass", one, 0))
+    times = [look(_sampled(one, count)) for count in counts]
+    if len(runs) > 1:
+        taken = look(_Way(f"ensemble of {len(runs)}", runs, 0))
+        look(_sampled(one, _affordable(counts, times, taken), ", as long"))
+    plain, even = found["plain pass"]
+    as_they_are = tuple(_compared(name, seen, plain, plain) for name, (seen, _) in found.items())
+    own = tuple(
+        _compared(name, seen, even, plain)
+        for name, (_, seen) in found.items()
+        if seen is not None and even is not None
+    )
+    if even is not None:
+        mean, low, high = scores.crossed_interval(even.losses - plain.losses)
+        notes.append(f"a temperature alone: NLL {mean:+.4f} ({low:+.4f} to {high:+.4f})")
+    return Comparison(as_they_are, own, draws, tuple(dict.fromkeys(notes)))
+
+
+def _both(way: _Way, test: Split, draws: int, notes: list[str]) -> tuple[_Seen, _Seen | None]:
+    """A way as it is, and with its temperature; None, and a note, where it can have none."""
+    try:
+        held = held_alike(way.runs, "no temperature of an ensemble")
+    except RequestError as error:
+        notes.append(f"no temperature: {error}" if len(way.runs) == 1 else str(error))
+        held = None
+    classes, times, cool_times = way.runs[0].facts.classes, list[float](), list[float]()
+    plain, cool, temperatures = list[Appraisal](), list[Appraisal](), list[float]()
+    if way.samples == 0:
+        _predicted(way, test, 0)  # Compiled first: what is timed is the work.
+    for draw in range(draws if way.samples else 1):
+        found, taken = _timed(lambda draw=draw: _predicted(way, test, draw))
+        times.append(taken)
+        plain.append(Appraisal(found, test.labels, classes))
+        if held is not None:
+            temperature = fit(_predicted(way, held, draw).probabilities, held.labels).temperature
+            after, more = _timed(lambda found=found, t=temperature: tempered(found, t))
+            temperatures.append(temperature)
+            cool_times.append(taken + more)
+            cool.append(Appraisal(after, test.labels, classes))
+    seen = _seen(plain, times, [1.0])
+    return seen, None if held is None else _seen(cool, cool_times, temperatures)
+
+
+def _seen(
+    found: Sequence[Appraisal], times: Sequence[float], temperatures: Sequence[float]
+) -> _Seen:
+    # The first of several draws holds the compilation.
+    seconds = float(np.median(times[1:] or times))
+    losses, right = ([getattr(each, name) for each in found] for name in ("losses", "right"))
+    shown = [{name: each.scores[name] for name in _SHOWN} for each in found]
+    return _Seen(np.stack(losses), np.stack(right), shown, seconds, float(np.mean(temperatures)))
+
+
+def _predicted(way: _Way, split: Split, draw: int) -> Predictions:
+    return predictions_of(way.runs, split.images, way.samples, draw=draw)
+
+
+def _timed(work: Callable[[], Predictions]) -> tuple[Predictions, float]:
+    started = time.perf_counter()
+    return work(), time.perf_counter() - started
+
+
+def _compared(name: str, seen: _Seen, base: _Seen, plain: _Seen) -> Method:
+    """A way against the plain pass of its kind; its time against that of the untempered one."""
+    return Method(
+        name,
+        seen.seconds / plain.seconds,
+        seen.temperature,
+        {score: float(np.mean([each[score] for each in seen.scores])) for score in _SHOWN},
+        scores.crossed_interval(seen.losses - base.losses),
+        _mcnemar(base.right[0], seen.right[0]),
+    )
+
+
+def _sampled(runs: Sequence[Run], count: int, why: str = "") -> _Way:
+    return _Way(f"MC, {count} {'sample' if count == 1 else 'samples'}{why}", runs, count)
+
+
+def _affordable(counts: Sequence[int], times: Sequence[float], wanted: float) -> int:
+    """Samples that take a wanted time, read off a straight line through what others took."""
+    if len(counts) < 2:
+        return max(1, round(counts[0] * wanted / times[0]))
+    slope, start = np.polyfit(counts, times, 1)
+    return int(np.clip((wanted - start) / slope, 1, 1000)) if slope > 0 else max(counts)
+
+
+def _table(methods: Sequence[Method]) -> Iterator[str]:
+    width = max(len(method.name) for method in methods)
+    yield (
+        f"{'method'.ljust(width)}{'time':>8}{'T':>7}{'accuracy':>10}{'p':>7}{'NLL':>9}"
+        f"{'difference (95 %)':>30}{'ECE':>8}{'AURC':>9}"
+    )
+    for method in methods:
+        accuracy, nll, ece, aurc = (method.scores[name] for name in _SHOWN)
+        mean, low, high = method.nll_difference
+        yield (
+            f"{method.name.ljust(width)}{method.time:>8.2f}{method.temperature:>7.3f}"
+            f"{accuracy:>10.2%}{method.p_value:>7.3f}{nll:>9.4f}"
+            f"{f'{mean:+.4f} ({low:+.4f} to {high:+.4f})':>30}{ece:>8.4f}{aurc:>9.5f}"
+        )
+
+
+def _mcnemar(one: np.ndarray, two: np.ndarray) -> float:
+    from scipy.stats import binomtest
+
+    first, second = int(np.sum(one & ~two)), int(np.sum(~one & two))
+    return float(binomtest(first, first + second).pvalue) if first + second else 1.0
