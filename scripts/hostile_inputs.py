@@ -4,7 +4,6 @@ A family is a function that makes one input in a folder and returns the words af
 that it chooses comes from the `random.Random` that it is given.
 """
 
-import dataclasses
 import datetime
 import gzip
 import io
@@ -24,7 +23,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from thinned.core.config import Config, MlpConfig
+from thinned.core.config import Config, MlpConfig, options
 from thinned.dropout.sites import DropoutSpec
 from thinned.models.catalog import network
 from thinned.models.weights.load import shapes_of, to_safetensors
@@ -85,14 +84,9 @@ def tiny(folder: Path) -> Path:
     return folder / "tiny.npz"
 
 
-def options(config: Any = Config(), above: str = "") -> list[str]:  # noqa: B008
-    """The dotted names of all options."""
-    found = []
-    for each in dataclasses.fields(config):
-        value = getattr(config, each.name)
-        inner = dataclasses.is_dataclass(value)
-        found += options(value, f"{above}{each.name}.") if inner else [above + each.name]
-    return found
+def names_of_options() -> list[str]:
+    """Their dotted names."""
+    return [name for name, _, _ in options(Config())]
 
 
 def misspelt(word: str, draw: random.Random) -> str:
@@ -121,7 +115,7 @@ def config_values(draw: random.Random, folder: Path) -> list[str]:
     """A small config in which one or two options have bad values, or bad names."""
     values = json.loads(json.dumps(TINY))
     for _ in range(draw.randint(1, 2)):
-        *above, name = draw.choice(options()).split(".")
+        *above, name = draw.choice(names_of_options()).split(".")
         section = values
         for part in above:
             inner = section.setdefault(part, {})
@@ -241,9 +235,9 @@ def flags(draw: random.Random, folder: Path) -> list[str]:
     names = OWN_FLAGS.get(command, "config").split()
     if command in ("train", "study", "find-lr", "verify-resume"):
         words += small
-        names = draw.choice([names, options(), options()])
+        names = draw.choice([names, names_of_options(), names_of_options()])
     if command == "study" and draw.random() < 0.5:
-        option = draw.choice(options())
+        option = draw.choice(names_of_options())
         varied = ["", "=", f"{option}=", f"{option}=1:0:-1", f"{option}=0:1:0", _word(draw)]
         varied += [f"{option}={_word(draw)},{_word(draw)}", f"{option}=0:1e9:1e-9"]
         return [*words, "--vary", draw.choice(varied)]
