@@ -60,7 +60,7 @@ def audit(
     Raises:
         RequestError: arguments are missing or make no sense, or the module cannot be traced.
     """
-    given = {
+    given: dict[str, Any] = {
         "train": train,
         "evaluate": evaluate,
         "rngs": rngs,
