@@ -405,6 +405,11 @@ def _varied(operation: Operation, args: list[Any], watch: Watch) -> tuple[list[A
     return args, {}
 
 
+def _summed(operation: Operation, args: list[Any], watch: Watch) -> tuple[list[Any], Recorded]:
+    """A sum over devices, whose typed form that type system alone takes."""
+    return list(jax.lax.psum(args, operation.equation.params["axes"])), {}
+
+
 def _nothing(shapes: Any) -> Any:
     return jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), shapes)
 
@@ -415,4 +420,5 @@ _RUN: dict[str, Callable[[Operation, list[Any], Watch], tuple[list[Any], Recorde
     "cond": _branch,
     "shard_map": _spread,
     "pvary": _varied,
+    "psum_invariant": _summed,
 }
