@@ -25,8 +25,6 @@ import hostile_inputs
 from thinned.cli.main import main as thinned_main
 from thinned.core.errors import printable
 
-PATIENCE_S = 15.0
-"""Then Ctrl-C is pressed; after as long again, the input has failed."""
 MOST_LINES = 6
 
 
@@ -72,7 +70,7 @@ def captured(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def bounded() -> Iterator[list[int]]:
+def bounded(patience_s: float) -> Iterator[list[int]]:
     """Ctrl-C after some seconds, an end after as many again; the list counts how often."""
     rung: list[int] = []
 
@@ -83,19 +81,19 @@ def bounded() -> Iterator[list[int]]:
         signal.raise_signal(signal.SIGINT)
 
     signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE_S, PATIENCE_S)
+    signal.setitimer(signal.ITIMER_REAL, patience_s, patience_s)
     try:
         yield rung
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def asked(words: list[str], base: Path) -> Answer:
+def asked(words: list[str], base: Path, patience_s: float) -> Answer:
     """Give the words to the command line in the folder ``base/a/b``, and judge the answer."""
     work, errors, before = base / "a" / "b", base / "errors", Path.cwd()
     os.chdir(work)
     code, faults = 1, []
-    with captured(errors), bounded() as rung:
+    with captured(errors), bounded(patience_s) as rung:
         try:
             code = thinned_main(words)
         except NoAnswer:
@@ -120,12 +118,13 @@ def asked(words: list[str], base: Path) -> Answer:
     return Answer(words, code, told, tuple(faults))
 
 
-def one(family: str, seed: int, index: int, whole: Path) -> Answer:
+def one(family: str, seed: int, index: int, whole: Path, patience_s: float) -> Answer:
     """Make an input in a folder of its own, and ask."""
     with tempfile.TemporaryDirectory(prefix="thinned-", ignore_cleanup_errors=True) as folder:
         base = Path(folder)
         (base / "a" / "b").mkdir(parents=True)
-        return asked(hostile_inputs.made(family, seed, index, base / "a" / "b", whole), base)
+        words = hostile_inputs.made(family, seed, index, base / "a" / "b", whole)
+        return asked(words, base, patience_s)
 
 
 def whole_run(folder: Path) -> Path:
@@ -159,6 +158,12 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=400, help="how many inputs (400)")
     parser.add_argument("--seed", type=int, default=0, help="draws them (0)")
     parser.add_argument("--only", help="one input again, as FAMILY/INDEX")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=15.0,
+        help="seconds until Ctrl-C is pressed; after as many again an input has failed (15)",
+    )
     given = parser.parse_args()
     answers: dict[str, list[Answer]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="thinned-hostile-") as folder:
@@ -169,12 +174,13 @@ def main() -> None:
 
         if given.only:
             family, _, index = given.only.partition("/")
-            answer = one(family, given.seed, int(index), whole)
+            answer = one(family, given.seed, int(index), whole, given.patience)
             print(f"{answer.words}\nexit code {answer.code}\n{answer.errors}\n{answer.faults}")
             return
         for number in range(given.count):
             family = list(hostile_inputs.FAMILIES)[number % len(hostile_inputs.FAMILIES)]
-            answers[family].append(one(family, given.seed, len(answers[family]), whole))
+            index = len(answers[family])
+            answers[family].append(one(family, given.seed, index, whole, given.patience))
             if number % 40 == 39:
                 # Thousands of programs of other shapes take gigabytes otherwise.
                 jax.clear_caches()

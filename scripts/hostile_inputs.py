@@ -4,15 +4,16 @@ A family is a function that makes one input in a folder and returns the words af
 that it chooses comes from the `random.Random` that it is given.
 """
 
-import dataclasses
 import datetime
 import gzip
 import io
 import json
+import pickle
 import random
 import shutil
 import struct
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,10 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from thinned.core.config import Config
+from thinned.core.config import Config, MlpConfig, options
+from thinned.dropout.sites import DropoutSpec
+from thinned.models.catalog import network
+from thinned.models.weights.load import shapes_of, to_safetensors
 
 ZOO = (
     Path(__file__).parent.parent.parent / "shared" / "data" / "tricky_images" / "tricky_images.tar"
@@ -80,14 +84,9 @@ def tiny(folder: Path) -> Path:
     return folder / "tiny.npz"
 
 
-def options(config: Any = Config(), above: str = "") -> list[str]:  # noqa: B008
-    """The dotted names of all options."""
-    found = []
-    for each in dataclasses.fields(config):
-        value = getattr(config, each.name)
-        inner = dataclasses.is_dataclass(value)
-        found += options(value, f"{above}{each.name}.") if inner else [above + each.name]
-    return found
+def names_of_options() -> list[str]:
+    """Their dotted names."""
+    return [name for name, _, _ in options(Config())]
 
 
 def misspelt(word: str, draw: random.Random) -> str:
@@ -116,7 +115,7 @@ def config_values(draw: random.Random, folder: Path) -> list[str]:
     """A small config in which one or two options have bad values, or bad names."""
     values = json.loads(json.dumps(TINY))
     for _ in range(draw.randint(1, 2)):
-        *above, name = draw.choice(options()).split(".")
+        *above, name = draw.choice(names_of_options()).split(".")
         section = values
         for part in above:
             inner = section.setdefault(part, {})
@@ -236,9 +235,9 @@ def flags(draw: random.Random, folder: Path) -> list[str]:
     names = OWN_FLAGS.get(command, "config").split()
     if command in ("train", "study", "find-lr", "verify-resume"):
         words += small
-        names = draw.choice([names, options(), options()])
+        names = draw.choice([names, names_of_options(), names_of_options()])
     if command == "study" and draw.random() < 0.5:
-        option = draw.choice(options())
+        option = draw.choice(names_of_options())
         varied = ["", "=", f"{option}=", f"{option}=1:0:-1", f"{option}=0:1:0", _word(draw)]
         varied += [f"{option}={_word(draw)},{_word(draw)}", f"{option}=0:1e9:1e-9"]
         return [*words, "--vary", draw.choice(varied)]
@@ -582,6 +581,140 @@ def run_names(draw: random.Random, folder: Path) -> list[str]:
     )
 
 
+STAGED = "wide-resnet-10-1"
+"""The smallest network that takes weights of others."""
+
+
+def weights_files(draw: random.Random, folder: Path) -> list[str]:
+    """Weights to begin with: damaged, hostile, of another network; or a damaged run."""
+    if draw.random() < 0.2:
+        run_folders(draw, folder)
+        tiny(folder)
+        small = ["--data", "tiny.npz", "--epochs", "1", "--batch-size", "8"]
+        return ["train", *small, "--pretrained", "whole", "--runs", "runs", "--name", "r"]
+    ending = draw.choice([".pth", ".pth", ".pt", ".bin", ".safetensors", ".safetensors", ".PTH"])
+    held = _odd_tensors(draw) if draw.random() < 0.6 else _tensors()
+    sound = to_safetensors(held) if ending == ".safetensors" else _pytorch(held)
+    file, kind = folder / f"w{ending}", draw.randrange(6)
+    if kind == 0:
+        sound = sound[: draw.randrange(len(sound))]
+    elif kind == 1:
+        sound = flipped(sound, draw)
+    elif kind == 2:
+        sound = draw.choice([_hostile_pickle(draw), _zipped(_hostile_pickle(draw), {})])
+    elif kind == 3:
+        size = struct.pack("<Q", draw.choice([0, 2, 10**6, 2**63, 2**64 - 1]))
+        sound = draw.choice([b"", b"{}", size + b"{}" * 8, size + b"[" * 50_000, sound + b"x"])
+    file.write_bytes(sound)
+    images = {"images": draw.choice([np.zeros((24, 8, 8, 3), np.uint8), arrays(draw)["images"]])}
+    np.savez(folder / "tiny.npz", **images, labels=np.arange(24) % 3)
+    given = draw.choice([file.name] * 8 + [".", "none.pth", "tiny.npz", "hf:", "imagenet"])
+    model = draw.choice([STAGED] * 6 + ["auto", "mlp", "resnet-18"])
+    tune = draw.choice(["head", "head", "all", "", "nonsense", "head,head", "blocks_1,head"])
+    small = ["--epochs", "1", "--batch-size", "8", "--runs", "runs", "--name", "r"]
+    words = ["train", "--data", "tiny.npz", "--model", model, "--pretrained", given]
+    return [*words, "--finetune", tune, *small]
+
+
+def _tensors() -> dict[str, np.ndarray]:
+    """Whole weights of the smallest network, by the paths of its variables."""
+    model = network(STAGED, 3, DropoutSpec(), MlpConfig())
+    return {
+        name: np.full(shape, 0.01, np.float32)
+        for name, shape in shapes_of(model, (8, 8, 3)).items()
+    }
+
+
+def _odd_tensors(draw: random.Random) -> dict[str, np.ndarray]:
+    """The same with one that is not finite, another shape or type, missing, or too many."""
+    held = _tensors()
+    name = draw.choice(list(held))
+    array = held.pop(name)
+    odd = [np.full_like(array, draw.choice([np.nan, np.inf, 1e38])), array[..., :0], array[None]]
+    odd += [array.astype(draw.choice([np.float64, np.float16, np.int32, bool])), array.ravel()]
+    kind = draw.randrange(8)
+    if kind < 6:
+        held[name] = draw.choice(odd)
+    elif kind == 6:
+        held[draw.choice([*TEXTS[1:], "a/b/c", f"{name}/x", name + " "])] = array
+    else:
+        held = {each.replace("params", draw.choice(["x", "stem"])): a for each, a in held.items()}
+    return held
+
+
+def _pytorch(tensors: dict[str, np.ndarray]) -> bytes:
+    """A file as PyTorch's own ``save`` writes it, made of the instructions of a pickle."""
+    kinds = {"float32": "Float", "float64": "Double", "float16": "Half", "int32": "Int"}
+    body, storages = b"\x80\x02}(", dict[str, bytes]()
+    for key, (name, array) in enumerate(tensors.items()):
+        kind = kinds.get(array.dtype.name, "Bool")
+        storages[f"{key}"] = array.tobytes()
+        strides = [step // array.itemsize for step in array.strides]
+        body += _text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n((" + _text("storage")
+        body += f"ctorch\n{kind}Storage\n".encode() + _text(str(key)) + _text("cpu")
+        body += _number(array.size) + b"tQ" + _number(0) + _numbers(array.shape)
+        body += _numbers(strides) + b"\x89)tR"
+    return _zipped(body + b"u.", storages)
+
+
+def _text(text: str) -> bytes:
+    encoded = text.encode("utf-8", "surrogatepass")
+    return b"X" + struct.pack("<I", len(encoded)) + encoded
+
+
+def _number(value: int) -> bytes:
+    return b"\x8a\x08" + struct.pack("<q", value)
+
+
+def _numbers(values: Any) -> bytes:
+    return b"(" + b"".join(map(_number, values)) + b"t"
+
+
+def _zipped(pickled: bytes, storages: dict[str, bytes]) -> bytes:
+    box = io.BytesIO()
+    with zipfile.ZipFile(box, "w") as archive:
+        archive.writestr("a/data.pkl", pickled)
+        for key, content in storages.items():
+            archive.writestr(f"a/data/{key}", content)
+    return box.getvalue()
+
+
+class _Call:
+    """Pickled as a call of anything."""
+
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def _hostile_pickle(draw: random.Random) -> bytes:
+    """A pickle that would run something, fill the memory or never end, were it unpickled."""
+    around = f"ctorch._utils\n_rebuild_tensor_v2\n((Vstorage\nctorch\n{draw.choice(TEXTS)}\n"
+    return draw.choice(
+        [
+            pickle.dumps({"w": _Call(eval, ("open('../../evil', 'w').write('x')",))}, 2),
+            pickle.dumps(_Call(exec, ("open('../../evil', 'w').write('x')",)), draw.randrange(6)),
+            pickle.dumps({"w": _Call(bytearray, (10**12,))}, 2),
+            pickle.dumps({"w": np.zeros(3)}, draw.randrange(6)),
+            pickle.dumps(arrays(draw), draw.randrange(6)),
+            b"\x80\x02" + b"]" * 200_000 + b".",
+            b"\x80\x02]" + b"(]q\x00h\x00h\x00e" * 50_000 + b".",
+            b"\x80\x02" + b"(" * 300_000 + b"t.",
+            b"\x80\x02}" + _text("w") + b"r\xff\xff\xff\x7f" + b"j\xff\xff\xff\x7fs.",
+            b"\x80\x02\x8b\xff\xff\xff\x7f" + b"\xff" * 9 + b".",
+            b"\x80\x02X\xff\xff\xff\xff.",
+            b"\x80\x04\x95" + b"\xff" * 8 + b".",
+            b"I" + b"9" * 100_000 + b"\n.",
+            b"F1e999\n.",
+            around.encode("utf-8", "surrogatepass") + _number(2**62) + b"tQ.",
+            draw.randbytes(draw.randrange(300)),
+            b"",
+        ]
+    )
+
+
 Family = Callable[[random.Random, Path], list[str]]
 FAMILIES: dict[str, tuple[Family, bool]] = {
     "values in a config": (config_values, False),
@@ -592,6 +725,7 @@ FAMILIES: dict[str, tuple[Family, bool]] = {
     "array files and tables": (array_files, False),
     "damaged run folders": (run_folders, True),
     "names": (run_names, False),
+    "weights files": (weights_files, True),
 }
 """Each family, and whether it needs a copy of a whole run in its folder, `whole`."""
 

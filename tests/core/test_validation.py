@@ -1,6 +1,7 @@
 """One validation for flags, files and programs."""
 
 import dataclasses
+import pickle
 import sys
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import thinned
 import thinned.cli.main
 from thinned.core.config import (
+    RECIPES,
     Config,
     DataConfig,
     DropoutConfig,
@@ -95,14 +97,48 @@ def test_a_run_that_numpy_numbers_asked_for_can_be_opened(tiny_data, tmp_path):
     assert thinned.train(config, runs=tmp_path, name="r").config == run.config
 
 
-def test_a_recipe_is_recorded_only_where_it_is_followed(tmp_path):
-    named = Config(recipe="tutorial-as-printed")
-    with pytest.raises(RequestError, match="begin with thinned.core.config.recipe"):
+PRINTED = "tutorial-as-printed"
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        Config(recipe=PRINTED),
+        # One value as the recipe has it, by chance; and all of them: nothing tells what was meant.
+        Config(recipe=PRINTED, learning_rate=0.1),
+        Config(recipe="finetune-head", batch_size=64, epochs=10),
+        with_values(Config(), {**RECIPES[PRINTED], "recipe": PRINTED}, "test"),
+    ],
+)
+def test_a_recipe_that_is_only_named_is_refused(tmp_path, named):
+    with pytest.raises(RequestError, match=r"begin with thinned\.recipe\('") as caught:
         thinned.train(named, runs=tmp_path)
+    assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
     # What was once recorded is still opened.
     validate(named)
-    refuse_idle(with_values(recipe("tutorial-as-printed"), {"learning_rate": 0.001}, "test"))
+
+
+def test_what_is_laid_over_a_recipe_is_kept_though_it_is_the_default(tmp_path):
+    printed = recipe(PRINTED)
+    usual = Config().learning_rate
+    laid = [
+        with_values(printed, {"learning_rate": usual}, "test"),
+        with_values(printed, {"learning_rate": usual, "recipe": PRINTED}, "test"),
+        dataclasses.replace(printed, learning_rate=usual),
+        thinned.cli.main.parse(
+            ["train", "--recipe", PRINTED, "--learning-rate", str(usual)]
+        ).config,
+    ]
+    (tmp_path / "c.json").write_text(to_json(laid[0]), encoding="utf-8")
+    laid += [load(tmp_path / "c.json"), pickle.loads(pickle.dumps(laid[0]))]
+    laid.append(
+        thinned.cli.main.parse(["train", "-c", str(tmp_path / "c.json"), "--seed", "0"]).config
+    )
+    for config in laid:
+        refuse_idle(validate(config))
+        assert config == laid[0]
+        assert config.randomness == printed.randomness
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -133,3 +135,55 @@ def test_the_command_shows_and_clears(tmp_path, capsys):
     assert main(["data", "cache", "--clear"]) == 0
     assert "deleted 1" in capsys.readouterr().out
     assert not list(cache_folder().iterdir())
+
+
+WRITER = """
+import sys
+from pathlib import Path
+import numpy as np
+from thinned.data.pack import write_pack
+
+def images():
+    yield 0, np.full((8, 8, 1), own, np.uint8)
+    print("begun", flush=True)
+    sys.stdin.readline()
+    for entry in range(1, 5):
+        yield entry, np.full((8, 8, 1), own, np.uint8)
+
+own, packs = int(sys.argv[2]), []
+for number in range(int(sys.argv[3])):
+    packs.append(write_pack(Path(sys.argv[1], str(number)), (8, 8, 1), images()))
+# Read only now: what the other has made of a folder since must be no other images than these.
+for pack in packs:
+    print(*np.unique(pack.images[:]), *pack.kept)
+"""
+
+
+def test_two_processes_that_write_the_same_packs_lose_and_mix_nothing(tmp_path):
+    count, folder = 16, tmp_path / "packs"
+    for number in range(0, count, 2):
+        # Every other one is there and damaged, so that each process wants to delete it first.
+        packed(folder / str(number))
+        (folder / str(number) / "images.u8").write_bytes(b"cut")
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(folder), own, str(count)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for own in "12"
+    ]
+    for _ in range(count):
+        # Both are in the middle of the same pack, and go on at once.
+        assert [writer.stdout.readline() for writer in writers] == ["begun\n"] * 2
+        for writer in writers:
+            writer.stdin.write("\n")
+            writer.stdin.flush()
+    said = [writer.communicate()[0].splitlines() for writer in writers]
+    assert [writer.returncode for writer in writers] == [0, 0]
+    whole = [open_pack(folder / str(number)) for number in range(count)]
+    # Both were given the one that is there, whichever of them was first.
+    assert said[0] == said[1] == [f"{pack.images[:].max()} 0 1 2 3 4" for pack in whole]
+    assert all(len(np.unique(pack.images[:])) == 1 for pack in whole)
+    assert {path.name for path in folder.iterdir()} == {str(number) for number in range(count)}

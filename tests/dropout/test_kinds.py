@@ -263,7 +263,8 @@ print("equal")
 
 
 def test_masks_forward_and_backward_are_the_same_on_one_device_and_on_four():
-    environment = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    environment = dict(os.environ, XLA_FLAGS=flags)
     found = subprocess.run(
         [sys.executable, "-c", SHARDED],
         env=environment,

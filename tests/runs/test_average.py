@@ -15,8 +15,6 @@ from thinned.engine.feed import feed_of
 from thinned.engine.loop import collected
 from thinned.runs.verify import differing
 
-pytestmark = pytest.mark.optimised
-
 
 class Normed(nn.Module):
     """A convolution whose values are normalised by a batch's own mean and deviation."""

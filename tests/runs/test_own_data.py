@@ -99,6 +99,26 @@ def test_data_that_moved_are_found_again_once_it_is_said_where(run, tmp_path, ca
     assert differing(run, again) == []
 
 
+def test_moved_data_tell_what_a_damaged_record_of_them_does_not(run, tmp_path, capsys):
+    before, saved = run.evaluate().totals, run.folder / "data.json"
+    whole = saved.read_text(encoding="utf-8")
+    saved.write_text(whole[:40], encoding="utf-8")
+    moved, other = tmp_path / "elsewhere", pictures(tmp_path / "other", seed=5)
+    shutil.move(tmp_path / "data", moved)
+    for words in asks(run, tmp_path):
+        assert main(words) == 2, words
+        error = capsys.readouterr().err
+        assert f"--resume {run.folder} --data NEW" in error
+        assert error.count("\n") == 1
+    resume = ["train", "--resume", str(run.folder), "--data"]
+    assert main([*resume, str(other)]) == 2
+    assert "no longer what" in capsys.readouterr().err
+    assert main([*resume, str(moved)]) == 0
+    assert thinned.Run.open(run.folder).evaluate().totals == before
+    # The record is whole again, but for the name of the folder.
+    assert saved.read_text(encoding="utf-8") == whole.replace('"data"', '"elsewhere"')
+
+
 def test_a_new_path_with_other_images_or_an_unknown_digest_is_refused(run, tmp_path):
     other = str(pictures(tmp_path / "other", seed=5))
     elsewhere = Config(

@@ -9,6 +9,7 @@ from scipy import stats
 
 from thinned.cli.main import main
 from thinned.core.errors import RequestError
+from thinned.data.sources import mnist
 from thinned.studies.comparison import paired_differences
 from thinned.studies.outcomes import Outcome, Row
 from thinned.studies.reproduce import Reproduction, Result, names, reproduce
@@ -18,6 +19,16 @@ ASKED = [
     *(f"srivastava2014-figure{number}" for number in (4, 8, 9, 10, 11)),
     "wan2013-mnist",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_images():
+    """As many as the smallest budgets take, and few to test."""
+    whole = mnist.EmbeddedMnist().load()
+    train, test = (part.take(np.arange(n)) for part, n in ((whole.train, 1000), (whole.test, 300)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mnist, "_load", lambda: replace(whole, train=train, test=test))
+        yield
 
 
 def test_what_is_promised_is_there():
@@ -40,10 +51,10 @@ def test_every_recipe_makes_a_study_that_reads_the_test_set_once(name, budget):
 @pytest.mark.parametrize("name", ASKED)
 def test_the_full_budget_ends_at_the_papers_momentum_and_the_short_one_is_mostly_adams(name):
     wanted = Reproduction.open(name)
-    for arm in wanted.study("full").arms:
-        optim = arm.config(wanted.study("full").base, 0).optim
+    full, short = wanted.study("full"), wanted.study("short")
+    for arm in full.arms:
+        optim = arm.config(full.base, 0).optim
         assert (optim.name, optim.momentum_start, optim.momentum) == ("sgd", 0.5, 0.95)
-    short = wanted.study("short")
     used = {arm.config(short.base, 0).optim.name for arm in short.arms}
     # Table 2 has to show its order, which it has by a large learning rate.
     assert used == ({"sgd"} if name.endswith("table2") else {"adam"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import errno
 import io
@@ -177,7 +178,17 @@ def parse(arguments: list[str]) -> Any:
         fresh = [Data(action=Show(config=base))] if _takes_config(command.action) else []
     else:
         fresh = [type(command)(config=base)] if _takes_config(command) else []
-    return _read(words, fresh) if fresh or asked != words else command
+    return _following(_read(words, fresh), base) if fresh or asked != words else command
+
+
+def _following(command: Any, base: Config) -> Any:
+    """The command as read over `base`, whose recipe the parser takes for any other word."""
+    if isinstance(command, Data):
+        return dataclasses.replace(command, action=_following(command.action, base))
+    if not _takes_config(command):
+        return command
+    config = dataclasses.replace(command.config, recipe=base.recipe)
+    return dataclasses.replace(command, config=config)
 
 
 def _takes_config(command: Any) -> bool:

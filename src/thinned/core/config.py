@@ -376,8 +376,8 @@ class Config:
     """Everything needed to repeat a run.
 
     `recipe` names the defaults that the other options began with; given here it fills in none of
-    them. So begin with `thinned.core.config.recipe(name)` and lay your own over it (`with_values`,
-    ``dataclasses.replace``); no new run begins with a config that has not one value of its recipe.
+    them. So begin with `thinned.recipe(name)` and lay your own over it (`thinned.with_values`,
+    ``dataclasses.replace``): no new run begins with a recipe that was only named.
     """
 
     recipe: Annotated[
@@ -499,6 +499,13 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+class Followed(str):
+    """The name of a recipe, of a config that began with its values: `recipe` gives it.
+
+    The values do not tell: one that is the default may well be what was laid over the recipe.
+    """
+
+
 def recipe(name: str) -> Config:
     """The defaults that a recipe names.
 
@@ -507,7 +514,7 @@ def recipe(name: str) -> Config:
     """
     if not isinstance(typing.cast(Any, name), str) or name not in RECIPES:
         raise RequestError(f"unknown recipe {told(name)}{nearest(str(name), RECIPES)}")
-    return with_values(Config(recipe=name), RECIPES[name], f"recipe {name}")
+    return with_values(Config(recipe=Followed(name)), RECIPES[name], f"recipe {name}")
 
 
 def with_values(config: Any, values: Mapping[str, Any], where: str) -> Any:
@@ -534,7 +541,10 @@ def with_values(config: Any, values: Mapping[str, Any], where: str) -> Any:
                 )
             changes[name] = with_values(current, value, f"{where}: {name}")
         else:
-            changes[name] = coerce(hints[name], value, f"{where}: {name}")
+            found = coerce(hints[name], value, f"{where}: {name}")
+            # Named again, a recipe that is followed still is.
+            again = isinstance(current, Followed) and found == current
+            changes[name] = current if again else found
     return dataclasses.replace(config, **changes)
 
 

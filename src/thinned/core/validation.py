@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from thinned.core.config import (
+    RECIPES,
     Config,
     DropoutConfig,
+    Followed,
     OptimConfig,
     Option,
     coerce,
@@ -70,18 +72,10 @@ def _checked(hint: Any, value: Any, name: str) -> Any:
 
 
 def _refuse_unfollowed(config: Config) -> None:
-    wanted, plain = recipe(config.recipe), Config()
-    named = [
-        (mine, value)
-        for (name, _, mine), (_, _, value), (_, _, usual) in zip(
-            options(config), options(wanted), options(plain), strict=True
-        )
-        if value != usual and name != "recipe"
-    ]
-    if named and all(mine != value for mine, value in named):
+    if RECIPES[config.recipe] and not isinstance(config.recipe, Followed):
         raise RequestError(
-            f"--recipe {config.recipe} names values of which the config has none: from Python, "
-            f"begin with thinned.core.config.recipe({config.recipe!r})"
+            f"--recipe {config.recipe} is named, and none of its values filled in: from Python, "
+            f"begin with thinned.recipe({config.recipe!r}) and lay your own over it"
         )
 
 
@@ -127,7 +121,7 @@ def refuse_idle(config: Config) -> None:
 
     Raises:
         RequestError: an option that would change nothing, with the one that it goes with; or a
-            recipe of which no value is followed.
+            recipe that is only named.
     """
     _refuse_unfollowed(config)
     for name, needed in idle(config).items():

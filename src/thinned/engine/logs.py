@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from thinned.core.disk import write_whole
 from thinned.core.errors import ThinnedError, need, printable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 _ALWAYS = {"split", "epoch", "step"}
 
@@ -133,17 +136,6 @@ def refuse_missing_log(kind: str) -> None:
 class Silent:
     """A view that shows nothing: for ``--quiet`` and for programs."""
 
-    def __enter__(self) -> Silent:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        return None
-
     def say(self, line: str) -> None:
         """One line for the person."""
 
@@ -176,26 +168,8 @@ class Plain(Silent):
 class Bar(Plain):
     """A progress bar with images per second and time left, and one line for each epoch."""
 
-    def __init__(self, done: int, total: int, doing: str = "training") -> None:
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-        from rich.progress import TimeRemainingColumn as TimeLeft
-
-        speed = TextColumn("{task.fields[speed]}")
-        columns = (TextColumn(doing), BarColumn(), TaskProgressColumn(), speed, TimeLeft())
-        self._progress = Progress(*columns, transient=True)
-        self._task = self._progress.add_task("", completed=done, total=total, speed="compiling")
-
-    def __enter__(self) -> Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress, self._task = progress, task
 
     def say(self, line: str) -> None:
         """Print the line above the bar."""
@@ -210,8 +184,16 @@ class Bar(Plain):
             self._progress.update(self._task, speed=f"{speed:,.0f} images/s")
 
 
-def view_for(quiet: bool, done: int, total: int, doing: str = "training") -> Silent:
+@contextmanager
+def view_for(quiet: bool, done: int, total: int, doing: str = "training") -> Generator[Silent]:
     """The view that suits where the output goes."""
-    if quiet:
-        return Silent()
-    return Bar(done, total, doing) if sys.stdout.isatty() else Plain()
+    if quiet or not sys.stdout.isatty():
+        yield Silent() if quiet else Plain()
+        return
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+
+    speed = TextColumn("{task.fields[speed]}")
+    columns = (TextColumn(doing), BarColumn(), TaskProgressColumn(), speed, TimeLeft())
+    with Progress(*columns, transient=True) as progress:
+        yield Bar(progress, progress.add_task("", completed=done, total=total, speed="compiling"))

@@ -6,10 +6,11 @@ import dataclasses
 import signal
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -113,38 +114,27 @@ class Parts:
     rest_s: float = 0.0
 
 
-class StopSignal:
+class StopSignal(ExitStack):
     """Remembers the first Ctrl-C or SIGTERM; the second acts as if nobody listened.
 
     Only the main thread can listen: in another, nothing is noticed.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.number: int | None = None
-        self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> StopSignal:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._notice)
+                before = signal.signal(number, self._notice)
+                # None is one that Python did not set and cannot set again.
+                self.callback(signal.signal, number, signal.SIG_DFL if before is None else before)
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._let_go()
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         self.number = number
-        self._let_go()
-
-    def _let_go(self) -> None:
-        for number, handler in self._before.items():
-            # None is one that Python did not set and cannot set again.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self.close()
 
 
 class Pace:

@@ -162,8 +162,15 @@ def predict_logits(
     batch_size: int = BATCH_SIZE,
 ) -> np.ndarray:
     """Logits f32 [image, class] with dropout off; arguments as for `predict`."""
-    batches = [
-        np.asarray(logits_of(apply_fn, variables, jnp.asarray(images[rows])))[mask]
-        for rows, mask in padded_batches(len(images), min(batch_size, max(len(images), 1)))
-    ]
-    return np.concatenate(batches)
+    return np.concatenate(list(logits_by_batch(apply_fn, variables, images, batch_size)))
+
+
+def logits_by_batch(
+    apply_fn: Callable[..., Any],
+    variables: Variables,
+    images: Any,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[np.ndarray]:
+    """The same batch by batch, f32 [batch, class], for networks of very many classes."""
+    for rows, mask in padded_batches(len(images), min(batch_size, max(len(images), 1))):
+        yield np.asarray(logits_of(apply_fn, variables, jnp.asarray(images[rows])))[mask]

@@ -51,7 +51,9 @@ def fit(probabilities: np.ndarray, labels: np.ndarray) -> Calibration:
         probabilities: f64 [image, class] of validation images, averaged over all there is.
         labels: int [image].
     """
-    temperature = scores.fit_temperature(np.log(np.maximum(probabilities, 1e-30)), labels)
+    logs = np.maximum(probabilities, 1e-30)
+    temperature = scores.fit_temperature(np.log(logs, out=logs), labels)
+    del logs
     after = scores.with_temperature(probabilities, temperature)
     if np.all(probabilities.argmax(1) == labels):
         doubt = (

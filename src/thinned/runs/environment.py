@@ -65,13 +65,22 @@ def environment_changes(path: Path, now: dict[str, Any]) -> list[str]:
     ]
     if before.get("device") != now["device"]:
         lines.append(f"note: the device was {before.get('device')}, is {now['device']}")
-    threads = before.get("cpu_threads", now["cpu_threads"])
-    if threads != now["cpu_threads"] and now["device"]["platform"] == "cpu":
-        lines.append(
-            f"note: JAX computed with {threads} threads, now with {now['cpu_threads']}: the result "
-            f"may differ in its bits; start with {_THREADS}={threads}, before JAX does"
-        )
-    return lines
+    return lines + _other_threads(before, now["cpu_threads"], now["device"]["platform"])
+
+
+def thread_changes(path: Path) -> list[str]:
+    """What `environment_changes` says of threads alone; a line or none."""
+    return _other_threads(_record(path), _threads_in_force(), jax.devices()[0].platform)
+
+
+def _other_threads(before: dict[str, Any], now: int, platform: str) -> list[str]:
+    threads = before.get("cpu_threads", now)
+    if threads == now or platform != "cpu":
+        return []
+    return [
+        f"note: JAX computed with {threads} threads, now with {now}: the result "
+        f"may differ in its bits; start with {_THREADS}={threads}, before JAX does"
+    ]
 
 
 def refuse_other_settings(path: Path) -> None:

@@ -126,6 +126,10 @@ def _rows(
     found = predictions_of(runs, np.stack(images), samples, calibrated) if images else None
     strange = None if known is None or found is None else ood_scores(known.score, found)
     held = None if made is None or found is None else made.sets(found.probabilities)
+    entropy = information = None
+    if samples and found is not None:
+        # Of all at once: each is made anew whenever it is asked for.
+        entropy, information = found.entropy, found.mutual_information
     place = 0
     for path, image in zip(files, read_all, strict=True):
         if isinstance(image, str) or found is None:
@@ -138,9 +142,9 @@ def _rows(
             "class": facts.classes[best],
             "probability": float(probabilities[best]),
         }
-        if samples:
-            row["entropy"] = float(found.entropy[place])
-            row["mutual_information"] = float(found.mutual_information[place])
+        if entropy is not None and information is not None:
+            row["entropy"] = float(entropy[place])
+            row["mutual_information"] = float(information[place])
             row["deviation"] = float(found.deviation[place])
         if selection is not None:
             row["unsure"] = bool(probabilities[best] <= selection.threshold)

@@ -19,7 +19,7 @@ from thinned.data.sources.folder import ImageFolder
 from thinned.data.sources.load import load_to_look_at, open_source
 from thinned.data.split import everything
 from thinned.dropout.sites import rates_collection
-from thinned.models.apply import predict_logits
+from thinned.models.apply import logits_by_batch
 from thinned.runs.calibration import Calibration, fit, keep, temperature_of
 from thinned.runs.environment import recorded_digest
 from thinned.runs.features import read_by
@@ -39,7 +39,6 @@ from thinned.trust.sampling import (
 from thinned.trust.selection import Selection, least_images, select
 
 _PILOT = 500
-_PART = 500
 _MOST = 1024
 
 
@@ -86,10 +85,8 @@ def members_of(
 def _member(run: Run, images: Any, samples: int, draw: int) -> Predictions:
     state, images = read_by(run.built, run.state, images)
     if samples == 0:
-        logits = predict_logits(state.apply_fn, state.variables, images)
-        # Part by part: SciPy needs several times the memory of what it is given.
-        starts = range(0, max(len(logits), 1), _PART)
-        return joined([_certain(logits[start : start + _PART]) for start in starts])
+        batches = logits_by_batch(state.apply_fn, state.variables, images)
+        return joined(map(_certain, batches), len(images))
     variables = dict(state.variables)
     rates = run.built.plan.full_rates
     if rates and not any(rates.values()):
@@ -114,7 +111,7 @@ def _certain(logits: np.ndarray) -> Predictions:
 def tempered(found: Predictions, temperature: float) -> Predictions:
     """Predictions whose mean is tempered; what samples disagree about, and the energy, stay."""
     scaled = scores.with_temperature(found.probabilities, temperature)
-    rest = entropy_of(scaled) - found.mutual_information
+    rest = scores.by_parts(entropy_of, scaled) - found.mutual_information
     return found._replace(probabilities=scaled, expected_entropy=rest)
 
 

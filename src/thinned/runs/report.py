@@ -41,6 +41,7 @@ _DEFINITIONS = {
 }
 _SHOWN = 24
 _WATCHED = 200
+_EXACT, _THUMB = 64, 160
 
 
 def write_report(
@@ -248,8 +249,11 @@ def _filters(run: Run) -> str:
 def _silence(run: Run) -> str:
     """How sparse activations are; Srivastava et al. (2014), section 7.2: dropout makes them so.
 
-    A table of the layers whose outputs ReLU silences where they are not above 0.
+    A table of the layers whose outputs ReLU silences where they are not above 0. Empty where a part
+    of the network stands still: what was learned elsewhere is as sparse as it is.
     """
+    if run.built.cut:
+        return ""
     variables, rngs = dict(run.state.variables), {"dropout": key_for(run.config.seed, "sample")}
     rates = run.built.plan.full_rates
     if rates:
@@ -298,6 +302,9 @@ def _repeat(run: Run) -> str:
 
 
 def _data_url(image: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    """A picture in the page; photos as small JPEGs, since fifty of them are many megabytes."""
+    buffer, picture = io.BytesIO(), Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    kind = "JPEG" if min(picture.size) > _EXACT else "PNG"
+    picture.thumbnail((_THUMB, _THUMB))
+    picture.save(buffer, kind)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()

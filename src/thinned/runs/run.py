@@ -87,19 +87,11 @@ class Run:
 
         Raises:
             RequestError: what was saved is damaged, and the data do not tell, either: they cannot
-                be read, or are others by now.
+                be read, are others by now, or are no more than a part of it.
         """
-        path = self.folder / "data.json"
-        try:
-            return Facts.from_json(read_regular(path))
-        except (OSError, ValueError, KeyError, TypeError):
-            # A damaged file: the data themselves still tell.
-            if self.config.data.path is None and recorded_digest(self.folder) is None:
-                raise RequestError(
-                    f"{path} cannot be read, and nothing says whether the run learned from the "
-                    "package's MNIST or from arrays of a program: restore it from a copy"
-                ) from None
-            return Facts.of(_same_again(self, self.config), self.config)
+        saved = _saved_facts(self)
+        # Where those are damaged, the data themselves still tell.
+        return saved or Facts.of(_same_again(self, self.config), self.config)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -254,6 +246,34 @@ def refuse_lost(run: Run) -> None:
             "Python, run.evaluate(dataset=...) or thinned.resume(folder, dataset=...), or evaluate "
             "with --data.path"
         )
+
+
+def _saved_facts(run: Run) -> Facts | None:
+    """What ``data.json`` says; None where it is damaged and the data would say it as well."""
+    path = run.folder / "data.json"
+    try:
+        return Facts.from_json(read_regular(path))
+    except (OSError, ValueError, KeyError, TypeError):
+        why = None
+        if run.config.data.path is None and recorded_digest(run.folder) is None:
+            why = "nothing says whether the run learned from the package's MNIST or from arrays"
+        elif run.config.is_pretrained and run.config.data.normalise == "auto":
+            why = "nothing else says how its pretrained network wants its inputs"
+        if why is None:
+            return None
+        raise RequestError(f"{path} cannot be read, and {why}: restore it from a copy") from None
+
+
+def facts_by(run: Run, config: Config, dataset: Dataset) -> Facts:
+    """What a run knows of its data, in whose place `config` says that these are now.
+
+    Raises:
+        RequestError: what was saved is damaged, and these are other data than the run began with.
+    """
+    saved = _saved_facts(run)
+    if saved is None:
+        refuse_changed(run, config, fingerprint(dataset))
+    return saved or Facts.of(dataset, config)
 
 
 def loaded_again(run: Run, config: Config) -> Dataset:

@@ -59,7 +59,7 @@ from thinned.runs.environment import (
 from thinned.runs.features import Trunk, features_of, shortened
 from thinned.runs.prepare import Prepared
 from thinned.runs.pretrained import as_recorded
-from thinned.runs.run import Run, loaded_again, refuse_changed
+from thinned.runs.run import Run, facts_by, loaded_again, refuse_changed
 
 _TRAINED = "being trained"
 _LONGEST_NAME = 100
@@ -142,8 +142,9 @@ def resume(
     fix_threads(run.folder / "environment.json")
     if dataset is None:
         dataset = loaded_again(run, config)
-    built = Built.of(config, run.facts, dataset.train.labels, run.start)
-    with _continued(run, config, dataset, Silent() if quiet else Plain()) as run:
+    # Not from where the run's own config says that its data are: they may have moved.
+    built = Built.of(config, facts_by(run, config, dataset), dataset.train.labels, run.start)
+    with _continued(run, built, dataset, Silent() if quiet else Plain()) as run:
         return _train_in(run, dataset, built, quiet)
 
 
@@ -202,9 +203,9 @@ def _begun(folder: Path, prepared: Prepared, view: Silent) -> Generator[Run]:
 
 
 @contextmanager
-def _continued(run: Run, config: Config, dataset: Dataset, view: Silent) -> Generator[Run]:
+def _continued(run: Run, built: Built, dataset: Dataset, view: Silent) -> Generator[Run]:
     """A run's folder, for this process alone, once its data are what they were."""
-    facts = run.facts
+    config, facts = built.config, built.facts
     with held(run.folder, _TRAINED):
         _refuse_changes(Run.open(run.folder), config)
         refuse_other_settings(run.folder / "environment.json")
@@ -221,6 +222,8 @@ def _continued(run: Run, config: Config, dataset: Dataset, view: Silent) -> Gene
                 f"{run.folder} cannot go on: its data are no longer what it began with "
                 f"({facts.train_size:,} training images, {len(facts.classes)} classes)"
             )
+        # It may have been damaged.
+        write_whole(run.folder / "data.json", facts.to_json())
         write_whole(run.folder / "config.json", to_json(config))
         yield Run(run.folder, config)
 

@@ -15,9 +15,9 @@ from thinned.core.config import Config
 from thinned.core.errors import ThinnedError
 from thinned.core.types import Dataset
 from thinned.data.sources.load import load_data
-from thinned.engine.logs import told_time
+from thinned.engine.logs import told_time, warn
 from thinned.engine.loop import Diverged, Stopped
-from thinned.runs.environment import fix_threads
+from thinned.runs.environment import fix_threads, thread_changes
 from thinned.runs.run import Run
 from thinned.runs.train import Busy, train
 from thinned.studies.arms import Arm
@@ -64,14 +64,24 @@ def run_jobs(
     Raises:
         Stopped: by Ctrl-C or SIGTERM; the run in progress is saved.
     """
-    # Before the first run that goes on: its own number of threads is not that of all the others.
-    fix_threads()
+    _keep_threads(folder, jobs)
     data = _Data()
     for seed, arm in jobs:
         place = place_of(folder, arm, seed)
         outcome = _outcome_of(partial(_run_one, arm, base, seed, place, data))
         write_outcome(place, outcome)
         report(seed, arm.name, outcome)
+
+
+def _keep_threads(folder: Path, jobs: Sequence[Job]) -> None:
+    """Compute with the threads of the runs that go on, as far as one process can, or say so."""
+    places = (place_of(folder, arm, seed) for seed, arm in jobs)
+    begun = [place for place in places if (place / "config.json").exists()]
+    # JAX starts once: the first of them decides for the others, and for the runs that are new.
+    fix_threads(begun[0] / "environment.json" if begun else None)
+    for place in begun:
+        for line in thread_changes(place / "environment.json"):
+            warn(f"{place}: {line}")
 
 
 def _run_one(arm: Arm, base: Config, seed: int, place: Path, data: _Data) -> Outcome:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from thinned.trust.scores import accuracy_interval, bootstrap
+from thinned.trust.scores import accuracy_interval, bootstrap, by_parts, parts_of
 
 SetKind = Literal["lac", "aps", "raps"]
 _SIZES = (0, 1, 2, 3, 4, 11, 101)
@@ -78,6 +79,11 @@ def nonconformity(
     return back
 
 
+def _of_label(kind: SetKind, probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`nonconformity` of the right class, f64 [image]."""
+    return nonconformity(kind, probabilities)[np.arange(len(labels)), labels]
+
+
 @dataclass(frozen=True)
 class Conformal:
     """Which classes are in a set.
@@ -117,7 +123,7 @@ class Conformal:
                 coverage among images of that class (Mondrian; Vovk 2012).
         """
         classes, rate = probabilities.shape[1], 1 - coverage
-        own = nonconformity(kind, probabilities)[np.arange(len(labels)), labels]
+        own = by_parts(partial(_of_label, kind), probabilities, labels)
         groups = [own[labels == name] for name in range(classes)] if per_class else [own]
         found = np.asarray([quantile(group, rate) for group in groups])
         thresholds = np.broadcast_to(found, classes)
@@ -125,7 +131,10 @@ class Conformal:
 
     def sets(self, probabilities: np.ndarray) -> np.ndarray:
         """Which classes are in the set of each image, bool [image, class]."""
-        return nonconformity(self.kind, probabilities) <= self.thresholds
+        found = np.empty(probabilities.shape, bool)
+        for rows in parts_of(probabilities):
+            found[rows] = nonconformity(self.kind, probabilities[rows]) <= self.thresholds
+        return found
 
     def __str__(self) -> str:
         """What is promised, and by which images."""

@@ -9,8 +9,9 @@ layers, so that it works for any module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
+from itertools import starmap
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from thinned.data.batch import as_float
 from thinned.dropout.audit.watch_linen import dropout_on, recording
 from thinned.models.apply import BATCH_SIZE, padded_batches
 from thinned.trust.partition import Parted, derivatives, is_affine, split_by_key
+from thinned.trust.scores import by_parts
 
 _BLOCK = 10 * BATCH_SIZE
 """Images that share the matrices of their samples, where a head is affine."""
@@ -74,7 +76,7 @@ class Predictions(NamedTuple):
     @property
     def entropy(self) -> np.ndarray:
         """Predictive entropy f64 [image], in nats: all uncertainty there is."""
-        return entropy_of(self.probabilities)
+        return by_parts(entropy_of, self.probabilities)
 
     @property
     def mutual_information(self) -> np.ndarray:
@@ -255,13 +257,14 @@ def sample_predictions(
     random, affine = look_at(apply_fn, variables, jnp.asarray(images[np.arange(1)])[0])
     if not random:
         raise RequestError("the network drops nothing: it cannot be sampled")
-    parts: list[Predictions] = []
     block, count = min(_BLOCK if affine else BATCH_SIZE, len(images)), jnp.int32(samples)
-    for rows, mask in padded_batches(len(images), block):
+
+    def part(rows: np.ndarray, mask: np.ndarray) -> Predictions:
         batch = jnp.asarray(images[rows])
         sums = sample_block(apply_fn, variables, batch, key, count, affine)
-        parts.append(_finished(jax.device_get(sums), int(mask.sum())))
-    return joined(parts)
+        return _finished(jax.device_get(sums), int(mask.sum()))
+
+    return joined(starmap(part, padded_batches(len(images), block)), len(images))
 
 
 def _finished(sums: SampleSums, rows: int) -> Predictions:
@@ -281,24 +284,41 @@ def _finished(sums: SampleSums, rows: int) -> Predictions:
     return Predictions(mean, deviation, entropies, energies, count, variances.astype(np.float32))
 
 
-def joined(parts: Sequence[Predictions]) -> Predictions:
-    """Predictions of several parts of the images, one after another."""
-    spread = [part.variances for part in parts if part.variances is not None]
-    return Predictions(
-        np.concatenate([part.probabilities for part in parts]),
-        np.concatenate([part.deviation for part in parts]),
-        np.concatenate([part.expected_entropy for part in parts]),
-        np.concatenate([part.energy for part in parts]),
-        parts[0].samples if parts else 1,
-        np.concatenate(spread) if spread else None,
-    )
+def joined(parts: Iterable[Predictions], count: int) -> Predictions:
+    """Predictions of several parts of the images, one after another, as they come.
+
+    What is known of every class of many images is by far the largest, and so is held once.
+
+    Args:
+        parts: at least one.
+        count: images in all of them.
+    """
+    whole, done = None, 0
+    for part in parts:
+        if whole is None:
+            whole = Predictions._make(_room(each, count) for each in part)
+        rows = slice(done, done + len(part.energy))
+        for room, each in zip(whole, part, strict=True):
+            if isinstance(room, np.ndarray):
+                room[rows] = each
+        done = rows.stop
+    if whole is None:
+        raise ValueError("no images")
+    return whole
+
+
+def _room(value: Any, count: int) -> Any:
+    """An array as that of some images, for all of them; anything else as it is."""
+    if not isinstance(value, np.ndarray):
+        return value
+    return np.empty((count, *value.shape[1:]), value.dtype)
 
 
 def averaged(members: Sequence[Predictions]) -> Predictions:
     """A deep ensemble (Lakshminarayanan et al. 2017): the mean of several networks' predictions."""
     if len(members) == 1:
         return members[0]
-    mean = np.mean([member.probabilities for member in members], 0)
+    mean = _mean_of(members)
     top = mean.argmax(1)[:, None]
     tops = np.stack([_of(member.probabilities, top) for member in members])
     # Spread within the networks and between them.
@@ -308,12 +328,20 @@ def averaged(members: Sequence[Predictions]) -> Predictions:
     return Predictions(mean, deviation, entropy, energy, sum(m.samples for m in members))
 
 
+def _mean_of(members: Sequence[Predictions]) -> np.ndarray:
+    """Mean probabilities f64 [image, class], without a copy of all of them side by side."""
+    total = members[0].probabilities.copy()
+    for member in members[1:]:
+        total += member.probabilities
+    total /= len(members)
+    return total
+
+
 def variance_within(members: Sequence[Predictions]) -> np.ndarray:
     """Variance over samples f64 [image] of the probability of the class that the mean of all
     members predicts, averaged over members: each may predict another class itself.
     """
-    mean = np.mean([member.probabilities for member in members], 0)
-    top = mean.argmax(1)[:, None]
+    top = _mean_of(members).argmax(1)[:, None]
     # Where nothing is known of the other classes, there is no sample, or the class is its own.
     found = [
         np.square(member.deviation) if member.variances is None else _of(member.variances, top)

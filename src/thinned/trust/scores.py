@@ -7,7 +7,9 @@ of the field; where it has several, the docstring says which.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from scipy import stats
 BINS = 15
 TEMPERATURES = (math.exp(-4.0), math.exp(4.0))
 """Between these a temperature is searched."""
+_TOGETHER = 1 << 18
+"""Numbers that are worked on at once: their copies take 2 MB, and not what all of them take."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,27 @@ class RiskCoverage:
         return float(1 - self.risk[count - 1])
 
 
+def parts_of(values: np.ndarray) -> Iterator[slice]:
+    """The rows of values [example, class], at least one part, of `_TOGETHER` numbers."""
+    rows = max(1, _TOGETHER // max(1, values.shape[1]))
+    return (slice(start, start + rows) for start in range(0, max(1, len(values)), rows))
+
+
+def by_parts(
+    function: Callable[..., np.ndarray], values: np.ndarray, *beside: np.ndarray
+) -> np.ndarray:
+    """What a function makes of each row, some rows at a time: of many classes, too, in little room.
+
+    Args:
+        function: of some rows of `values`, and the same of `beside`, to an array [row, ...].
+        values: [example, class].
+        beside: arrays [example, ...].
+    """
+    return np.concatenate(
+        [function(values[rows], *(each[rows] for each in beside)) for rows in parts_of(values)]
+    )
+
+
 def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean of `losses`, in nats."""
     return float(np.mean(losses(probabilities, labels)))
@@ -107,10 +132,14 @@ def top_k(probabilities: np.ndarray, labels: np.ndarray, k: int) -> float:
 
     Ties are decided as by a stable sort: among equals, the class of the lower index is taken first.
     """
+    return float(np.mean(by_parts(_ahead, probabilities, labels) < k))
+
+
+def _ahead(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How many classes come before the label's, i64 [example]."""
     own = probabilities[np.arange(len(labels)), labels, None]
-    ahead = np.sum(probabilities > own, 1)
     lower = np.arange(probabilities.shape[1]) < labels[:, None]
-    return float(np.mean(ahead + np.sum((probabilities == own) & lower, 1) < k))
+    return np.sum((probabilities > own) | ((probabilities == own) & lower), 1)
 
 
 def confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
@@ -233,9 +262,12 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
 
+    def own(part: np.ndarray, labels: np.ndarray, temperature: float) -> np.ndarray:
+        return log_softmax(part / temperature, 1)[np.arange(len(labels)), labels]
+
     def loss(log_temperature: float) -> float:
-        scaled = log_softmax(logits / math.exp(log_temperature), 1)
-        return float(-scaled[np.arange(len(labels)), labels].mean())
+        each = partial(own, temperature=math.exp(log_temperature))
+        return float(-by_parts(each, logits, labels).mean())
 
     low, high = map(math.log, TEMPERATURES)
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
@@ -244,9 +276,12 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def with_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Probabilities as they would be had their logits been divided by `temperature`."""
-    logs = np.log(np.maximum(probabilities, 1e-30)) / temperature
-    scaled = np.exp(logs - logs.max(1, keepdims=True))
-    return scaled / scaled.sum(1, keepdims=True)
+    found = np.empty_like(probabilities)
+    for rows in parts_of(probabilities):
+        logs = np.log(np.maximum(probabilities[rows], 1e-30)) / temperature
+        scaled = np.exp(logs - logs.max(1, keepdims=True))
+        found[rows] = scaled / scaled.sum(1, keepdims=True)
+    return found
 
 
 def bootstrap(
