@@ -1,11 +1,14 @@
 """Answers above a threshold of which at most a part is wrong."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special, stats
 
+from thinned.trust.conformal import fewest_images
 from thinned.trust.selection import _starts, least_images, select
 
 SEEDS = st.integers(0, 2**31)
@@ -72,6 +75,17 @@ def test_there_are_as_many_sequences_as_the_images_allow(count, starts, level):
     found, price = _starts(count, 0.01, 0.05)
     assert found == starts
     assert price == pytest.approx(level)
+
+
+def test_parts_next_to_0_and_1_take_more_images_than_there_are():
+    for risk, level in ((5e-324, 0.95), (1e-300, math.nextafter(1, 0)), (2.0**-53, 0.05)):
+        assert least_images(risk, level) >= 1
+    assert least_images(5e-324, 0.95) == least_images(2.0**-53, 0.95) > 10**16
+    assert fewest_images(5e-324) == fewest_images(2.0**-53) > 10**15
+    # So sure that a part of it cannot be told from 1.
+    sure = math.nextafter(1, 0)
+    found = select(np.arange(400), np.ones(400, bool), 0.5, sure)
+    assert (found.answered, found.wrong) == (400, 0)
 
 
 @given(st.floats(0.001, 0.9), st.floats(0.5, 0.999))

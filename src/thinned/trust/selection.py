@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from thinned.trust.conformal import LEAST_RATE
+
 _STARTS = (0, 1 / 2, 3 / 4)
 """From which parts of the images on thresholds are lowered; at least from what can show it."""
 
@@ -56,6 +58,8 @@ def least_images(risk: float, level: float) -> int:
     Args:
         risk, level: above 0 and below 1.
     """
+    # What is nearer to 0 or 1 than that is no other number once it was subtracted from 1.
+    risk, level = max(risk, LEAST_RATE), min(level, 1 - LEAST_RATE)
     return math.ceil(math.log1p(-level) / math.log1p(-risk) - 1e-9)
 
 
