@@ -36,6 +36,12 @@ _LEAST = 20
 SIGMAS = 5.0
 """How far a measured rate or mean may lie from what it should be, in standard errors."""
 
+_TRIES = 8
+"""Steps in which a site's result has to reach the outputs at least once."""
+
+_FEW = 10**7
+"""Random numbers in an audit that take no time to speak of."""
+
 _MASKS = ("keep", "scale")
 _OPAQUE = ("pallas_call", "custom_call", "ffi_call", "pure_callback", "io_callback")
 
@@ -180,7 +186,7 @@ class _Inspection:
         return _watching(self.places.values(), spoiled)
 
     @cached_property
-    def _compiled(self) -> Any:
+    def _step(self) -> Any:
         watch, block = self._watch, self.program.block
 
         def step(flags: Any, *args: Any) -> Any:
@@ -188,12 +194,12 @@ class _Inspection:
             outputs, seen = run(block, jax.tree.leaves(args), flagged)
             return jax.tree.unflatten(jax.tree.structure(self.program.outputs), outputs), seen
 
-        return jax.jit(step)
+        return _compiled(step, watch, self.subject.draws)
 
     def _run(self, keys: Any, data: Any = None, spoiled: int | None = None) -> Any:
         flags = jnp.arange(max(len(self.places), 1)) == (-1 if spoiled is None else spoiled)
         data = self.subject.data if data is None else data
-        (outputs, extra), seen = self._compiled(flags, keys, self.subject.fixed, data)
+        (outputs, extra), seen = self._step(flags, keys, self.subject.fixed, data)
         return outputs, extra, seen
 
     @cached_property
@@ -276,12 +282,14 @@ class _Inspection:
 
     def _reaches(self, name: str) -> Check:
         question = "what was dropped reaches the outputs"
-        place = self.places[name]
-        spoiled = self._run(self.first_keys, spoiled=list(self.places).index(name))[0]
-        if place.branch is not None and gates_of(place, jax.device_get(self._first[2])) is None:
-            return Check(question, name, None, "its branch was not taken")
+        place, number = self.places[name], list(self.places).index(name)
+        # One step may happen to drop all that follows.
+        reached = any(
+            not _equal(self._run(keys, spoiled=number)[0], self._run(keys)[0])
+            for keys in self.steps[:_TRIES]
+        )
         hint = "the outputs do not depend on its result, which is thrown away"
-        return Check(question, name, not _equal(spoiled, self._first[0]), self._at(place, hint))
+        return Check(question, name, reached, self._at(place, hint))
 
     def _acts(self, name: str, measured: Measured, rate: float | None) -> Check:
         detail = f"a rate of {rate:g} has no effect" if rate else "it changes nothing"
@@ -556,7 +564,9 @@ class _Inspection:
             def loss(moved: list[Any]) -> Any:
                 given = dict(zip(floats, moved, strict=True))
                 mixed = [given.get(n, leaf) for n, leaf in enumerate(leaves)]
-                found = self.subject.training(keys, *jax.tree.unflatten(tree, mixed))[0]
+                # Of NNX, state must be made where it is used.
+                own = jax.tree.map(lambda key: key, keys)
+                found = self.subject.training(own, *jax.tree.unflatten(tree, mixed))[0]
                 pairs = zip(jax.tree.leaves(found), weights, strict=True)
                 return sum(jnp.sum(out * weight) for out, weight in pairs if _is_float(out))
 
@@ -612,7 +622,15 @@ def _watching(places: Any, spoiled: Any = None) -> Watch:
 
 def _recorded(program: Program, places: Any) -> Any:
     watch = _watching(places)
-    return jax.jit(lambda *args: run(program.block, jax.tree.leaves(args), watch))
+    return _compiled(lambda *args: run(program.block, jax.tree.leaves(args), watch), watch, 1)
+
+
+def _compiled(function: Any, watch: Watch, times: int) -> Any:
+    """A compiled function; quickly so where compiling takes longer than running it."""
+    seen = sum(value.size for value in watch.values) * times
+    if jax.default_backend() == "cpu" and seen < _FEW:
+        return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+    return jax.jit(function)
 
 
 def _unknown_mask(

@@ -59,6 +59,7 @@ def audit_equinox(
             data=examples.arrays,
             evaluation=evaluating,
             layers=lambda: _off(library, model),
+            name=lambda place, _: place.line or place.path,
             roots=roots_of(init_rngs),
             rates=rates or {},
             draws=draws,

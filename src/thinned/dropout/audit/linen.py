@@ -124,7 +124,7 @@ class _Linen:
 
 def _name(place: Place, _: str) -> str:
     """The path of the layer: what stands in front is the class of the whole network."""
-    return place.path.partition("/")[2]
+    return place.path.partition("/")[2].partition(".")[0]
 
 
 def _modes(

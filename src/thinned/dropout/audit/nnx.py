@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from thinned.dropout.audit.functions import Arrays, roots_of
 from thinned.dropout.audit.places import Place
 from thinned.dropout.audit.subject import KEYS, Layer, Subject, checked_batch, checked_draws
 
+_SCOPE = "nnx:"
 _STATE = ("key", "count", "value", "rngs")
 
 
@@ -100,7 +102,8 @@ class _Nnx:
         model = nnx.merge(graph, keys, fixed)
         if prepared is not None:
             prepared(model)
-        outputs = self.call(model, *self.args.rebuilt(arrays), **given)
+        with _named(model):
+            outputs = self.call(model, *self.args.rebuilt(arrays), **given)
         return Arrays(outputs).arrays, model
 
     def training(self, keys: Any, fixed: Any, arrays: Any) -> Any:
@@ -122,16 +125,46 @@ class _Nnx:
         return {"the batch statistics": found} if found else {}
 
     def name(self, place: Place, path: str) -> str:
-        """The layer whose stream the noise comes from; elsewhere the scope, or nothing."""
+        """The layer that was called, or else the owner of the stream that the noise comes from."""
+        if _SCOPE in place.path:
+            return place.path.rpartition(_SCOPE)[2]
         parts = path.split("/") if self.rngs is None else []
         while parts and parts[-1] in _STATE:
             parts.pop()
-        layer = "/".join(parts)
-        return layer if layer in self.layers else place.path
+        return "/".join(parts) or place.path
 
 
 def _called(model: Any, *args: Any, **options: Any) -> Any:
     return model(*args, **options)
+
+
+@contextmanager
+def _named(model: nnx.Module) -> Generator[None]:
+    """Calls of a model's layers are scopes with their paths inside this context.
+
+    NNX names nothing in a program. Copies of layers that a transform makes are not known again.
+    """
+    paths = {id(module): path for path, module in _with_rate(model)}
+    kinds: dict[Any, Any] = {type(module): type(module).__call__ for _, module in _with_rate(model)}
+    own = [kind for kind in kinds if "__call__" in vars(kind)]
+
+    def scoped(original: Any) -> Any:
+        def call(self: Any, *args: Any, **options: Any) -> Any:
+            with jax.named_scope(_SCOPE + paths[id(self)]) if id(self) in paths else nullcontext():
+                return original(self, *args, **options)
+
+        return call
+
+    try:
+        for kind, original in kinds.items():
+            kind.__call__ = scoped(original)
+        yield
+    finally:
+        for kind, original in kinds.items():
+            if kind in own:
+                kind.__call__ = original
+            else:
+                del kind.__call__
 
 
 def _dropout_on(model: nnx.Module) -> None:
@@ -140,13 +173,17 @@ def _dropout_on(model: nnx.Module) -> None:
 
 def _layers(model: nnx.Module) -> dict[str, Layer]:
     """The layers with a rate, by their path."""
-    found: dict[str, Layer] = {}
+    return {
+        path: Layer(_kind(module), _rate(module), known=bool(module.deterministic))
+        for path, module in _with_rate(model)
+    }
+
+
+def _with_rate(model: nnx.Module) -> Iterator[tuple[str, Any]]:
     for path, module in nnx.iter_graph(model):
-        if isinstance(module, nnx.Module) and hasattr(module, "deterministic"):
-            rate = _rate(module)
-            if rate is not None:
-                found["/".join(map(str, path))] = Layer(_kind(module), rate)
-    return found
+        layer = isinstance(module, nnx.Module) and hasattr(module, "deterministic")
+        if layer and _rate(module) is not None:
+            yield "/".join(map(str, path)), module
 
 
 def _rate(module: Any) -> float | None:

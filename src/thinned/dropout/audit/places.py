@@ -153,9 +153,10 @@ def _plain(path: str) -> str:
     """A name stack without the names of transforms, of products, and of methods."""
     names: list[str] = []
     for name in re.sub(r"\w+\(|\)", "", path).split("/"):
-        name, _, method = name.partition(".")
-        repeated = bool(method and names) and names[-1] == name
-        if name and not method.startswith(("..", ".", "->")) and "," not in name and not repeated:
+        owner, _, method = name.partition(".")
+        # Linen puts a method behind its module; products have their specification for a name.
+        repeated = bool(method and names) and names[-1] == owner
+        if name and "->" not in name and "," not in name and not repeated:
             names.append(name)
     return "/".join(names)
 
