@@ -94,8 +94,16 @@ class _Inspection:
 
     def _named(self, places: list[Place]) -> dict[str, Place]:
         named: dict[str, Place] = {}
-        for place in places:
-            name = first = self.subject.name(place, self._key_path(place)) or place.line or "noise"
+        given = [
+            self.subject.name(place, self._key_path(place)) or place.line or "noise"
+            for place in places
+        ]
+        for place, told in zip(places, given, strict=True):
+            # Modules that share a scope (`nn.share_scope`) have a name each in the program, and one
+            # path for all.
+            inner = told.partition("/")[2]
+            shared = told not in self.layers and inner in self.layers and inner not in given
+            name = first = inner if shared else told
             number = 1
             while name in named:
                 number += 1
