@@ -99,8 +99,8 @@ def test_a_resnet_killed_in_mid_epoch_ends_with_the_same_bits(tmp_path, monkeypa
     config = config_for(model="resnet", checkpoint_every_s=0.001, augment=AugmentConfig(augment))
     save, saved = loop.save, []
 
-    def killed_after(checkpoints, state, progress):
-        save(checkpoints, state, progress)
+    def killed_after(checkpoints, state, progress, best):
+        save(checkpoints, state, progress, best)
         saved.append(progress.step)
         if len(saved) in (2, 5):
             raise Killed

@@ -106,7 +106,11 @@ def train(
     config, dataset = prepared.built.config, prepared.dataset
     refuse_blind(config, dataset)
     refuse_narrow(config, dataset.train)
-    made = _made(folder) if folder is not None else _new_folder(Path(runs), prepared.built)
+    made = (
+        _made(folder)
+        if folder is not None
+        else _new_folder(Path(runs), config, prepared.built.facts)
+    )
     with _begun(made, prepared, Silent() if quiet else Plain()) as run:
         return _train_in(run, dataset, prepared.built, quiet)
 
@@ -324,12 +328,12 @@ def _announce(
         view.say(f"streaming {size:,.0f} MB of images from {where} (--data.in-memory)")
 
 
-def _new_folder(runs: Path, built: Built) -> Path:
+def _new_folder(runs: Path, config: Config, facts: Facts) -> Path:
     """A folder that did not exist before, made here: two processes never share one."""
     # A name that a program gave must not lead out of `runs`.
-    name = re.sub(r"[/\\\s]+", "-", printable(built.facts.name))
+    name = re.sub(r"[/\\\s]+", "-", printable(facts.name))
     name = name.strip("-.")[:_LONGEST_NAME] or "data"
-    model = model_name(built.config, built.facts)
+    model = model_name(config, facts)
     for number in itertools.count(1):
         folder = runs / f"{name}-{model}-{number:03d}"
         try:
