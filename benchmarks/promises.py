@@ -23,7 +23,7 @@ SPLITS, IMAGES, FRESH = (
     for name, default in (("SPLITS", "500"), ("IMAGES", "1000"), ("FRESH", "20000"))
 )
 CLASSES, SHARP, COVERAGE, LEVEL = 10, 2.0, 0.95, 0.95
-RISKS = (0.01, 0.02, 0.05)
+RISKS = (0.01, 0.05)
 
 
 def drawn(count, random):

@@ -590,9 +590,10 @@ def weights_files(draw: random.Random, folder: Path) -> list[str]:
     if draw.random() < 0.2:
         run_folders(draw, folder)
         tiny(folder)
-        small = ["--data", "tiny.npz", "--epochs", "1", "--batch-size", "8"]
+        small = ["--data", "tiny.npz", "--epochs", "1", "--batch-size", "8", "--mlp.hidden", "4"]
+        small += ["--finetune", draw.choice(["all", "all", "Dense_1", "head"])]
         return ["train", *small, "--pretrained", "whole", "--runs", "runs", "--name", "r"]
-    ending = draw.choice([".pth", ".pth", ".pt", ".bin", ".safetensors", ".safetensors", ".PTH"])
+    ending = draw.choice([".pth"] * 3 + [".safetensors"] * 4 + [".pt", ".bin", ".PTH"])
     held = _odd_tensors(draw) if draw.random() < 0.6 else _tensors()
     sound = to_safetensors(held) if ending == ".safetensors" else _pytorch(held)
     file, kind = folder / f"w{ending}", draw.randrange(6)
@@ -606,11 +607,11 @@ def weights_files(draw: random.Random, folder: Path) -> list[str]:
         size = struct.pack("<Q", draw.choice([0, 2, 10**6, 2**63, 2**64 - 1]))
         sound = draw.choice([b"", b"{}", size + b"{}" * 8, size + b"[" * 50_000, sound + b"x"])
     file.write_bytes(sound)
-    images = {"images": draw.choice([np.zeros((24, 8, 8, 3), np.uint8), arrays(draw)["images"]])}
-    np.savez(folder / "tiny.npz", **images, labels=np.arange(24) % 3)
-    given = draw.choice([file.name] * 8 + [".", "none.pth", "tiny.npz", "hf:", "imagenet"])
-    model = draw.choice([STAGED] * 6 + ["auto", "mlp", "resnet-18"])
-    tune = draw.choice(["head", "head", "all", "", "nonsense", "head,head", "blocks_1,head"])
+    images = arrays(draw)["images"][..., None].repeat(draw.choice([1, 3, 3, 3, 3, 3]), -1)
+    np.savez(folder / "tiny.npz", images=images, labels=np.arange(24) % 3)
+    given = draw.choice([file.name] * 20 + [".", "none.pth", "tiny.npz", "hf:", "imagenet"])
+    model = draw.choice([STAGED] * 12 + ["auto", "mlp", "resnet-18"])
+    tune = draw.choice(["head"] * 5 + ["all", "", "nonsense", "head,head", "blocks_1,head"])
     small = ["--epochs", "1", "--batch-size", "8", "--runs", "runs", "--name", "r"]
     words = ["train", "--data", "tiny.npz", "--model", model, "--pretrained", given]
     return [*words, "--finetune", tune, *small]

@@ -1,10 +1,11 @@
 """Kill small runs with SIGKILL at random moments, resume them, compare the ends bit by bit.
 
-    python scripts/kill_campaign.py [--kills 20] [--seed 0]
+    python scripts/kill_campaign.py [--kills 20] [--seed 0] [--saved]
 
 `thinned verify-resume` kills one run several times; here each kill has a run, and so a verdict, of
-its own. Moments are drawn over the whole life of a process, from its first import to its exit. That
-two uninterrupted runs are equal is checked first: otherwise nothing is shown.
+its own. Moments are drawn over the whole life of a process, from its first import to its exit; with
+`--saved`, from its first checkpoint on, when there is something to lose. That two uninterrupted
+runs are equal is checked first: otherwise nothing is shown.
 """
 
 import argparse
@@ -35,7 +36,7 @@ NETWORKS = {
     "mlp": {"model": "mlp", "mlp": {"hidden": [64, 64]}, "optim": {"name": "sgd"}},
     "cnn": {"model": "cnn", "optim": {"ema": 0.9}},
 }
-LIMIT_S = 300.0
+LIMIT_S = 900.0
 """No process may take longer: then it hangs."""
 
 
@@ -49,9 +50,13 @@ class Subject:
         (folder / "config.json").write_text(to_json(config), encoding="utf-8")
         self.finish("whole")
         started = time.monotonic()
-        self.finish("control")
+        process = self.start("control")
+        self.wait_for_save("control", process)
+        saved = time.monotonic()
+        self.ended(process)
         # The second, which finds everything compiled, as the killed ones will.
         self.duration = time.monotonic() - started
+        self.after_save = self.duration - (saved - started)
         self.whole = Run.open(folder / "whole")
         if wrong := self.compared("control"):
             raise SystemExit(f"{name}: two uninterrupted runs differ: {', '.join(wrong)}")
@@ -62,7 +67,9 @@ class Subject:
         return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
     def finish(self, run: str) -> None:
-        process = self.start(run)
+        self.ended(self.start(run))
+
+    def ended(self, process: subprocess.Popen[str]) -> None:
         try:
             _, errors = process.communicate(timeout=LIMIT_S)
         except subprocess.TimeoutExpired:
@@ -73,11 +80,22 @@ class Subject:
         if process.returncode:
             raise ThinnedError(f"training failed: {errors.strip()}")
 
-    def killed(self, run: str, after: float) -> bool:
-        """Whether a run was killed after so many seconds; it may have ended before."""
+    def wait_for_save(self, run: str, process: subprocess.Popen[str]) -> None:
+        """Until a run's first checkpoint has its final name, or the process has ended."""
+        saves, late = self.folder / run / "checkpoints", time.monotonic() + LIMIT_S
+        # Orbax writes into a folder of another name, which it renames at the end.
+        while not any(each.name.isdecimal() for each in saves.glob("*")):
+            if process.poll() is not None or time.monotonic() > late:
+                return
+            time.sleep(0.01)
+
+    def killed(self, run: str, moment: float, saved: bool) -> bool:
+        """Whether a run was killed at a moment, 0 to 1 of its life; it may have ended before."""
         process = self.start(run)
+        if saved:
+            self.wait_for_save(run, process)
         try:
-            process.communicate(timeout=after)
+            process.communicate(timeout=moment * (self.after_save if saved else self.duration))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.communicate()
@@ -89,12 +107,9 @@ class Subject:
         if not (folder / "config.json").exists():
             return "before its folder was made"
         steps = Run.open(folder).checkpoints.steps()
-        # Orbax writes into a folder of another name, which it renames at the end.
-        kept = {str(step) for step in steps}
-        saves = folder / "checkpoints"
-        halves = (
-            [each for each in saves.iterdir() if each.name not in kept] if saves.is_dir() else []
-        )
+        # The best epoch's is written first, beside the checkpoints.
+        saves = folder.glob("checkpoints*/*")
+        halves = [each for each in saves if each.is_dir() and not each.name.isdecimal()]
         place = f"after step {steps[-1]} was saved" if steps else "before a step was saved"
         return place + (", while another was" if halves else "")
 
@@ -118,6 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=20, help="how many runs to kill (20)")
     parser.add_argument("--seed", type=int, default=0, help="draws the moments (0)")
+    parser.add_argument("--saved", action="store_true", help="kill after the first checkpoint")
     asked = parser.parse_args()
     draw, total = random.Random(asked.seed), Counter()
     with tempfile.TemporaryDirectory(prefix="thinned-kills-") as base:
@@ -126,16 +142,17 @@ def main() -> None:
         for attempt in range(2 * asked.kills):
             if total["killed"] == asked.kills:
                 break
-            total += one_kill(subjects[attempt % len(subjects)], attempt, draw.random())
+            subject = subjects[attempt % len(subjects)]
+            total += one_kill(subject, attempt, draw.random(), asked.saved)
     print(f"{total['killed']} killed and resumed: {total['equal']} equal, {total['wrong']} not")
     sys.exit(1 if total["wrong"] or total["killed"] < asked.kills else 0)
 
 
-def one_kill(subject: Subject, attempt: int, moment: float) -> Counter[str]:
-    """Kill a run at a moment (0 to 1 of the duration), go on, print and count what came of it."""
+def one_kill(subject: Subject, attempt: int, moment: float, saved: bool) -> Counter[str]:
+    """Kill a run at a moment, go on, print and count what came of it."""
     run = f"killed-{attempt}"
-    told = f"{subject.name}  at {moment:4.0%} of its time"
-    if not subject.killed(run, moment * subject.duration):
+    told = f"{subject.name}  at {moment:4.0%} of its time" + saved * " after the first save"
+    if not subject.killed(run, moment, saved):
         print(f"{told}: had ended before", flush=True)
         return Counter()
     where = subject.where(run)

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from thinned.core.rng import key_for as key_for
     from thinned.data.sources.arrays import Arrays as Arrays
     from thinned.data.sources.load import load_data as load_data
-    from thinned.dropout.audit.checks import audit as audit
     from thinned.dropout.audit.findings import Audit as Audit
+    from thinned.dropout.audit.front import audit as audit
+    from thinned.dropout.audit.functions import audit_function as audit_function
     from thinned.dropout.audit.watch_linen import dropout_on as dropout_on
     from thinned.dropout.linen import AlphaDropout as AlphaDropout
     from thinned.dropout.linen import ChannelDropout as ChannelDropout
@@ -55,8 +56,9 @@ _PUBLIC = {
     "core.rng": "key_for",
     "data.sources.arrays": "Arrays",
     "data.sources.load": "load_data",
-    "dropout.audit.checks": "audit",
     "dropout.audit.findings": "Audit",
+    "dropout.audit.front": "audit",
+    "dropout.audit.functions": "audit_function",
     "dropout.audit.watch_linen": "dropout_on",
     "dropout.linen": "AlphaDropout ChannelDropout ConcreteDropout DropBlock DropConnectDense "
     "Dropout DropPath GaussianDropout",

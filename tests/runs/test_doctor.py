@@ -25,7 +25,8 @@ def test_a_run_passes_with_its_own_keys_and_rates(tiny_data, tmp_path, kind):
     found = diagnose(run.folder)
     assert found.passed, str(found)
     (site,) = found.sites
-    assert site.shape[0] == 16
+    # Of kind connect it is the weights that are dropped.
+    assert (site.shape[0] == 16) == (kind != "connect")
     if kind == "concrete":
         assert site.rate != pytest.approx(0.4, abs=1e-6)
         assert abs(site.effective - site.rate) < 5 * site.error

@@ -1,12 +1,15 @@
 """Answers above a threshold of which at most a part is wrong."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from thinned.trust.selection import _PARTS, least_images, select
+from thinned.trust.conformal import fewest_images
+from thinned.trust.selection import _starts, least_images, select
 
 SEEDS = st.integers(0, 2**31)
 
@@ -36,27 +39,53 @@ def test_the_promise_is_kept_in_as_many_draws_as_it_says():
     assert np.mean(broken) <= 0.2 + 5 * np.sqrt(0.2 * 0.8 / times)
 
 
-@given(SEEDS, st.integers(1, 900), st.floats(0.02, 0.5), st.floats(0.5, 0.99), st.booleans())
+def bound(answers, price):
+    """The exact one-sided bound on the risk (Clopper & Pearson 1934)."""
+    wrong, fine = len(answers) - sum(answers), sum(answers)
+    return stats.beta.ppf(1 - price, wrong + 1, fine) if fine else 1.0
+
+
+@given(SEEDS, st.integers(1, 120), st.floats(0.05, 0.5), st.floats(0.5, 0.99), st.booleans())
 def test_a_selection_is_that_of_a_loop(seed, count, risk, level, tied):
     random = np.random.default_rng(seed)
     confidence, right = drawn(random, count)
-    confidence = np.round(confidence, 2) if tied else confidence
+    confidence = np.round(confidence, 1 if tied else 9)
     found = select(confidence, right, risk, level)
-    ranks = sorted({int(part * count) for part in _PARTS})
-    while ranks and stats.binom.cdf(0, ranks[0], risk) > (1 - level) / len(ranks) * (1 + 1e-9):
-        ranks.pop(0)
-    expected = (0, 0)
-    for rank in reversed(ranks):
-        border = sorted(confidence)[-rank - 1] if rank < count else -np.inf
-        answers = [ok for sure, ok in zip(confidence, right, strict=True) if sure > border]
-        wrong = len(answers) - sum(answers)
-        # The exact one-sided bound on the risk (Clopper & Pearson 1934).
-        price = (1 - level) / len(ranks)
-        if answers and stats.beta.ppf(1 - price, wrong + 1, len(answers) - wrong or 1e-300) <= risk:
-            expected = (len(answers), wrong)
-            break
-    assert (found.answered, found.wrong) == expected
+    starts, price = _starts(count, risk, 1 - level)
+    order = np.argsort(-confidence, kind="stable")
+    sure, fine, best = confidence[order], right[order], 0
+    for start in starts:
+        rank = start
+        while 0 < rank < count and sure[rank] == sure[rank - 1]:
+            rank -= 1
+        while 0 < rank <= count and bound(fine[:rank], price) <= risk:
+            best = max(best, rank)
+            rank += 1
+            while rank < count and sure[rank] == sure[rank - 1]:
+                rank += 1
+    assert (found.answered, found.wrong) == (best, np.sum(~fine[:best]))
     assert np.sum(confidence > found.threshold) == found.answered
+
+
+@pytest.mark.parametrize(
+    ("count", "starts", "level"),
+    [(298, [], 0.05), (299, [299], 0.05), (400, [368], 0.025), (900, [408, 450, 675], 0.05 / 3)],
+)
+def test_there_are_as_many_sequences_as_the_images_allow(count, starts, level):
+    found, price = _starts(count, 0.01, 0.05)
+    assert found == starts
+    assert price == pytest.approx(level)
+
+
+def test_parts_next_to_0_and_1_take_more_images_than_there_are():
+    for risk, level in ((5e-324, 0.95), (1e-300, math.nextafter(1, 0)), (2.0**-53, 0.05)):
+        assert least_images(risk, level) >= 1
+    assert least_images(5e-324, 0.95) == least_images(2.0**-53, 0.95) > 10**16
+    assert fewest_images(5e-324) == fewest_images(2.0**-53) > 10**15
+    # So sure that a part of it cannot be told from 1.
+    sure = math.nextafter(1, 0)
+    found = select(np.arange(400), np.ones(400, bool), 0.5, sure)
+    assert (found.answered, found.wrong) == (400, 0)
 
 
 @given(st.floats(0.001, 0.9), st.floats(0.5, 0.999))

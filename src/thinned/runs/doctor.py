@@ -16,8 +16,8 @@ from thinned.core.rng import a_few
 from thinned.core.types import Dataset, Split
 from thinned.core.validation import validate
 from thinned.data.batch import Batch
-from thinned.dropout.audit.checks import audit
 from thinned.dropout.audit.findings import Audit, Check
+from thinned.dropout.audit.front import audit
 from thinned.dropout.sites import rates_collection
 from thinned.engine.build import Built, example, params_key
 from thinned.engine.devices import on_device

@@ -144,27 +144,26 @@ def _both(way: _Way, test: Split, draws: int, notes: list[str]) -> tuple[_Seen, 
         held = None
     classes, times, cool_times = way.runs[0].facts.classes, list[float](), list[float]()
     plain, cool, temperatures = list[Appraisal](), list[Appraisal](), list[float]()
-    if way.samples == 0:
-        _predicted(way, test, 0)  # Compiled first: what is timed is the work.
-    for draw in range(draws if way.samples else 1):
+    for draw in range(draws):
         found, taken = _timed(lambda draw=draw: _predicted(way, test, draw))
         times.append(taken)
+        if draw and not way.samples:
+            continue  # Nothing is drawn: only the time is wanted.
         plain.append(Appraisal(found, test.labels, classes))
         if held is not None:
             temperature = fit(_predicted(way, held, draw).probabilities, held.labels).temperature
-            after, more = _timed(lambda found=found, t=temperature: tempered(found, t))
+            after, taken = _timed(lambda found=found, t=temperature: tempered(found, t))
             temperatures.append(temperature)
-            cool_times.append(taken + more)
+            cool_times.append(taken)
             cool.append(Appraisal(after, test.labels, classes))
-    seen = _seen(plain, times, [1.0])
-    return seen, None if held is None else _seen(cool, cool_times, temperatures)
+    # The first holds the compilation.
+    seconds = float(np.median(times[1:]))
+    seen = _seen(plain, seconds, [1.0])
+    more = float(np.median(cool_times)) if cool_times else 0.0
+    return seen, None if held is None else _seen(cool, seconds + more, temperatures)
 
 
-def _seen(
-    found: Sequence[Appraisal], times: Sequence[float], temperatures: Sequence[float]
-) -> _Seen:
-    # The first of several draws holds the compilation.
-    seconds = float(np.median(times[1:] or times))
+def _seen(found: Sequence[Appraisal], seconds: float, temperatures: Sequence[float]) -> _Seen:
     losses, right = ([getattr(each, name) for each in found] for name in ("losses", "right"))
     shown = [{name: each.scores[name] for name in _SHOWN} for each in found]
     return _Seen(np.stack(losses), np.stack(right), shown, seconds, float(np.mean(temperatures)))

@@ -13,6 +13,8 @@ import numpy as np
 from thinned.trust.scores import accuracy_interval, bootstrap, by_parts, parts_of
 
 SetKind = Literal["lac", "aps", "raps"]
+LEAST_RATE = 2.0**-53
+"""Smaller parts count as this one: no images could show them."""
 _SIZES = (0, 1, 2, 3, 4, 11, 101)
 """Where classes of sizes begin, close to those of Angelopoulos et al. (2021), section 4."""
 
@@ -38,7 +40,7 @@ def quantile(scores: np.ndarray, rate: float) -> float:
 
 def fewest_images(rate: float) -> int:
     """Below how many scores `quantile` is infinite."""
-    return math.ceil(1 / rate - 1 - 1e-9)
+    return math.ceil(1 / max(rate, LEAST_RATE) - 1 - 1e-9)
 
 
 def nonconformity(

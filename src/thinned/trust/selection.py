@@ -8,8 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-_PARTS = (1, 63 / 64, 31 / 32, 15 / 16, 7 / 8, 3 / 4, 1 / 2, 1 / 4, 1 / 8, 1 / 16)
-"""Of the validation images, how many may be answered: what is tried, and paid for, is fixed."""
+from thinned.trust.conformal import LEAST_RATE
+
+_STARTS = (0, 1 / 2, 3 / 4)
+"""From which parts of the images on thresholds are lowered; at least from what can show it."""
 
 
 class Selection(NamedTuple):
@@ -56,37 +58,61 @@ def least_images(risk: float, level: float) -> int:
     Args:
         risk, level: above 0 and below 1.
     """
+    # What is nearer to 0 or 1 than that is no other number once it was subtracted from 1.
+    risk, level = max(risk, LEAST_RATE), min(level, 1 - LEAST_RATE)
     return math.ceil(math.log1p(-level) / math.log1p(-risk) - 1e-9)
 
 
 def select(confidence: np.ndarray, right: np.ndarray, risk: float, level: float) -> Selection:
     """The lowest threshold above which at most a part `risk` of new answers is wrong.
 
-    Selection with guaranteed risk (Geifman & El-Yaniv 2017), but for its search. Ten thresholds are
-    tried, each the confidence of a rank that is fixed beforehand. Given that confidence, the images
-    above it are independent draws of those that will be, so that how many are wrong is binomial:
-    that the risk is higher is tested exactly, at (1 - level) over the number of tries (Bonferroni;
-    Learn then Test, Angelopoulos et al. 2021, section 2). Their search by halves chooses ranks by
-    what it has seen; a sequence without Bonferroni's price would do so, too.
+    Selection with guaranteed risk (Geifman & El-Yaniv 2017) by fixed-sequence tests in place of
+    their search (Learn then Test, Angelopoulos et al. 2021, section 2): from a rank that is fixed
+    beforehand, the threshold is lowered image by image, for as long as an exact binomial test
+    refutes that the risk above it is too high. There are up to three such ranks, each at its part
+    of 1 - level (Bonferroni): a mistake among the surest ends the first sequence, but not the
+    others.
+
+    That the promise holds takes independent draws, and a risk that does not grow with confidence.
+    The images above a first threshold are draws of those that will be, and so are those above the
+    first threshold in the order at which the risk is too high, which is then a fixed number: to go
+    below it, one test has to err. Where the risk grows with confidence over some stretch, one more
+    test may.
 
     Args:
-        confidence: f64 [image], of images that nothing learned from and that are independent draws
-            of those to come; larger is surer.
+        confidence: f64 [image], of images that nothing learned from; larger is surer.
         right: bool [image].
         risk: above 0 and below 1.
         level: the probability, over draws of these images, with which the promise holds; above 0
             and below 1.
     """
-    count, price = len(confidence), 1 - level
-    descending = np.sort(confidence)[::-1]
-    ranks = sorted({math.floor(part * count) for part in _PARTS}, reverse=True)
-    # What could not be shown even without a mistake is not tried, and costs nothing.
-    while ranks and ranks[-1] < least_images(risk, 1 - price / len(ranks)):
-        ranks.pop()
-    for rank in ranks:
-        threshold = float(descending[rank]) if rank < count else -math.inf
-        above = confidence > threshold
-        answered, wrong = int(above.sum()), int(np.sum(above & ~right))
-        if answered and stats.binom.cdf(wrong, answered, risk) <= price / len(ranks):
-            return Selection(risk, level, threshold, answered, wrong, count)
-    return Selection(risk, level, math.inf, 0, 0, count)
+    count, order = len(confidence), np.argsort(-confidence, kind="stable")
+    descending, wrong = confidence[order], np.cumsum(~right[order])
+    # A threshold cannot part images of the same confidence.
+    ends = np.flatnonzero(np.r_[descending[1:] != descending[:-1], True][:count]) + 1
+    starts, price = _starts(count, risk, 1 - level)
+    held = stats.binom.cdf(wrong[ends - 1], ends, risk) <= price
+    best = max((_last_held(ends, held, start) for start in starts), default=0)
+    if not best:
+        return Selection(risk, level, math.inf, 0, 0, count)
+    threshold = float(descending[best]) if best < count else -math.inf
+    return Selection(risk, level, threshold, best, int(wrong[best - 1]), count)
+
+
+def _starts(count: int, risk: float, price: float) -> tuple[list[int], float]:
+    """Ranks at which sequences begin, and the level of each: as many as so few images allow."""
+    for number in range(len(_STARTS), 0, -1):
+        least = least_images(risk, 1 - price / number)
+        ranks = sorted({max(math.floor(part * count), least) for part in _STARTS})[:number]
+        if ranks[0] <= count:
+            return [rank for rank in ranks if rank <= count], price / number
+    return [], price
+
+
+def _last_held(ends: np.ndarray, held: np.ndarray, start: int) -> int:
+    """The last rank of a sequence, of which all before it hold, too; 0 where not even the first."""
+    first = int(np.searchsorted(ends, start, side="right")) - 1
+    if first < 0 or not held[first]:
+        return 0
+    failed = np.flatnonzero(~held[first:])
+    return int(ends[first + failed[0] - 1] if len(failed) else ends[-1])

@@ -30,12 +30,15 @@ class AuditedSite:
     """A place where something random happens in training.
 
     Attributes:
-        name: path of the layer, joined by ``/``.
-        kind: see `thinned.dropout.sites.Kind`, or the class of a layer that is not known.
+        name: path of the layer, joined by ``/``, or the line of code where nothing has a name.
+        kind: see `thinned.dropout.sites.Kind`; ``noise`` is added, a ``choice`` is between two
+            results, and anything else is what the program does with it.
         shape: of its inputs.
         rate: the configured drop probability, None where there is none.
         effective: the measured drop probability, None where it cannot be measured.
         error: standard error of `effective`; 0 where every draw gave the same.
+        line: where it stands in the code, as far as the program tells.
+        seen: whether it could be looked at; noise that drops nothing has no effective rate, but is.
     """
 
     name: str
@@ -44,6 +47,8 @@ class AuditedSite:
     rate: float | None
     effective: float | None
     error: float
+    line: str = ""
+    seen: bool = True
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,8 @@ class Audit:
 
     @property
     def unseen(self) -> list[str]:
-        """Places where keys are drawn or something may be dropped, but that cannot be measured."""
-        return [site.name for site in self.sites if site.effective is None]
+        """Places where something may be dropped, but that cannot be looked at."""
+        return [site.name for site in self.sites if not site.seen]
 
     def failures(self, site: str | None = None) -> list[Check]:
         """The checks that failed, of one site or of all."""
@@ -77,7 +82,7 @@ class Audit:
         rows = [("site", "kind", "shape", "rate", "effective (99 % interval)", "verdict")]
         for site in self.sites:
             rate = "-" if site.rate is None else f"{site.rate:.4f}"
-            seen = "ok" if site.effective is not None else "not seen"
+            seen = "ok" if site.seen else "not seen"
             verdict = "FAIL" if self.failures(site.name) else seen
             shape = "x".join(map(str, site.shape)) or "scalar"
             rows.append((site.name, site.kind, shape, rate, _interval(site), verdict))
@@ -114,7 +119,7 @@ class Audit:
 
 def _interval(site: AuditedSite) -> str:
     if site.effective is None:
-        return "not measured"
+        return "no rate" if site.seen else "not measured"
     low = max(site.effective - _INTERVAL * site.error, 0.0)
     high = min(site.effective + _INTERVAL * site.error, 1.0)
     return f"{site.effective:.4f} ({low:.4f} to {high:.4f})"
