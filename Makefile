@@ -39,7 +39,11 @@ test: $(VENV)/.test ## Run the tests
 nightly: $(VENV)/.test ## Run the long tests, too, and all on programs that are optimised
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'long or not long'
 
-subset: $(VENV)/.test ## A named part of the tests, for the other end of the pins
+$(VENV)/.subset: $(BIN)/thinned
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt pytest pytest-xdist hypothesis
+	@touch $@
+
+subset: $(VENV)/.subset ## A named part of the tests, for the other end of the pins
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(SUBSET)
 
 ends: ## All tests on both ends of the pins: .venv, and .venv-newer with NEWER=python3.13

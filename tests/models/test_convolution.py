@@ -11,8 +11,6 @@ from jax import export, lax
 
 from thinned.models.convolution import average_pool, conv_general_dilated
 
-pytestmark = pytest.mark.optimised
-
 
 def both(shape, features, size, **options):
     ours = nn.Conv(features, (size, size), conv_general_dilated=conv_general_dilated, **options)
@@ -28,9 +26,8 @@ def test_values_and_gradients_are_those_of_flax(shape, size):
     ours, theirs, params, images = both(shape, 6, size)
 
     def loss(module):
-        return jax.value_and_grad(
-            lambda p, x: jnp.sum(jnp.sin(module.apply(p, x))), argnums=(0, 1)
-        )(params, images)
+        run = jax.value_and_grad(lambda p, x: jnp.sum(jnp.sin(module.apply(p, x))), argnums=(0, 1))
+        return jax.jit(run)(params, images)
 
     # Sums of up to a few thousand products in f32, in another order.
     jax.tree.map(
@@ -189,7 +186,7 @@ def test_pooling_and_its_gradient_are_those_of_flax(shape):
     images = jax.random.normal(jax.random.key(2), shape)
 
     def run(pool):
-        return jax.value_and_grad(lambda x: jnp.sum(jnp.sin(pool(x))))(images)
+        return jax.jit(jax.value_and_grad(lambda x: jnp.sum(jnp.sin(pool(x)))))(images)
 
     theirs = run(lambda x: nn.avg_pool(x, (2, 2), (2, 2)))
     jax.tree.map(

@@ -22,8 +22,6 @@ from thinned.trust.sampling import (
     sample_predictions,
 )
 
-pytestmark = pytest.mark.optimised
-
 X = jax.random.uniform(jax.random.key(0), (7, 16, 16, 3))
 KEY = jax.random.key(5)
 

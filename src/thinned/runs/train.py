@@ -226,8 +226,11 @@ def _continued(run: Run, built: Built, dataset: Dataset, view: Silent) -> Genera
                 f"{run.folder} cannot go on: its data are no longer what it began with "
                 f"({facts.train_size:,} training images, {len(facts.classes)} classes)"
             )
-        # It may have been damaged.
-        write_whole(run.folder / "data.json", facts.to_json())
+        record = run.folder / "data.json"
+        # It may have been damaged, or be a pipe, which would be waited for.
+        if not record.is_file():
+            record.unlink(missing_ok=True)
+        write_whole(record, facts.to_json())
         write_whole(run.folder / "config.json", to_json(config))
         yield Run(run.folder, config)
 
