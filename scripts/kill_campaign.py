@@ -86,7 +86,7 @@ class Subject:
             time.sleep(0.01)
 
     def killed(self, run: str, after: float, step: float | None) -> bool:
-        """Whether a run was killed so many seconds after its start, or a save; it may end before."""
+        """Whether a run was killed so many seconds after its start, or a save; else it ended."""
         process = self.start(run)
         if step is not None:
             self.wait_for(step, run, process)
