@@ -4,8 +4,8 @@
 
 `thinned verify-resume` kills one run several times; here each kill has a run, and so a verdict, of
 its own. Moments are drawn over the whole life of a process, from its first import to its exit; with
-`--saved`, from its first checkpoint on, when there is something to lose. That two uninterrupted
-runs are equal is checked first: otherwise nothing is shown.
+`--saved`, over the steps that it saves, and shortly after one of them, when there is something to
+lose. That two uninterrupted runs are equal is checked first: otherwise nothing is shown.
 """
 
 import argparse
@@ -36,6 +36,8 @@ NETWORKS = {
     "mlp": {"model": "mlp", "mlp": {"hidden": [64, 64]}, "optim": {"name": "sgd"}},
     "cnn": {"model": "cnn", "optim": {"ema": 0.9}},
 }
+SHORTLY_S = 0.3
+"""After a save, the longest time until a kill: about that between two saves, and of one."""
 LIMIT_S = 900.0
 """No process may take longer: then it hangs."""
 
@@ -50,13 +52,9 @@ class Subject:
         (folder / "config.json").write_text(to_json(config), encoding="utf-8")
         self.finish("whole")
         started = time.monotonic()
-        process = self.start("control")
-        self.wait_for_save("control", process)
-        saved = time.monotonic()
-        self.ended(process)
+        self.finish("control")
         # The second, which finds everything compiled, as the killed ones will.
         self.duration = time.monotonic() - started
-        self.after_save = self.duration - (saved - started)
         self.whole = Run.open(folder / "whole")
         if wrong := self.compared("control"):
             raise SystemExit(f"{name}: two uninterrupted runs differ: {', '.join(wrong)}")
@@ -67,9 +65,7 @@ class Subject:
         return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
     def finish(self, run: str) -> None:
-        self.ended(self.start(run))
-
-    def ended(self, process: subprocess.Popen[str]) -> None:
+        process = self.start(run)
         try:
             _, errors = process.communicate(timeout=LIMIT_S)
         except subprocess.TimeoutExpired:
@@ -80,22 +76,22 @@ class Subject:
         if process.returncode:
             raise ThinnedError(f"training failed: {errors.strip()}")
 
-    def wait_for_save(self, run: str, process: subprocess.Popen[str]) -> None:
-        """Until a run's first checkpoint has its final name, or the process has ended."""
+    def wait_for(self, step: float, run: str, process: subprocess.Popen[str]) -> None:
+        """Until a run has a checkpoint of that step or a later one, or the process has ended."""
         saves, late = self.folder / run / "checkpoints", time.monotonic() + LIMIT_S
         # Orbax writes into a folder of another name, which it renames at the end.
-        while not any(each.name.isdecimal() for each in saves.glob("*")):
+        while not any(each.name.isdecimal() and int(each.name) >= step for each in saves.glob("*")):
             if process.poll() is not None or time.monotonic() > late:
                 return
             time.sleep(0.01)
 
-    def killed(self, run: str, moment: float, saved: bool) -> bool:
-        """Whether a run was killed at a moment, 0 to 1 of its life; it may have ended before."""
+    def killed(self, run: str, after: float, step: float | None) -> bool:
+        """Whether a run was killed so many seconds after its start, or a save; else it ended."""
         process = self.start(run)
-        if saved:
-            self.wait_for_save(run, process)
+        if step is not None:
+            self.wait_for(step, run, process)
         try:
-            process.communicate(timeout=moment * (self.after_save if saved else self.duration))
+            process.communicate(timeout=after)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.communicate()
@@ -143,16 +139,22 @@ def main() -> None:
             if total["killed"] == asked.kills:
                 break
             subject = subjects[attempt % len(subjects)]
-            total += one_kill(subject, attempt, draw.random(), asked.saved)
+            moment, after = draw.random(), draw.random() * SHORTLY_S
+            if not asked.saved:
+                after = moment * subject.duration
+            total += one_kill(subject, attempt, moment, after, asked.saved)
     print(f"{total['killed']} killed and resumed: {total['equal']} equal, {total['wrong']} not")
     sys.exit(1 if total["wrong"] or total["killed"] < asked.kills else 0)
 
 
-def one_kill(subject: Subject, attempt: int, moment: float, saved: bool) -> Counter[str]:
-    """Kill a run at a moment, go on, print and count what came of it."""
+def one_kill(
+    subject: Subject, attempt: int, moment: float, after: float, saved: bool
+) -> Counter[str]:
+    """Kill a run at a moment (0 to 1), go on, print and count what came of it."""
     run = f"killed-{attempt}"
-    told = f"{subject.name}  at {moment:4.0%} of its time" + saved * " after the first save"
-    if not subject.killed(run, moment, saved):
+    told = f"{subject.name}  at {moment:4.0%} of its {'steps' if saved else 'time'}"
+    step = moment * subject.whole.checkpoints.steps()[-1] if saved else None
+    if not subject.killed(run, after, step):
         print(f"{told}: had ended before", flush=True)
         return Counter()
     where = subject.where(run)
