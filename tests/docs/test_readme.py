@@ -66,6 +66,11 @@ def small(command: str) -> list[str]:
         words += ["--data.limit", "64", "--epochs", "1", "--seeds", "1"]
     if "--data.validation" in words:
         words += ["--data.validation", "40"]
+    if "--risk" in words:
+        # What so few images can promise.
+        words += ["--risk", "0.9"]
+    if "--coverage" in words:
+        words += ["--coverage", "0.8"]
     if words[0] == "find-lr":
         words += ["--data.limit", "96", "--steps", "20"]
     if words[0] == "reproduce" and len(words) > 1:

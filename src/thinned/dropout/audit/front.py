@@ -50,7 +50,7 @@ def audit(
         draws: how many steps to measure, at least 8.
         rates: configured drop probabilities by the names of places in the report, where the
             layers do not tell.
-        options: ``call`` for NNX and Equinox: what is done with (module, *args) in place of
+        options: ``call`` for NNX and Equinox: what is done with ``(module, *args)`` in place of
             calling it, in Equinox with ``key``; ``carried=False`` for NNX: the loop forgets the
             changed state of the streams.
 
