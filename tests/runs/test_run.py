@@ -303,7 +303,7 @@ def test_damaged_facts_of_arrays_are_not_those_of_the_package(tmp_path):
     with pytest.raises(RequestError, match="are no longer what"):
         _ = thinned.Run.open(run.folder).facts
     (run.folder / "environment.json").unlink()
-    with pytest.raises(RequestError, match="arrays of a program: restore it"):
+    with pytest.raises(RequestError, match="or from arrays: restore it"):
         _ = thinned.Run.open(run.folder).facts
 
 
