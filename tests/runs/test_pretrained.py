@@ -16,6 +16,7 @@ import pytest
 from thinned.core.config import Config, DataConfig, with_values
 from thinned.core.errors import RequestError
 from thinned.core.types import Dataset, Split
+from thinned.data.facts import Facts
 from thinned.engine.build import Built
 from thinned.engine.feed import feed_of
 from thinned.engine.step import TrainState, train_steps
@@ -122,6 +123,15 @@ def test_statistics_can_go_on(source: Run) -> None:
     built = prepared(source, finetune="all", batch_statistics="trained")
     before = jax.tree.map(np.asarray, built.initial_state().model_state)
     after = stepped(built, built.initial_state(), OTHER, 2)
+    assert not same(before["batch_stats"], after.model_state["batch_stats"])
+
+
+def test_statistics_of_a_network_without_stages_go_on() -> None:
+    values = {"model": "resnet", "pretrained": "runs/other", "finetune": "all", "batch_size": 8}
+    config = with_values(Config(), values, "test")
+    built = Built.of(config, Facts.of(OTHER, config))
+    before = jax.tree.map(np.asarray, built.initial_state().model_state)
+    after = stepped(built, built.initial_state(), OTHER, 1)
     assert not same(before["batch_stats"], after.model_state["batch_stats"])
 
 

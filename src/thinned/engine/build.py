@@ -109,7 +109,8 @@ class Built:
         if not self.config.is_pretrained:
             return False
         if name == "batch_stats":
-            return self.config.batch_statistics == "frozen"
+            # Networks of other kinds have no way to leave them alone.
+            return self.config.batch_statistics == "frozen" and isinstance(self.model, Staged)
         part = part_of(self.model, name)
         return part in self.parts and part not in self.trains
 
@@ -206,9 +207,9 @@ def _refuse_unfit_training(built: Built) -> None:
     if config.optim.layer_decay is not None and not isinstance(built.model, Staged):
         name = model_name(config, built.facts)
         raise RequestError(f"--optim.layer-decay: nobody knows the order of the parts of {name}")
-    if not built.trains or not built.cut or built.augment is None:
-        return
-    if built.augment.mixup or built.augment.cutmix:
+    _ = built.trains  # Refuses names of parts that there are not.
+    varied = built.augment
+    if built.cut and varied is not None and (varied.mixup or varied.cutmix):
         raise RequestError(
             "--augment.mixup and --augment.cutmix mix images, and of these only features are kept: "
             "give --finetune all"
