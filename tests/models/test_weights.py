@@ -17,6 +17,7 @@ from random_weights import KINDS, made, random_tensor, random_weights
 
 from thinned.core.errors import RequestError
 from thinned.dropout.sites import DropoutSpec
+from thinned.engine.step import laid_over
 from thinned.models.cnn import CNN
 from thinned.models.weights import load
 from thinned.models.weights.load import (
@@ -244,7 +245,7 @@ def test_a_head_of_as_many_classes_is_kept_and_another_is_the_callers(classes):
         lambda leaf: np.zeros(leaf.shape, leaf.dtype),
         jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, *SHAPE), np.float32)),
     )
-    over = found.over(initial)
+    over = laid_over(initial, found.variables)
     assert jax.tree.structure(over) == jax.tree.structure(initial)
     assert np.any(over["params"]["head"]["kernel"]) == found.head
     np.testing.assert_array_equal(

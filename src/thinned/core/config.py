@@ -481,7 +481,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "dropout": {"bits": "threefry"},
         "randomness": {"derivation": "tutorial", "dropout": "frozen", "shuffle": "frozen"},
     },
-    # Chosen on validation photos by scripts/finetune_recipes.py; see docs/results.md.
+    # Chosen on validation photos: docs/results.md has the commands.
     "finetune-head": {
         "batch_size": 64,
         "epochs": 60,

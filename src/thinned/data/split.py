@@ -111,6 +111,15 @@ def fingerprint(dataset: Dataset) -> str:
     return total.hexdigest()
 
 
+def image_digests(split: Split) -> list[bytes]:
+    """SHA-256 over the pixels of each image of a split, in its order."""
+    return [
+        hashlib.sha256(np.ascontiguousarray(image).data).digest()
+        for images, _ in split.parts()
+        for image in images
+    ]
+
+
 def _kept(dataset: Dataset, mask: np.ndarray, option: str) -> Split:
     kept = _taken(dataset.train, mask)
     lost = np.setdiff1d(dataset.train.labels, kept.labels)

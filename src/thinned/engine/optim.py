@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -141,7 +141,7 @@ def _scaled(factors: Mapping[str, float]) -> optax.GradientTransformation:
 
     def scaled(updates: Any, params: Any = None) -> Any:
         return {
-            name: jax.tree.map(lambda leaf: leaf * factors.get(name, 1.0), held)  # noqa: B023
+            name: jax.tree.map(partial(jnp.multiply, factors.get(name, 1.0)), held)
             for name, held in updates.items()
         }
 

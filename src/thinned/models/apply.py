@@ -75,10 +75,10 @@ class Frozen:
 
     def __call__(self, variables: Any, images: jax.Array, **options: Any) -> Any:
         """See ``flax.linen.Module.apply``."""
-        return self.apply_fn(joined(variables), images, **options)
+        return self.apply_fn(with_frozen(variables), images, **options)
 
 
-def joined(variables: Variables) -> dict[str, Any]:
+def with_frozen(variables: Variables) -> dict[str, Any]:
     """Variables with the parameters that no step changes among the others."""
     rest = dict(variables)
     fixed = rest.pop(FROZEN, {})

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from thinned.core.disk import read_regular, whole, write_whole
-from thinned.core.errors import RequestError
+from thinned.core.errors import RequestError, printable_path
 from thinned.core.types import Variables
 from thinned.models.weights.load import from_safetensors, to_safetensors
 
@@ -54,7 +54,7 @@ def beginning_of(folder: Path) -> Callable[[], Variables]:
     def read() -> Variables:
         path = folder / _WEIGHTS
         try:
-            return from_safetensors(path.read_bytes())
+            return from_safetensors(path.read_bytes(), printable_path(path))
         except (OSError, ValueError) as error:
             raise RequestError(
                 f"{path} cannot be read ({error}): restore it from a copy, the run began with it"

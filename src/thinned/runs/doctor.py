@@ -23,7 +23,7 @@ from thinned.engine.build import Built, example, params_key
 from thinned.engine.devices import on_device
 from thinned.engine.plan import Plan
 from thinned.engine.step import TrainState, train_steps
-from thinned.models.apply import INPUT_STATISTICS, joined
+from thinned.models.apply import INPUT_STATISTICS, with_frozen
 from thinned.runs.features import shortened
 from thinned.runs.prepare import Prepared
 from thinned.runs.run import Run, note_best
@@ -53,7 +53,7 @@ def diagnose(target: Path | str, draws: int = 64) -> Audit:
     built, plan = case.built, case.built.plan
     state = case.state
     held = {"params": state.params, **state.model_state, **state.constants}
-    variables = {kind: part for kind, part in joined(held).items() if kind != INPUT_STATISTICS}
+    variables = {kind: part for kind, part in with_frozen(held).items() if kind != INPUT_STATISTICS}
     if plan.peak_rates:
         variables["rates"] = rates_collection(plan.peak_rates)
     found = audit(

@@ -25,8 +25,10 @@ from thinned.core.types import Dataset, Key, Split, Variables
 from thinned.data.augment import Augment
 from thinned.data.batch import as_float
 from thinned.data.pack import open_pack, packs_in, write_pack
+from thinned.data.split import image_digests
 from thinned.engine.build import Built, example
-from thinned.engine.logs import Silent, view_for
+from thinned.engine.checkpoint import digest
+from thinned.engine.logs import Silent, told_time, view_for
 from thinned.engine.step import TrainState
 from thinned.models.apply import (
     INPUT_STATISTICS,
@@ -67,12 +69,8 @@ class Trunk:
             apply_fn = Normalised(apply_fn)
         shape = _entering(built, count)
         used = _only(state.variables, built.parts[:count])
-        total = hashlib.sha256(f"2 {jax.__version__} {type(built.model).__name__}".encode())
-        total.update(f"{built.model} {count} {built.facts.image_shape}".encode())
-        for path, leaf in jax.tree.leaves_with_path(used):
-            total.update(jax.tree_util.keystr(path).encode())
-            total.update(np.ascontiguousarray(leaf).data)
-        return cls(apply_fn, used, shape, total.hexdigest()[:_DIGEST])
+        told = f"2 {jax.__version__} {built.model} {count} {built.facts.image_shape} {digest(used)}"
+        return cls(apply_fn, used, shape, _short(told.encode()))
 
 
 def _entering(built: Built, count: int) -> tuple[int, ...]:
@@ -208,13 +206,11 @@ class _Way:
 
     def features(self, split: Split, quiet: bool) -> np.ndarray:
         """f32 [example, ...], each computed at most once."""
-        digests = [
-            _short(image) for part, _ in split.parts() for image in np.ascontiguousarray(part)
-        ]
+        digests = [each.hex()[:_DIGEST] for each in image_digests(split)]
         known = self._kept()
         # Equal images have equal features.
-        first = {digest: row for row, digest in reversed(list(enumerate(digests)))}
-        missing = sorted(row for digest, row in first.items() if digest not in known)
+        first = {name: row for row, name in reversed(list(enumerate(digests)))}
+        missing = sorted(row for name, row in first.items() if name not in known)
         if missing:
             own = {digests[row]: row for row in missing}
             with view_for(quiet, 0, len(own), "features") as view:
@@ -267,13 +263,12 @@ class _Way:
                 started = time.monotonic()
 
 
-def _short(content: Any) -> str:
-    """A digest of bytes, or of a contiguous array."""
+def _short(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:_DIGEST]
 
 
 def _in_words(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+    return f"{seconds:.0f} s" if seconds < 90 else told_time(seconds)
 
 
 @partial(jax.jit, static_argnames="apply_fn")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +15,7 @@ from thinned.core.rng import a_few, fixed_settings, key_for
 from thinned.core.types import Split
 from thinned.data.sources.folder import ImageFolder
 from thinned.data.sources.load import load_to_look_at, open_source
-from thinned.data.split import everything
+from thinned.data.split import everything, image_digests
 from thinned.dropout.sites import rates_collection
 from thinned.models.apply import logits_by_batch
 from thinned.runs.calibration import Calibration, fit, keep, temperature_of
@@ -281,11 +279,13 @@ def known_below(
         RequestError: no such score; there are no validation images, or too few for so small a part;
             or the runs held out different ones.
     """
+    _refuse_no_part("--ood-fpr", fpr)
     held = held_alike(runs, "--ood-fpr")
+    needed = fewest_images(fpr)
+    if len(held) < needed:
+        raise _too_few(f"--ood-fpr {fpr:g}", needed, runs, held)
     found = ood_scores(score, predictions_of(runs, held.images, samples, calibrated))
     threshold = threshold_at(found, fpr)
-    if math.isinf(threshold):
-        raise _too_few(f"--ood-fpr {fpr:g}", fewest_images(fpr), runs, held)
     return Known(score, threshold, len(held), int(np.sum(found > threshold)))
 
 
@@ -354,17 +354,9 @@ def other_images(run: Run, data: str, test: Split) -> Split:
     else:
         found = load_to_look_at(source)
         other = everything(found) if found.drawn else found.test
-    if _digests(other) <= _digests(test):
+    if set(image_digests(other)) <= set(image_digests(test)):
         raise RequestError(f"--ood {data}: these are the test images themselves")
     return other
-
-
-def _digests(split: Split) -> set[bytes]:
-    return {
-        hashlib.sha256(np.ascontiguousarray(image).data).digest()
-        for images, _ in split.parts()
-        for image in images
-    }
 
 
 class Enough(NamedTuple):

@@ -16,7 +16,7 @@ from thinned.data.facts import Facts
 from thinned.data.sources.load import decodes_files, median_side, open_source
 from thinned.engine.build import build_model, example, model_name
 from thinned.engine.step import TrainState
-from thinned.models.apply import INPUT_STATISTICS, joined
+from thinned.models.apply import INPUT_STATISTICS, with_frozen
 from thinned.models.catalog import PHOTOS, SIDES
 from thinned.models.staged import Staged
 from thinned.models.weights.load import IMAGENET, fitted, has_imagenet, read_weights
@@ -166,7 +166,7 @@ def _adopted(
 
 def variables_of(state: TrainState) -> dict[str, Any]:
     """The parameters and statistics by which a state predicts, the fixed ones among them."""
-    held = joined(state.variables)
+    held = with_frozen(state.variables)
     return jax.tree.map(
         np.asarray, {kind: part for kind, part in held.items() if kind != INPUT_STATISTICS}
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Callable
@@ -11,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from thinned.core.config import Config, load
@@ -27,7 +25,7 @@ from thinned.data.sources.load import decodes_files, load_data, load_to_look_at,
 from thinned.data.split import everything, fingerprint
 from thinned.engine.best import Best
 from thinned.engine.build import Built
-from thinned.engine.checkpoint import KEPT, Checkpoints, Restored
+from thinned.engine.checkpoint import KEPT, Checkpoints, Restored, digest
 from thinned.engine.devices import use_compilation_cache
 from thinned.engine.evaluation import Evaluation, evaluate
 from thinned.engine.feed import placed
@@ -144,11 +142,7 @@ class Run:
         Raises:
             RequestError, ThinnedError: as `state`.
         """
-        total = hashlib.sha256()
-        for path, leaf in jax.tree.leaves_with_path(self.state.variables):
-            total.update(jax.tree_util.keystr(path).encode())
-            total.update(np.ascontiguousarray(leaf).data)
-        return total.hexdigest()[:32]
+        return digest(self.state.variables)[:32]
 
     @cached_property
     def best(self) -> Best | None:

@@ -215,6 +215,16 @@ class _Inspection:
         return self._run(self.first_keys)
 
     @cached_property
+    def _outputs(self) -> dict[int, Any]:
+        return {}
+
+    def _outputs_at(self, step: int) -> Any:
+        """What the network returns at a step; the same for the questions of every site."""
+        if step not in self._outputs:
+            self._outputs[step] = self._run(self.steps[step])[0]
+        return self._outputs[step]
+
+    @cached_property
     def steps(self) -> list[Any]:
         """The keys of each step that is measured."""
         if KEYS not in self._first[1]:
@@ -293,8 +303,8 @@ class _Inspection:
         place, number = self.places[name], list(self.places).index(name)
         # One step may happen to drop all that follows.
         reached = any(
-            not _equal(self._run(keys, spoiled=number)[0], self._run(keys)[0])
-            for keys in self.steps[:_TRIES]
+            not _equal(self._run(keys, spoiled=number)[0], self._outputs_at(step))
+            for step, keys in enumerate(self.steps[:_TRIES])
         )
         hint = "the outputs do not depend on its result, which is thrown away"
         return Check(question, name, reached, self._at(place, hint))
@@ -596,15 +606,13 @@ class _Inspection:
             lambda leaf: jax.device_put(leaf, spread) if np.shape(leaf)[:1] == (batch,) else leaf,
             self.subject.data,
         )
-        many, single = (
-            jax.device_get(self._run(self.first_keys, given)[2])
-            for given in (data, self.subject.data)
-        )
+        seen = (self._run(self.first_keys, data)[2], self._first[2])
+        many, single = map(jax.device_get, seen)
         for name, place in self.places.items():
-            spread, whole = gates_of(place, many), gates_of(place, single)
-            if spread is None and whole is None:
+            one, other = gates_of(place, many), gates_of(place, single)
+            if one is None and other is None:
                 continue
-            if spread is None or whole is None or not np.allclose(spread, whole, 1e-3, 1e-3):
+            if one is None or other is None or not np.allclose(one, other, 1e-3, 1e-3):
                 return Check(question, name, False, "masks differ from those of a single device")
         return Check(question, "", True)
 

@@ -10,7 +10,7 @@ import jax
 
 from thinned.dropout.audit.checks import inspect
 from thinned.dropout.audit.findings import Audit
-from thinned.dropout.audit.functions import Arrays, roots_of
+from thinned.dropout.audit.functions import Arrays, roots_of, usual_key
 from thinned.dropout.audit.subject import Layer, Subject, checked_batch, checked_draws
 
 
@@ -54,7 +54,7 @@ def audit_equinox(
     return inspect(
         Subject(
             training=training,
-            keys=rngs or (lambda step: jax.random.fold_in(jax.random.key(1), step)),
+            keys=rngs or usual_key,
             fixed=trained.arrays,
             data=examples.arrays,
             evaluation=evaluating,

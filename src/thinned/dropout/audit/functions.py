@@ -116,6 +116,11 @@ def folded(keys: Any, step: int) -> Any:
     return jax.tree.map(lambda key: jax.random.fold_in(key, step), keys)
 
 
+def usual_key(step: int) -> Key:
+    """The key of a step where no loop says how it makes them: fresh, and unlike all others."""
+    return jax.random.fold_in(jax.random.key(1), step)
+
+
 def roots_of(keys: Mapping[str, Key] | Key | None) -> dict[str, Key]:
     """What initialisation was given, by stream."""
     if keys is None:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from thinned.dropout.audit.findings import Audit
-from thinned.dropout.audit.functions import audit_function
+from thinned.dropout.audit.functions import audit_function, usual_key
 
 
 def audit_haiku(
@@ -42,7 +42,7 @@ def audit_haiku(
 
     return audit_function(
         applied(modes[0]),
-        rngs or (lambda step: jax.random.fold_in(jax.random.key(1), step)),
+        rngs or usual_key,
         variables,
         *args,
         batch=range(1, len(args) + 1),

@@ -8,13 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from thinned.core.errors import RequestError
 from thinned.core.types import Key
 from thinned.dropout.audit.checks import inspect
 from thinned.dropout.audit.findings import Audit
+from thinned.dropout.audit.functions import Arrays, roots_of, usual_key
 from thinned.dropout.audit.places import Place
 from thinned.dropout.audit.subject import RATES as RATES_FOUND
 from thinned.dropout.audit.subject import Subject, checked_batch, checked_draws
@@ -44,7 +44,6 @@ def audit_linen(
         first: Any = dict(started) if isinstance(started, Mapping) else started
         start = evaluation or module
         variables = jax.jit(lambda: start.init(first, *args, **evaluating))()
-    roots = dict(started) if isinstance(started, Mapping) else {"params": started}
     network = _Linen(
         module, evaluation or module, training, evaluating, args, dict(variables or {})
     )
@@ -53,7 +52,7 @@ def audit_linen(
             training=network.training,
             keys=_default_rngs if rngs is None else rngs,
             fixed=network.variables,
-            data=network.arrays,
+            data=network.args.arrays,
             evaluation=network.evaluation,
             sampled=network.sampled,
             statistics={
@@ -61,7 +60,7 @@ def audit_linen(
             },
             layers=lambda: network.found.layers,
             name=_name,
-            roots=roots if init_rngs is not None else {},
+            roots=roots_of(init_rngs),
             rates=rates or {},
             draws=draws,
         )
@@ -82,24 +81,18 @@ class _Linen:
     ) -> None:
         self.module, self.evaluated, self.variables = module, evaluated, variables
         self.modes = (training, evaluating)
-        leaves, self.tree = jax.tree.flatten(args)
-        self.leaves = leaves
-        self.places = [
-            n for n, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)
-        ]
-        self.arrays = [jnp.asarray(leaves[n]) for n in self.places]
+        self.args = Arrays(args)
         self.state = [name for name in variables if name not in ("params", RATES, LOSSES)]
         self.found = Recording()
-
-    def _args(self, arrays: Any) -> Any:
-        given = dict(zip(self.places, arrays, strict=True))
-        mixed = [given.get(n, leaf) for n, leaf in enumerate(self.leaves)]
-        return jax.tree.unflatten(self.tree, mixed)
 
     def training(self, rngs: Any, variables: Any, arrays: Any) -> Any:
         with recording() as self.found:
             outputs, _ = self.module.apply(
-                variables, *self._args(arrays), **self.modes[0], rngs=rngs, mutable=self.state
+                variables,
+                *self.args.rebuilt(arrays),
+                **self.modes[0],
+                rngs=rngs,
+                mutable=self.state,
             )
         rates = {
             path: jnp.asarray(layer.rate, jnp.float32)
@@ -110,7 +103,7 @@ class _Linen:
 
     def _evaluated(self, rngs: Any, variables: Any, arrays: Any) -> Any:
         return self.evaluated.apply(
-            variables, *self._args(arrays), **self.modes[1], rngs=rngs, mutable=self.state
+            variables, *self.args.rebuilt(arrays), **self.modes[1], rngs=rngs, mutable=self.state
         )
 
     def evaluation(self, rngs: Any, variables: Any, arrays: Any) -> Any:
@@ -153,4 +146,4 @@ def _refuse_nonsense(rngs: Any) -> None:
 
 
 def _default_rngs(step: int) -> Mapping[str, Key]:
-    return {"dropout": jax.random.fold_in(jax.random.key(1), step)}
+    return {"dropout": usual_key(step)}

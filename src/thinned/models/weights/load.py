@@ -198,11 +198,6 @@ class Fitted:
     head: bool
     writer: str
 
-    def over(self, initial: Variables) -> dict[str, Any]:
-        """The variables `initial` with these in their places."""
-        flat: Any = traverse_util.flatten_dict(dict(initial))
-        return traverse_util.unflatten_dict(flat | traverse_util.flatten_dict(self.variables))
-
 
 def fitted(
     weights: Weights, name: str, model: nn.Module, image_shape: tuple[int, int, int]
