@@ -78,7 +78,6 @@ docs: $(VENV)/.docs ## The documentation site, docs/_build/html (runs the tutori
 	rm -rf docs/_build
 	$(BIN)/python scripts/write_reference.py
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
-	$(BIN)/python -m sphinx -W -q -b doctest docs docs/_build/doctest
 
 notebook: $(VENV)/.test ## docs/tutorial.ipynb from docs/tutorial.md
 	$(BIN)/python -m jupytext --quiet --to ipynb --output docs/tutorial.ipynb docs/tutorial.md

@@ -15,7 +15,6 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.doctest",
     "sphinx.ext.napoleon",
 ]
 html_theme = "furo"
@@ -40,10 +39,4 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
 napoleon_google_docstring = True
 napoleon_use_ivar = True
-doctest_global_setup = """
-from thinned.studies.arms import *
-from thinned.studies.comparison import *
-from thinned.core.config import Config
-from thinned.dropout.schedules import *
-"""
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
