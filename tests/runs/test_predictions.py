@@ -16,7 +16,8 @@ from sklearn import metrics
 from thinned.cli.main import main
 from thinned.core.config import Config, DataConfig, DropoutConfig
 from thinned.core.errors import RequestError
-from thinned.runs import calibration, worth
+from thinned.models.apply import features_by_batch, last_dense
+from thinned.runs import calibration, ood, worth
 from thinned.runs import evaluate as scoring
 from thinned.runs import predictions as trust
 from thinned.runs.calibration import Calibration, fit
@@ -24,6 +25,7 @@ from thinned.runs.files import columns, predict_files
 from thinned.runs.train import train
 from thinned.trust import scores
 from thinned.trust.conformal import Conformal, SetScores
+from thinned.trust.ood import OOD_SCORES
 from thinned.trust.sampling import Predictions
 from thinned.trust.selection import select
 
@@ -137,7 +139,7 @@ def test_other_images_and_damage_are_scored(runs, base, capsys):
     assert main(words) == 0
     shown = capsys.readouterr().out
     assert "40 other images" in shown
-    assert shown.count("AUROC") == 4
+    assert shown.count("AUROC") == 4 + len(OOD_SCORES) - 1
     assert shown.count("occlusion") == 3
     told = scoring.evaluate_runs(runs[:1], lambda _: None, samples=10, ood=str(other))["ood"]
     inside = trust.predictions_of(runs[:1], runs[0].dataset.test.images, 10)
@@ -470,7 +472,7 @@ def test_a_threshold_for_several_runs_needs_images_that_none_learned_from(runs, 
 
 def test_strange_images_are_marked_by_validation_photos(runs, base, pictures, capsys):
     run, held = runs[0], runs[0].dataset.validation
-    known = trust.known_below([run], 0.1, "energy", 0, calibrated=False)
+    known = ood.known_below([run], 0.1, "energy", 0, calibrated=False)
     energy = trust.predictions_of([run], held.images).energy
     # The ceil(61 * 0.9)-th smallest of 60.
     assert known.threshold == np.sort(energy)[54]
@@ -486,12 +488,49 @@ def test_strange_images_are_marked_by_validation_photos(runs, base, pictures, ca
     assert [row["known"] for row in rows] == [row["energy"] <= known.threshold for row in rows]
     strange = sum(not row["known"] for row in rows)
     assert not next(row for row in rows if row["path"].endswith("flat.png"))["known"]
-    assert f"none of the classes above an energy of {known.threshold:.4f}: " in err
+    assert f"none of the classes above energy {known.threshold:.4f}: " in err
     assert f"{strange} of 13 {'is' if strange == 1 else 'are'} probably none of the classes" in err
     assert main(words) == 1
     table = capsys.readouterr().out.splitlines()
     assert table[0].split() == ["class", "probability", "energy", "known", "path"]
     assert [line.split()[3] for line in table[1:]] == [("no", "yes")[row["known"]] for row in rows]
+
+
+def test_every_score_sees_the_features_and_is_kept_with_its_weights(runs, base, pictures, capsys):
+    run, held = runs[0], runs[0].dataset.validation
+    state = run.state
+    features, logits = map(
+        np.concatenate,
+        zip(*features_by_batch(state.apply_fn, state.variables, held.images), strict=True),
+    )
+    kernel, bias = last_dense(state.apply_fn, state.variables, held.images[:1])
+    np.testing.assert_allclose(features @ kernel + bias, logits, rtol=1e-4, atol=1e-4)
+    plain = trust.predictions_of([run], held.images)
+    np.testing.assert_allclose(special.softmax(logits, 1), plain.probabilities, atol=1e-5)
+    for score in OOD_SCORES:
+        known = ood.known_below([run], 0.1, score, 0, calibrated=False)
+        found = ood.strangeness([run], score, held.images, plain)
+        assert known.marked == int(np.sum(found > known.threshold)) <= 6
+    words = ["predict", str(run.folder), str(pictures), "--ood-fpr", "0.1", "--ood-score"]
+    capsys.readouterr()
+    assert main([*words, "vim", "--format", "json"]) == 0
+    out, err = capsys.readouterr()
+    assert "training images once" not in err
+    rows = [json.loads(line) for line in out.splitlines()]
+    (run.folder / "ood-vim.npz").write_bytes(b"damaged")
+    assert main([*words, "vim", "--format", "json"]) == 0
+    again, err = capsys.readouterr()
+    assert "vim looks at 240 training images once" in err
+    assert [json.loads(line) for line in again.splitlines()] == rows
+    assert "vin" in refused(capsys, *words, "vin")
+
+
+def test_a_network_without_a_dense_layer_at_its_end_has_an_energy_alone(runs):
+    def squared(variables, images, train):
+        return runs[0].state.apply_fn(variables, images, train=train) ** 2
+
+    with pytest.raises(RequestError, match="does not end in a dense layer of Linen"):
+        last_dense(squared, runs[0].state.variables, runs[0].dataset.test.images[:1])
 
 
 @pytest.mark.parametrize("samples", [0, 5])
@@ -507,7 +546,7 @@ def test_strangers_to_several_runs_and_samples_are_marked(runs, base, pictures, 
     assert [row["energy"] for row in alone] == pytest.approx([row["energy"] for row in together])
     assert list(alone[0]) == list(columns(samples, ood_score="energy"))
     with pytest.raises(RequestError, match="--ood-fpr: .*s1 held out other validation images"):
-        trust.known_below(runs, 0.1, "energy", samples, calibrated=False)
+        ood.known_below(runs, 0.1, "energy", samples, calibrated=False)
 
 
 def test_a_temperature_changes_no_energy(runs, base):
@@ -515,7 +554,7 @@ def test_a_temperature_changes_no_energy(runs, base):
     shutil.copytree(runs[0].folder, copy)
     run = trust.load_runs([copy])[0]
     trust.calibrate([run])
-    plain, tempered = (trust.known_below([run], 0.1, "energy", 0, c) for c in (False, True))
+    plain, tempered = (ood.known_below([run], 0.1, "energy", 0, c) for c in (False, True))
     assert plain == tempered
 
 

@@ -167,7 +167,8 @@ class Predict:
         ),
     ] = None
     ood_score: Annotated[
-        Literal["energy"], Option("How strange an image looks, for --ood-fpr.")
+        Literal["energy", "max-logit", "mahalanobis", "relative-mahalanobis", "knn", "vim"],
+        Option("How strange an image looks, for --ood-fpr."),
     ] = "energy"
     format: Annotated[
         Literal["table", "csv", "json", "parquet"],

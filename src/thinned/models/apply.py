@@ -10,7 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
+from thinned.core.errors import RequestError
 from thinned.core.types import Variables
 from thinned.data.batch import as_float
 
@@ -110,18 +112,18 @@ def logits_of(apply_fn: Callable[..., Any], variables: Variables, images: jax.Ar
     return in_pieces(lambda part: apply_fn(variables, as_float(part), train=False), images)
 
 
-def in_pieces(function: Callable[[jax.Array], jax.Array], images: jax.Array) -> jax.Array:
+def in_pieces(function: Callable[[jax.Array], Any], images: jax.Array) -> Any:
     """What a function makes of a batch; of photos on a CPU, in pieces whose maps stay in the cache.
 
     Args:
-        function: of [batch, height, width, channel], each image for itself, to [batch, ...].
+        function: of [batch, height, width, channel], each image for itself, to arrays [batch, ...].
         images: such a batch.
     """
     large = images[0].size >= _PHOTO and len(images) > _PIECE and len(images) % _PIECE == 0
     if not large or jax.default_backend() != "cpu":
         return function(images)
     made = jax.lax.map(function, images.reshape(-1, _PIECE, *images.shape[1:]))
-    return made.reshape(-1, *made.shape[2:])
+    return jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), made)
 
 
 def padded_batches(size: int, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -174,3 +176,77 @@ def logits_by_batch(
     """The same batch by batch, f32 [batch, class], for networks of very many classes."""
     for rows, mask in padded_batches(len(images), min(batch_size, max(len(images), 1))):
         yield np.asarray(logits_of(apply_fn, variables, jnp.asarray(images[rows])))[mask]
+
+
+def features_by_batch(
+    apply_fn: Callable[..., Any], variables: Variables, images: Any, batch_size: int = BATCH_SIZE
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What enters the last dense layer, and the logits, with dropout off, batch by batch.
+
+    Args:
+        apply_fn, variables, images, batch_size: as for `predict`.
+
+    Yields:
+        f32 [batch, feature] and f32 [batch, class].
+
+    Raises:
+        RequestError: as `last_dense`.
+    """
+    last_dense(apply_fn, variables, images[:1])
+    for rows, mask in padded_batches(len(images), min(batch_size, max(len(images), 1))):
+        features, logits = _features_and_logits(apply_fn, variables, jnp.asarray(images[rows]))
+        yield np.asarray(features)[mask], np.asarray(logits)[mask]
+
+
+def last_dense(
+    apply_fn: Callable[..., Any], variables: Variables, images: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel f32 [feature, class] and bias f32 [class] of the layer whose outputs are the logits.
+
+    Raises:
+        RequestError: the network does not end in a dense layer of Linen.
+    """
+    watched = _Watched()
+    jax.eval_shape(partial(watched, apply_fn), variables, jnp.asarray(images))
+    held: Any = with_frozen(variables)["params"]
+    for name in watched.path:
+        held = held[name]
+    kernel = np.asarray(held["kernel"])
+    bias = np.asarray(held["bias"]) if "bias" in held else np.zeros(kernel.shape[1], np.float32)
+    return kernel, bias
+
+
+@partial(jax.jit, static_argnames="apply_fn")
+def _features_and_logits(
+    apply_fn: Callable[..., Any], variables: Variables, images: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return in_pieces(partial(_Watched(), apply_fn, variables), images)
+
+
+class _Watched:
+    """Calls a network, and sees what enters the dense layer that makes its logits."""
+
+    def __init__(self) -> None:
+        self.path: tuple[str, ...] = ()
+
+    def __call__(
+        self, apply_fn: Callable[..., Any], variables: Variables, images: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Features f32 [batch, feature], logits f32 [batch, class]."""
+        calls: list[tuple[tuple[str, ...], Any, Any]] = []
+
+        def intercept(call: Any, args: Any, options: Any, context: Any) -> Any:
+            made = call(*args, **options)
+            if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
+                calls.append((context.module.path, args[0], made))
+            return made
+
+        with nn.intercept_methods(intercept):
+            logits = apply_fn(variables, as_float(images), train=False)
+        for self.path, features, made in reversed(calls):
+            if made is logits and features.ndim == 2:
+                return features, logits
+        raise RequestError(
+            "this network does not end in a dense layer of Linen: what enters it cannot be seen, "
+            "and only energy tells how strange an image is"
+        )

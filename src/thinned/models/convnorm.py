@@ -34,8 +34,8 @@ class ConvNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, passing: Passing) -> jax.Array:
         """Maps f32 [batch, height / stride, width / stride, features], rounded up."""
-        # Statistics that stand still are a scale and a shift of each channel: laid into the kernel, they
-        # cost nothing, and a step keeps and reads half as many maps.
+        # Statistics that stand still are a scale and a shift of each channel: laid into the kernel,
+        # they cost nothing, and a step keeps and reads half as many maps.
         folds = passing.average and not self.is_initializing()
         scale, shift = self._affine() if folds else (1.0, 0.0)
 

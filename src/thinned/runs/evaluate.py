@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from thinned.core.types import Split
 from thinned.data.damage import CORRUPTIONS, SEVERITIES, corrupted
+from thinned.runs.ood import measures_of
 from thinned.runs.predictions import (
     appraise,
     common_test,
@@ -77,7 +78,10 @@ def evaluate_runs(
         say(f"\n{scored}")
     if other is not None:
         outside = predictions_of(runs, other.images, samples, calibrated)
-        told = told_apart(found.predictions, outside)
+        told = told_apart(
+            measures_of(runs, test.images, found.predictions),
+            measures_of(runs, other.images, outside),
+        )
         values["ood"] = {"data": ood, "images": len(other), "measures": told}
         say(f"\n{len(other):,} other images ({ood}), told apart by")
         for name, score in told.items():

@@ -19,10 +19,9 @@ from thinned.core.rng import a_few
 from thinned.data.decode import decode, or_reason
 from thinned.data.files import in_parallel
 from thinned.data.sources.folder import image_files
+from thinned.runs.ood import Known, known_below, strangeness
 from thinned.runs.predictions import (
-    Known,
     enough_samples,
-    known_below,
     predictions_of,
     selection_for,
     sets_for,
@@ -30,7 +29,6 @@ from thinned.runs.predictions import (
 )
 from thinned.runs.run import Run
 from thinned.trust.conformal import Conformal, SetKind
-from thinned.trust.ood import ood_scores
 from thinned.trust.selection import Selection
 
 Format = Literal["table", "csv", "json", "parquet"]
@@ -65,7 +63,7 @@ def predict_files(
         coverage, sets, per_class: how often the set of classes holds the right one, of which kind
             it is, and whether that is so of each class, see `thinned.runs.predictions.sets_for`.
         ood_fpr: the part of the images of the classes that may be marked as none of them, by
-            `ood_score`, see `thinned.runs.predictions.known_below`.
+            `ood_score`, see `thinned.runs.ood.known_below`.
 
     Yields:
         For each file ``path``, ``class``, ``probability``; with samples ``entropy``,
@@ -124,7 +122,9 @@ def _rows(
     read_all = _read(runs[0], files)
     images = [image for image in read_all if not isinstance(image, str)]
     found = predictions_of(runs, np.stack(images), samples, calibrated) if images else None
-    strange = None if known is None or found is None else ood_scores(known.score, found)
+    strange = None
+    if known is not None and found is not None:
+        strange = strangeness(runs, known.score, np.stack(images), found)
     held = None if made is None or found is None else made.sets(found.probabilities)
     entropy = information = None
     if samples and found is not None:

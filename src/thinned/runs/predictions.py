@@ -25,7 +25,6 @@ from thinned.runs.run import Run, fitting_images, note_best
 from thinned.trust import scores
 from thinned.trust.appraisal import Appraisal
 from thinned.trust.conformal import Conformal, SetKind, fewest_images
-from thinned.trust.ood import ood_scores, threshold_at
 from thinned.trust.sampling import (
     Predictions,
     averaged,
@@ -186,12 +185,12 @@ def selection_for(
         RequestError: there are no validation images, or too few for such a promise; or the runs
             held out different ones.
     """
-    _refuse_no_part("--risk", risk)
-    _refuse_no_part("--confidence", level)
+    refuse_no_part("--risk", risk)
+    refuse_no_part("--confidence", level)
     held = held_alike(runs, "--risk")
     needed = least_images(risk, level)
     if len(held) < needed:
-        raise _too_few(f"--risk {risk:g} --confidence {level:g}", needed, runs, held)
+        raise too_few(f"--risk {risk:g} --confidence {level:g}", needed, runs, held)
     found = predictions_of(runs, held.images, samples, calibrated).probabilities
     return select(found.max(1), found.argmax(1) == held.labels, risk, level)
 
@@ -216,77 +215,31 @@ def sets_for(
     Raises:
         RequestError: as `selection_for`.
     """
-    _refuse_no_part("--coverage", coverage)
+    refuse_no_part("--coverage", coverage)
     held = held_alike(runs, "--coverage")
     needed = fewest_images(1 - coverage)
     most = int(np.bincount(held.labels).max()) if per_class else len(held)
     if most < needed:
         each = " of a class" if per_class else ""
-        raise _too_few(f"--coverage {coverage:g}", needed, runs, held, each)
+        raise too_few(f"--coverage {coverage:g}", needed, runs, held, each)
     found = predictions_of(runs, held.images, samples, calibrated).probabilities
     return Conformal.of(kind, coverage, found, held.labels, per_class)
 
 
-def _refuse_no_part(flag: str, value: float) -> None:
+def refuse_no_part(flag: str, value: float) -> None:
+    """Raises a `RequestError` where an option is not above 0 and below 1."""
     if not 0 < value < 1:
         raise RequestError(f"{flag} is {value:g}: must be a number above 0 and below 1")
 
 
-def _too_few(
+def too_few(
     asked: str, needed: int, runs: Sequence[Run], held: Split, each: str = ""
 ) -> RequestError:
+    """The error where a promise takes more validation images than there are."""
     return RequestError(
         f"{asked} takes at least {needed:,} validation images{each}, and {runs[0].folder} has "
         f"{len(held):,}: promise less, or train with more --data.validation"
     )
-
-
-class Known(NamedTuple):
-    """What counts as an image of the classes that a run knows; its text is a line for people.
-
-    Attributes:
-        score: name of the score, see `thinned.trust.ood.OOD_SCORES`.
-        threshold: an image whose score is above it is probably none of the classes.
-        images: validation images by which it was chosen.
-        marked: how many of these are above.
-    """
-
-    score: str
-    threshold: float
-    images: int
-    marked: int
-
-    def __str__(self) -> str:
-        """Above what images are none of the classes, and how many of the known ones are."""
-        return (
-            f"none of the classes above an {self.score} of {self.threshold:.4f}: "
-            f"{self.marked:,} of the {self.images:,} validation images are above"
-        )
-
-
-def known_below(
-    runs: Sequence[Run], fpr: float, score: str, samples: int, calibrated: bool
-) -> Known:
-    """Above which score an image is marked as none of the classes, by the validation images.
-
-    Args:
-        runs: one, or several as an ensemble, that held out the same images.
-        fpr: the part of new images of the classes that may be marked, on average.
-        score: one of `thinned.trust.ood.OOD_SCORES`.
-        samples, calibrated: see `predictions_of`.
-
-    Raises:
-        RequestError: no such score; there are no validation images, or too few for so small a part;
-            or the runs held out different ones.
-    """
-    _refuse_no_part("--ood-fpr", fpr)
-    held = held_alike(runs, "--ood-fpr")
-    needed = fewest_images(fpr)
-    if len(held) < needed:
-        raise _too_few(f"--ood-fpr {fpr:g}", needed, runs, held)
-    found = ood_scores(score, predictions_of(runs, held.images, samples, calibrated))
-    threshold = threshold_at(found, fpr)
-    return Known(score, threshold, len(held), int(np.sum(found > threshold)))
 
 
 def appraise(

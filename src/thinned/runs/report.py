@@ -27,7 +27,7 @@ from thinned.runs import figures
 from thinned.runs.predictions import appraise, other_images, predictions_of, same_images, sets_for
 from thinned.runs.run import Run
 from thinned.trust import scores
-from thinned.trust.appraisal import COVERAGES, Appraisal, told_apart
+from thinned.trust.appraisal import COVERAGES, Appraisal, told_apart, uncertainties
 from thinned.trust.conformal import Conformal, SetKind, SetScores
 from thinned.trust.sampling import Predictions
 
@@ -138,7 +138,9 @@ def _outsiders(
         [run.folder.name, name, f"{score['auroc']:.4f}", f"{score['fpr95']:.4f}"]
         for run, appraisal, other in zip(runs, found, outside, strict=True)
         if other is not None
-        for name, score in told_apart(appraisal.predictions, other).items()
+        for name, score in told_apart(
+            uncertainties(appraisal.predictions), uncertainties(other)
+        ).items()
     ]
     held = table(["run", "told apart by", "AUROC (ties half)", "FPR95"], rows)
     return f"<h2>Other images: {html.escape(ood)}</h2>{held}"

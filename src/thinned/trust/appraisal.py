@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -183,23 +183,25 @@ def uncertainties(predictions: Predictions) -> dict[str, np.ndarray]:
     return found
 
 
-def told_apart(inside: Predictions, outside: Predictions) -> dict[str, dict[str, float]]:
-    """How well other images are told from the test images, by each of `uncertainties`.
+def told_apart(
+    inside: Mapping[str, np.ndarray], outside: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, float]]:
+    """How well other images are told from the test images, by each of several measures.
 
     Args:
-        inside: predictions of the test images.
-        outside: predictions of the others, made in the same way.
+        inside: f64 [image] of the test images by name, larger is stranger; as `uncertainties`.
+        outside: the same of the others, made in the same way.
 
     Returns:
         Measure -> {"auroc", "fpr95"}.
     """
-    within, without = uncertainties(inside), uncertainties(outside)
     return {
         name: {
-            "auroc": scores.auroc(within[name], without[name]),
-            "fpr95": scores.fpr_at_95(within[name], without[name]),
+            "auroc": scores.auroc(within, outside[name]),
+            "fpr95": scores.fpr_at_95(within, outside[name]),
         }
-        for name in within
+        for name, within in inside.items()
+        if name in outside
     }
 
 
