@@ -98,7 +98,7 @@ def strangeness(runs: Sequence[Run], score: str, images: Any, found: Predictions
         return found.energy
     scored = score_named(score).score
     images = fitting_images(images, runs[0].facts)
-    return np.mean([scored(fitted_to(run, score), _seen(run, images)) for run in runs], 0)
+    return np.mean([scored(fitted_to(run, score), seen_by(run, images)) for run in runs], 0)
 
 
 def measures_of(runs: Sequence[Run], images: Any, found: Predictions) -> dict[str, np.ndarray]:
@@ -128,13 +128,10 @@ def fitted_to(run: Run, score: str) -> Fitted:
     kept = _read(path, run.weights)
     if kept is not None:
         return kept
-    train = run.dataset.train
-    rows = a_few(len(train), _MOST)
-    some = Split(train.images[rows], train.labels[rows])
+    some = some_training_images(run)
     print(f"{score} looks at {len(some):,} training images once", file=sys.stderr)
-    state, images = read_by(run.built, run.state, some.images[:1])
-    last = LastLayer(*last_dense(state.apply_fn, state.variables, images))
-    fitted = score_named(score).fit(_seen(run, some.images), some.labels, last)
+    seen = seen_by(run, some.images)
+    fitted = score_named(score).fit(seen, some.labels, last_layer_of(run, some.images))
     fitted = {name: np.asarray(part) for name, part in fitted.items()}
     try:
         with whole(path) as draft, draft.open("wb") as file:
@@ -144,7 +141,34 @@ def fitted_to(run: Run, score: str) -> Fitted:
     return fitted
 
 
-def _seen(run: Run, images: Any) -> Seen:
+def some_training_images(run: Run) -> Split:
+    """A run's training images, or 20,000 drawn from more of them.
+
+    Raises:
+        RequestError: they cannot be read any more.
+    """
+    train = run.dataset.train
+    rows = a_few(len(train), _MOST)
+    return Split(train.images[rows], train.labels[rows])
+
+
+def last_layer_of(run: Run, images: Any) -> LastLayer:
+    """The layer that makes a run's logits; images as for `seen_by`.
+
+    Raises:
+        RequestError: as `thinned.models.apply.last_dense`.
+    """
+    state, images = read_by(run.built, run.state, images[:1])
+    return LastLayer(*last_dense(state.apply_fn, state.variables, images))
+
+
+@fixed_settings()
+def seen_by(run: Run, images: Any) -> Seen:
+    """What a run's network makes of images u8 [image, height, width, channel], dropout off.
+
+    Raises:
+        RequestError: as `thinned.models.apply.last_dense`.
+    """
     state, images = read_by(run.built, run.state, images)
     parts = list(features_by_batch(state.apply_fn, state.variables, images))
     return Seen(*(np.concatenate(each) for each in zip(*parts, strict=True)))

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import logsumexp, softmax
 
 from thinned.core.config import DataConfig
 from thinned.core.errors import RequestError
@@ -28,6 +27,7 @@ from thinned.trust.conformal import Conformal, SetKind, fewest_images
 from thinned.trust.sampling import (
     Predictions,
     averaged,
+    certain,
     entropy_of,
     joined,
     sample_predictions,
@@ -83,7 +83,7 @@ def _member(run: Run, images: Any, samples: int, draw: int) -> Predictions:
     state, images = read_by(run.built, run.state, images)
     if samples == 0:
         batches = logits_by_batch(state.apply_fn, state.variables, images)
-        return joined(map(_certain, batches), len(images))
+        return joined(map(certain, batches), len(images))
     variables = dict(state.variables)
     rates = run.built.plan.full_rates
     if rates and not any(rates.values()):
@@ -96,13 +96,6 @@ def _member(run: Run, images: Any, samples: int, draw: int) -> Predictions:
         return sample_predictions(state.apply_fn, variables, images, key, samples)
     except RequestError as error:
         raise RequestError(f"{run.folder}: {error}") from error
-
-
-def _certain(logits: np.ndarray) -> Predictions:
-    """What a single pass says, from its logits f32 [image, class]."""
-    wide = logits.astype(np.float64)
-    mean, energy = softmax(wide, 1), -np.asarray(logsumexp(wide, 1))
-    return Predictions(mean, np.zeros(len(mean)), entropy_of(mean), energy, 1)
 
 
 def tempered(found: Predictions, temperature: float) -> Predictions:

@@ -12,11 +12,13 @@ import numpy as np
 from thinned.core.errors import RequestError
 from thinned.core.types import Split
 from thinned.runs.calibration import fit
+from thinned.runs.ood import last_layer_of, seen_by, some_training_images
 from thinned.runs.predictions import common_test, held_alike, predictions_of, tempered
 from thinned.runs.run import Run
 from thinned.trust import scores
 from thinned.trust.appraisal import Appraisal
-from thinned.trust.sampling import Predictions
+from thinned.trust.laplace import Laplace
+from thinned.trust.sampling import Predictions, certain
 
 _DRAWS = 5
 _SHOWN = ("accuracy", "nll", "ece", "aurc")
@@ -75,11 +77,15 @@ class Comparison:
 
 
 class _Way(NamedTuple):
-    """Runs that are averaged, so many samples of each, and what people call it."""
+    """Runs that are averaged, so many samples of each, and what people call it.
+
+    With a posterior of the last layer, one run's mean over that.
+    """
 
     name: str
     runs: Sequence[Run]
     samples: int
+    posterior: Laplace | None = None
 
 
 class _Seen(NamedTuple):
@@ -118,6 +124,10 @@ def compare(
         return found[way.name][0].seconds
 
     look(_Way("plain pass", one, 0))
+    try:
+        look(_Way("Laplace, last layer", one, 0, _posterior(runs[0])))
+    except RequestError as error:
+        notes.append(f"no Laplace: {error}")
     times = [look(_sampled(one, count)) for count in counts]
     if len(runs) > 1:
         taken = look(_Way(f"ensemble of {len(runs)}", runs, 0))
@@ -170,7 +180,17 @@ def _seen(found: Sequence[Appraisal], seconds: float, temperatures: Sequence[flo
 
 
 def _predicted(way: _Way, split: Split, draw: int) -> Predictions:
+    if way.posterior is not None:
+        seen = seen_by(way.runs[0], split.images)
+        return certain(seen.logits, way.posterior.probabilities(seen))
     return predictions_of(way.runs, split.images, way.samples, draw=draw)
+
+
+def _posterior(run: Run) -> Laplace:
+    some = some_training_images(run)
+    last = last_layer_of(run, some.images)
+    count = len(run.dataset.train)
+    return Laplace.of(seen_by(run, some.images), some.labels, last, count)
 
 
 def _timed(work: Callable[[], Predictions]) -> tuple[Predictions, float]:

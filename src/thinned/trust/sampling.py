@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import logsumexp, softmax
 
 from thinned.core.errors import RequestError
 from thinned.core.types import Key, Variables
@@ -91,6 +92,20 @@ def entropy_of(probabilities: np.ndarray) -> np.ndarray:
     """Shannon entropy over the last axis, in nats; 0 log 0 is 0."""
     safe = np.where(probabilities > 0, probabilities, 1.0)
     return -np.sum(probabilities * np.log(safe), -1)
+
+
+def certain(logits: np.ndarray, probabilities: np.ndarray | None = None) -> Predictions:
+    """What a single pass says.
+
+    Args:
+        logits: f32 [image, class].
+        probabilities: f64 [image, class], where they are not the softmax of these.
+    """
+    wide = logits.astype(np.float64)
+    mean = np.asarray(softmax(wide, 1)) if probabilities is None else probabilities
+    return Predictions(
+        mean, np.zeros(len(mean)), entropy_of(mean), -np.asarray(logsumexp(wide, 1)), 1
+    )
 
 
 @partial(jax.jit, static_argnames=("apply_fn", "affine"))
