@@ -85,7 +85,12 @@ def evaluate_runs(
         values["ood"] = {"data": ood, "images": len(other), "measures": told}
         say(f"\n{len(other):,} other images ({ood}), told apart by")
         for name, score in told.items():
-            say(f"{name:<22}AUROC {score['auroc']:.4f}, FPR95 {score['fpr95']:.4f}")
+            shown = (
+                f"{told_as} {score[key]:.4f} "
+                f"({score[f'{key}_low']:.4f} to {score[f'{key}_high']:.4f})"
+                for key, told_as in (("auroc", "AUROC"), ("fpr95", "FPR95"))
+            )
+            say(f"{name:<22}{', '.join(shown)}")
     if corrupt:
         values["damage"] = _damaged(
             test, say, lambda split: appraise(runs, split, samples, calibrated)

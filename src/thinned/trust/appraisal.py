@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from thinned.trust import scores
+from thinned.trust import intervals, scores
 from thinned.trust.sampling import Predictions
 
 COVERAGES = (0.8, 0.9, 0.95)
@@ -94,6 +94,24 @@ class Appraisal:
             found[f"accuracy_at_{coverage:g}"] = self.selective.accuracy_at(coverage)
         return found
 
+    @cached_property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """95 % intervals over new images, of ``ece`` and ``aurc``; ``calibrated_ece`` is a bound.
+
+        From 0 to the ECE that predictions as sure as these would have if they were calibrated, see
+        `thinned.trust.intervals.calibrated_ece`.
+        """
+        seen = (self.probabilities.max(1), self.right)
+        return {
+            "ece": intervals.over_images(
+                lambda sure, right: scores.bins_of(sure, right).error, seen, above_zero=True
+            ),
+            "aurc": intervals.over_images(
+                lambda sure, right: scores.risk_coverage(sure, right).area, seen
+            ),
+            "calibrated_ece": (0.0, intervals.calibrated_ece(self.probabilities)),
+        }
+
     def __str__(self) -> str:
         """The scores, a line for each class, the confusion matrix, the reliability bins."""
         parts = [self._lines(), self._per_class(), self._matrix(), self._bins()]
@@ -107,13 +125,14 @@ class Appraisal:
     def as_values(self) -> dict[str, Any]:
         """Everything as plain values for JSON; NaN is null.
 
-        ``scores`` by name; ``classes``; ``per_class`` rows of precision, recall and F1;
-        ``confusion`` [true][predicted], null of more than `WIDEST` classes; ``confused`` rows of
-        its cells that are not 0: true, predicted, count; ``reliability`` bins; ``risk_coverage``
-        points.
+        ``scores`` by name; ``intervals``, see there; ``classes``; ``per_class`` rows of precision,
+        recall and F1; ``confusion`` [true][predicted], null of more than `WIDEST` classes;
+        ``confused`` rows of its cells that are not 0: true, predicted, count; ``reliability`` bins;
+        ``risk_coverage`` points.
         """
         parts = {
             "scores": self.scores,
+            "intervals": self.intervals,
             "classes": self.classes,
             "per_class": self.per_class,
             "confusion": self.confusion if len(self.classes) <= WIDEST else None,
@@ -134,12 +153,18 @@ class Appraisal:
             yield f"top 5         {found['top5']:.2%}"
         yield f"loss          {found['nll']:.4f} nats (NLL)"
         yield f"Brier         {found['brier']:.4f} (sum over classes, 0 to 2)"
+        (low, high), (_, chance) = self.intervals["ece"], self.intervals["calibrated_ece"]
         yield (
-            f"ECE           {found['ece']:.4f} ({scores.BINS} bins of equal width), "
-            f"{found['adaptive_ece']:.4f} (of equal count)"
+            f"ECE           {found['ece']:.4f} ({low:.4f} to {high:.4f}; below {chance:.4f} if "
+            f"calibrated; {scores.BINS} bins of equal width), {found['adaptive_ece']:.4f} (of "
+            "equal count)"
         )
         parts = (f"{found[f'accuracy_at_{c:g}']:.2%} at {c:.0%}" for c in COVERAGES)
-        yield f"selective     AURC {found['aurc']:.5f}; accuracy {', '.join(parts)} coverage"
+        low, high = self.intervals["aurc"]
+        yield (
+            f"selective     AURC {found['aurc']:.5f} ({low:.5f} to {high:.5f}); accuracy "
+            f"{', '.join(parts)} coverage"
+        )
 
     def _per_class(self) -> Iterator[str]:
         width = max(5, *(len(name) for name in self.classes))
@@ -193,16 +218,22 @@ def told_apart(
         outside: the same of the others, made in the same way.
 
     Returns:
-        Measure -> {"auroc", "fpr95"}.
+        Measure -> {"auroc", "fpr95"}, and the ends of their intervals, {"auroc_low", ...}.
     """
-    return {
-        name: {
-            "auroc": scores.auroc(within, outside[name]),
-            "fpr95": scores.fpr_at_95(within, outside[name]),
+    found: dict[str, dict[str, float]] = {}
+    for name in inside.keys() & outside.keys():
+        pair = inside[name], outside[name]
+        area = intervals.auroc_interval(*pair)
+        rate = intervals.over_images(scores.fpr_at_95, *((each,) for each in pair))
+        found[name] = {
+            "auroc": scores.auroc(*pair),
+            "auroc_low": area[0],
+            "auroc_high": area[1],
+            "fpr95": scores.fpr_at_95(*pair),
+            "fpr95_low": rate[0],
+            "fpr95_high": rate[1],
         }
-        for name, within in inside.items()
-        if name in outside
-    }
+    return {name: found[name] for name in inside if name in found}
 
 
 def _plain(value: Any) -> Any:

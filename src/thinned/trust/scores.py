@@ -181,7 +181,13 @@ def reliability(
             part examples of one confidence, the accuracy is what is expected when their order is
             drawn, so that the order of the examples does not matter.
     """
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    return bins_of(probabilities.max(1), probabilities.argmax(1) == labels, bins, adaptive)
+
+
+def bins_of(
+    confidence: np.ndarray, right: np.ndarray, bins: int = BINS, adaptive: bool = False
+) -> Bins:
+    """The same from the confidence f64 [example] and whether each is right, bool [example]."""
     if adaptive:
         right = _expected_in_ties(confidence, right)
         order = np.argsort(confidence, kind="stable")
