@@ -50,13 +50,19 @@ def diagnose(target: Path | str, draws: int = 64) -> Audit:
         RequestError: `target` is neither, or its options or data do not allow a run.
     """
     case = _Case.open(target)
-    built, plan = case.built, case.built.plan
-    state = case.state
+    own = (*_schedule_checks(case.built.plan), _order_check(case.built.plan))
+    found = audited(case.built, case.state, draws)
+    return replace(found, checks=(*found.checks, *own, _learning_rate_check(case)))
+
+
+def audited(built: Built, state: TrainState, draws: int) -> Audit:
+    """Audit a network alone, in a state of its training; errors as for `thinned.audit`."""
+    plan = built.plan
     held = {"params": state.params, **state.model_state, **state.constants}
     variables = {kind: part for kind, part in with_frozen(held).items() if kind != INPUT_STATISTICS}
     if plan.peak_rates:
         variables["rates"] = rates_collection(plan.peak_rates)
-    found = audit(
+    return audit(
         built.model,
         example(built.facts, AUDIT_EXAMPLES),
         variables=variables,
@@ -64,8 +70,6 @@ def diagnose(target: Path | str, draws: int = 64) -> Audit:
         init_rngs=params_key(built.config),
         draws=draws,
     )
-    own = (*_schedule_checks(plan), _order_check(plan), _learning_rate_check(case))
-    return replace(found, checks=(*found.checks, *own))
 
 
 def _schedule_checks(plan: Plan) -> list[Check]:

@@ -22,7 +22,7 @@ import yaml
 from thinned.core.config import recipe, with_values
 from thinned.core.disk import write_whole
 from thinned.core.errors import RequestError, nearest
-from thinned.core.pages import Plots, plain
+from thinned.core.pages import PRINTED, Plots, plain
 from thinned.core.rng import a_few
 from thinned.core.types import Split
 from thinned.data.batch import as_float
@@ -267,7 +267,7 @@ def reproduce(
         def paint(axes: Any) -> None:
             PICTURES[figure["kind"]](axes, folder, result, finished, figure)
 
-        plots.draw(wanted.name, wanted.about["title"], paint)
+        plots.draw(wanted.name, wanted.about["title"], paint, PRINTED)
     write_study_page(folder, study, rows)
     return result
 
@@ -351,7 +351,7 @@ def _paint_bars(axes: Any, folder: Path, result: Result, rows: Sequence[Row], fi
 
 
 def _paint_lines(axes: Any, folder: Path, result: Result, rows: Sequence[Row], figure: Any) -> None:
-    draw_against(axes, figure["option"], "accuracy", rows, error=True)
+    draw_against(axes, figure["option"], "accuracy", rows, lambda value: 100 - 100 * value)
     scales = {each: figure.get(each, "linear") for each in ("xscale", "yscale")}
     axes.set(xlabel=figure["label"], ylabel="test error (%)", **scales)
     for axis in (axes.xaxis, axes.yaxis):

@@ -207,6 +207,25 @@ def bins_of(
     return Bins(edges, mean, accuracy, count)
 
 
+def error_by_chance(
+    confidence: np.ndarray, bins: int = BINS, repeats: int = 200, level: float = 0.95, seed: int = 0
+) -> float:
+    """The ECE below which a calibrated network's stays with a probability of `level`.
+
+    Answers of these confidences f64 [example] are drawn to be right just as often as they say
+    (consistency resampling; Broecker & Smith 2007, section 3): few images alone make an ECE.
+    """
+    random = np.random.default_rng(seed)
+    edges = np.linspace(0, 1, bins + 1)
+    place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    said = np.bincount(place, confidence, bins)
+    errors = [
+        np.abs(np.bincount(place, random.random(len(place)) < confidence, bins) - said).sum()
+        for _ in range(repeats)
+    ]
+    return float(np.quantile(errors, level) / len(confidence))
+
+
 def _expected_in_ties(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
     """The part of right answers among all of the same confidence, f64 [example]."""
     _, tie = np.unique(confidence, return_inverse=True)
