@@ -494,7 +494,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "epochs": 6,
         "learning_rate": 0.0003,
         "augment": {"preset": "none", "crop": 0.6, "flip": 0.5},
-        "optim": {"name": "adamw", "schedule": "onecycle", "label_smoothing": 0.1},
+        "optim": {"name": "adamw", "warmup_epochs": 1.0, "ema": 0.98, "label_smoothing": 0.1},
     },
 }
 

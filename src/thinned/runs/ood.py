@@ -135,7 +135,8 @@ def fitted_to(run: Run, score: str) -> Fitted:
     fitted = {name: np.asarray(part) for name, part in fitted.items()}
     try:
         with whole(path) as draft, draft.open("wb") as file:
-            np.savez(file, weights=np.asarray(run.weights), digest=_digest(fitted), **fitted)
+            held: dict[str, Any] = {**fitted, "weights": run.weights, "digest": _digest(fitted)}
+            np.savez(file, **held)
     except (OSError, ThinnedError) as error:
         print(f"note: not kept for the next time: {error}", file=sys.stderr)
     return fitted
@@ -182,12 +183,12 @@ def _read(path: Path, weights: str) -> Fitted | None:
         told, digest = str(held.pop("weights")), str(held.pop("digest"))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    return held if told == weights and digest == str(_digest(held)) else None
+    return held if told == weights and digest == _digest(held) else None
 
 
-def _digest(fitted: Fitted) -> np.ndarray:
+def _digest(fitted: Fitted) -> str:
     content = hashlib.sha256()
     for name, part in sorted(fitted.items()):
         content.update(f"{name} {part.dtype} {part.shape} ".encode())
         content.update(np.ascontiguousarray(part).data)
-    return np.asarray(content.hexdigest())
+    return content.hexdigest()

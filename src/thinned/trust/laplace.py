@@ -30,7 +30,7 @@ class Laplace(NamedTuple):
         inputs, input_values: f64 [feature + 1, feature + 1] and [feature + 1], of the mean outer
             product of what enters the layer, a 1 for the bias behind it.
         outputs, output_values: f64 [class, class] and [class], of the mean curvature of the loss.
-        count: of training images.
+        images: how many the network learned from.
     """
 
     prior: float
@@ -38,7 +38,7 @@ class Laplace(NamedTuple):
     input_values: np.ndarray
     outputs: np.ndarray
     output_values: np.ndarray
-    count: int
+    images: int
 
     @classmethod
     def of(cls, seen: Seen, labels: np.ndarray, last: LastLayer, count: int) -> Laplace:
@@ -76,7 +76,7 @@ class Laplace(NamedTuple):
         would make every prediction less sure for nothing.
         """
         turned = np.square(_with_one(features) @ self.inputs)
-        precision = self.count * np.outer(self.input_values, self.output_values) + self.prior
+        precision = self.images * np.outer(self.input_values, self.output_values) + self.prior
         moves = self.outputs - self.outputs.mean(0)
         return turned @ (1 / precision) @ np.square(moves).T
 

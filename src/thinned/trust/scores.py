@@ -18,6 +18,8 @@ from scipy import stats
 BINS = 15
 TEMPERATURES = (math.exp(-4.0), math.exp(4.0))
 """Between these a temperature is searched."""
+_LEAST = 1e-15
+"""A probability below this counts as it in a loss."""
 _TOGETHER = 1 << 18
 """Numbers that are worked on at once: their copies take 2 MB, and not what all of them take."""
 
@@ -108,7 +110,7 @@ def losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
         f64 [example].
     """
     own = probabilities[np.arange(len(labels)), labels]
-    return -np.log(np.maximum(own, 1e-15))
+    return -np.log(np.maximum(own, _LEAST))
 
 
 def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -288,14 +290,16 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     from scipy.special import log_softmax
 
     def own(part: np.ndarray, labels: np.ndarray, temperature: float) -> np.ndarray:
-        return log_softmax(part / temperature, 1)[np.arange(len(labels)), labels]
+        found = log_softmax(part / temperature, 1)[np.arange(len(labels)), labels]
+        # As `losses` counts it: a temperature is for the least of just that.
+        return np.maximum(found, math.log(_LEAST))
 
     def loss(log_temperature: float) -> float:
         each = partial(own, temperature=math.exp(log_temperature))
         return float(-by_parts(each, logits, labels).mean())
 
     low, high = map(math.log, TEMPERATURES)
-    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    found: Any = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
     return math.exp(float(found.x))
 
 
