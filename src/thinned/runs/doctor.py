@@ -56,7 +56,7 @@ def diagnose(target: Path | str, draws: int = 64) -> Audit:
     variables = {kind: part for kind, part in with_frozen(held).items() if kind != INPUT_STATISTICS}
     if plan.peak_rates:
         variables["rates"] = rates_collection(plan.peak_rates)
-    found = audit(
+    audited = audit(
         built.model,
         example(built.facts, AUDIT_EXAMPLES),
         variables=variables,
@@ -65,7 +65,7 @@ def diagnose(target: Path | str, draws: int = 64) -> Audit:
         draws=draws,
     )
     own = (*_schedule_checks(plan), _order_check(plan), _learning_rate_check(case))
-    return replace(found, checks=(*found.checks, *own))
+    return replace(audited, checks=(*audited.checks, *own))
 
 
 def _schedule_checks(plan: Plan) -> list[Check]:
@@ -123,8 +123,8 @@ def _first_loss(case: _Case, factor: float, steps: int) -> float:
         chunk = chunk._replace(order=chunk.order % len(data.labels), numbers=numbers)
         state, sums = train_steps(state, data, chunk, jnp.int32(count), built.augment)
         losses += (np.asarray(sums.loss) / np.maximum(sums.count, 1))[:count].tolist()
-    found = float(np.mean(losses[steps // 2 :]))
-    return found if math.isfinite(found) else math.inf
+    loss = float(np.mean(losses[steps // 2 :]))
+    return loss if math.isfinite(loss) else math.inf
 
 
 @dataclass(frozen=True)

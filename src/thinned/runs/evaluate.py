@@ -63,21 +63,21 @@ def evaluate_runs(
     made = None
     if coverage is not None:
         made = sets_for(runs, coverage, sets, per_class, samples, calibrated)
-    found = appraise(runs, test, samples, calibrated)
-    say(str(found))
+    appraisal = appraise(runs, test, samples, calibrated)
+    say(str(appraisal))
     values: dict[str, Any] = {
         "runs": [str(run.folder) for run in runs],
         "samples": samples,
         "calibrated": calibrated,
-        **found.as_values(),
+        **appraisal.as_values(),
     }
     if made is not None:
-        scored = SetScores.of(made, found.probabilities, test.labels, found.classes)
+        scored = SetScores.of(made, appraisal.probabilities, test.labels, appraisal.classes)
         values["sets"] = scored.as_values()
         say(f"\n{scored}")
     if other is not None:
         outside = predictions_of(runs, other.images, samples, calibrated)
-        told = told_apart(found.predictions, outside)
+        told = told_apart(appraisal.predictions, outside)
         values["ood"] = {"data": ood, "images": len(other), "measures": told}
         say(f"\n{len(other):,} other images ({ood}), told apart by")
         for name, score in told.items():

@@ -60,8 +60,8 @@ def predictions_of(
     if samples < 0:
         raise RequestError(f"--samples is {samples}: must be at least 0")
     temperature = temperature_of(runs, samples) if calibrated else None
-    found = averaged(members_of(runs, images, samples, draw))
-    return found if temperature is None else tempered(found, temperature)
+    predictions = averaged(members_of(runs, images, samples, draw))
+    return predictions if temperature is None else tempered(predictions, temperature)
 
 
 def members_of(
@@ -106,11 +106,11 @@ def _certain(logits: np.ndarray) -> Predictions:
     return Predictions(mean, np.zeros(len(mean)), entropy_of(mean), energy, 1)
 
 
-def tempered(found: Predictions, temperature: float) -> Predictions:
+def tempered(predictions: Predictions, temperature: float) -> Predictions:
     """Predictions whose mean is tempered; what samples disagree about, and the energy, stay."""
-    scaled = scores.with_temperature(found.probabilities, temperature)
-    rest = scores.by_parts(entropy_of, scaled) - found.mutual_information
-    return found._replace(probabilities=scaled, expected_entropy=rest)
+    scaled = scores.with_temperature(predictions.probabilities, temperature)
+    rest = scores.by_parts(entropy_of, scaled) - predictions.mutual_information
+    return predictions._replace(probabilities=scaled, expected_entropy=rest)
 
 
 def calibrate(runs: Sequence[Run], samples: int = 0) -> Calibration:
@@ -120,9 +120,9 @@ def calibrate(runs: Sequence[Run], samples: int = 0) -> Calibration:
         RequestError: as `fitted`.
         ThinnedError: it cannot be saved.
     """
-    found = fitted(runs, samples)
-    keep(runs, samples, found)
-    return found
+    calibration = fitted(runs, samples)
+    keep(runs, samples, calibration)
+    return calibration
 
 
 def fitted(runs: Sequence[Run], samples: int = 0) -> Calibration:
@@ -192,8 +192,8 @@ def selection_for(
     needed = least_images(risk, level)
     if len(held) < needed:
         raise _too_few(f"--risk {risk:g} --confidence {level:g}", needed, runs, held)
-    found = predictions_of(runs, held.images, samples, calibrated).probabilities
-    return select(found.max(1), found.argmax(1) == held.labels, risk, level)
+    probabilities = predictions_of(runs, held.images, samples, calibrated).probabilities
+    return select(probabilities.max(1), probabilities.argmax(1) == held.labels, risk, level)
 
 
 def sets_for(
@@ -221,10 +221,10 @@ def sets_for(
     needed = fewest_images(1 - coverage)
     most = int(np.bincount(held.labels).max()) if per_class else len(held)
     if most < needed:
-        each = " of a class" if per_class else ""
-        raise _too_few(f"--coverage {coverage:g}", needed, runs, held, each)
-    found = predictions_of(runs, held.images, samples, calibrated).probabilities
-    return Conformal.of(kind, coverage, found, held.labels, per_class)
+        of_what = " of a class" if per_class else ""
+        raise _too_few(f"--coverage {coverage:g}", needed, runs, held, of_what)
+    probabilities = predictions_of(runs, held.images, samples, calibrated).probabilities
+    return Conformal.of(kind, coverage, probabilities, held.labels, per_class)
 
 
 def _refuse_no_part(flag: str, value: float) -> None:
@@ -233,10 +233,10 @@ def _refuse_no_part(flag: str, value: float) -> None:
 
 
 def _too_few(
-    asked: str, needed: int, runs: Sequence[Run], held: Split, each: str = ""
+    asked: str, needed: int, runs: Sequence[Run], held: Split, of_what: str = ""
 ) -> RequestError:
     return RequestError(
-        f"{asked} takes at least {needed:,} validation images{each}, and {runs[0].folder} has "
+        f"{asked} takes at least {needed:,} validation images{of_what}, and {runs[0].folder} has "
         f"{len(held):,}: promise less, or train with more --data.validation"
     )
 
@@ -284,17 +284,17 @@ def known_below(
     needed = fewest_images(fpr)
     if len(held) < needed:
         raise _too_few(f"--ood-fpr {fpr:g}", needed, runs, held)
-    found = ood_scores(score, predictions_of(runs, held.images, samples, calibrated))
-    threshold = threshold_at(found, fpr)
-    return Known(score, threshold, len(held), int(np.sum(found > threshold)))
+    values = ood_scores(score, predictions_of(runs, held.images, samples, calibrated))
+    threshold = threshold_at(values, fpr)
+    return Known(score, threshold, len(held), int(np.sum(values > threshold)))
 
 
 def appraise(
     runs: Sequence[Run], test: Split, samples: int = 0, calibrated: bool = False
 ) -> Appraisal:
     """Score runs, as an ensemble where they are several, on labelled images."""
-    found = predictions_of(runs, test.images, samples, calibrated)
-    return Appraisal(found, test.labels, runs[0].facts.classes)
+    predictions = predictions_of(runs, test.images, samples, calibrated)
+    return Appraisal(predictions, test.labels, runs[0].facts.classes)
 
 
 def same_images(one: Split, two: Split) -> bool:
@@ -352,8 +352,8 @@ def other_images(run: Run, data: str, test: Split) -> Split:
     if isinstance(source, ImageFolder):
         other = source.unlabelled()
     else:
-        found = load_to_look_at(source)
-        other = everything(found) if found.drawn else found.test
+        dataset = load_to_look_at(source)
+        other = everything(dataset) if dataset.drawn else dataset.test
     if set(image_digests(other)) <= set(image_digests(test)):
         raise RequestError(f"--ood {data}: these are the test images themselves")
     return other

@@ -20,7 +20,7 @@ OOD_SCORES: Mapping[str, Callable[[Predictions], np.ndarray]] = {
 """
 
 
-def ood_scores(score: str, found: Predictions) -> np.ndarray:
+def ood_scores(score: str, predictions: Predictions) -> np.ndarray:
     """A score of every image, f64 [image].
 
     Raises:
@@ -28,7 +28,7 @@ def ood_scores(score: str, found: Predictions) -> np.ndarray:
     """
     if score not in OOD_SCORES:
         raise RequestError(f"unknown --ood-score {score}{nearest(score, OOD_SCORES)}")
-    return OOD_SCORES[score](found)
+    return OOD_SCORES[score](predictions)
 
 
 def threshold_at(scores: np.ndarray, fpr: float) -> float:
