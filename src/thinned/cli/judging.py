@@ -225,10 +225,10 @@ class Calibrate:
         """Fit, save, and say what it changed."""
         from thinned.runs import predictions as trust
 
-        found = trust.calibrate(trust.load_runs(self.runs), self.samples)
-        print(found)
-        if found.doubt:
-            print(f"thinned: warning: {found.doubt}", file=sys.stderr)
+        calibration = trust.calibrate(trust.load_runs(self.runs), self.samples)
+        print(calibration)
+        if calibration.doubt:
+            print(f"thinned: warning: {calibration.doubt}", file=sys.stderr)
 
 
 @dataclass(frozen=True)

@@ -224,8 +224,8 @@ def _read(words: list[str], defaults: list[Any]) -> Any:
 
 def _union(types: tuple[Any, ...]) -> Any:
     union: Any = types[0]
-    for each in types[1:]:
-        union = union | each
+    for kind in types[1:]:
+        union = union | kind
     return union
 
 
@@ -259,12 +259,12 @@ def _usual_recipe(config: Config) -> str:
     from thinned.runs.pretrained import resolved
 
     try:
-        found, _ = resolved(config)
+        followed, _ = resolved(config)
     except RequestError:
         # Whatever is wrong with the data is the command's to say, once it is their turn.
         return "tutorial"
     # A run that is gone on from has its own ways, which its user knows.
-    if not found.is_pretrained or os.path.isdir(found.pretrained):
+    if not followed.is_pretrained or os.path.isdir(followed.pretrained):
         return "tutorial"
     return "finetune-head" if config.finetune == "head" else "finetune-all"
 

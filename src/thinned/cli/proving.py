@@ -42,9 +42,9 @@ class Doctor:
         _show_devices(4)
         from thinned.runs import doctor
 
-        found = doctor.diagnose(self.target, self.draws)
-        print(found, flush=True)
-        if not found.passed:
+        audit = doctor.diagnose(self.target, self.draws)
+        print(audit, flush=True)
+        if not audit.passed:
             raise ThinnedError(f"{self.target} fails its audit")
 
     def _examine(self) -> None:
@@ -52,11 +52,11 @@ class Doctor:
             raise RequestError("--stack asks about this machine: leave out the target")
         from thinned.runs import stack
 
-        found = stack.examine()
-        print(found, flush=True)
-        if not found.passed:
+        checked = stack.examine()
+        print(checked, flush=True)
+        if not checked.passed:
             raise ThinnedError(
-                f"JAX computes wrong on this machine ({'; '.join(found.wrong)}): install another "
+                f"JAX computes wrong on this machine ({'; '.join(checked.wrong)}): install another "
                 "version of jax, by the constraints.txt of thinned"
             )
 

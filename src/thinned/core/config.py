@@ -541,10 +541,10 @@ def with_values(config: Any, values: Mapping[str, Any], where: str) -> Any:
                 )
             changes[name] = with_values(current, value, f"{where}: {name}")
         else:
-            found = coerce(hints[name], value, f"{where}: {name}")
+            asked = coerce(hints[name], value, f"{where}: {name}")
             # Named again, a recipe that is followed still is.
-            again = isinstance(current, Followed) and found == current
-            changes[name] = current if again else found
+            again = isinstance(current, Followed) and asked == current
+            changes[name] = current if again else asked
     return dataclasses.replace(config, **changes)
 
 
@@ -661,14 +661,14 @@ def coerce(hint: Any, value: Any, where: str) -> Any:
         number: Any = Annotated[allowed[1], ""]
         named = typing.cast(Mapping[Any, Any], value)
         return {
-            str(name): coerce(number, each, f"{where}: {str(name)[:SHOWN]}")
-            for name, each in named.items()
+            str(name): coerce(number, given, f"{where}: {str(name)[:SHOWN]}")
+            for name, given in named.items()
         }
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list | tuple) or not value:
             raise RequestError(f"{where} is {told(value)}: expected one or more values")
         item: Any = Annotated[allowed[0], ""]
-        return tuple(coerce(item, each, where) for each in typing.cast(list[Any], value))
+        return tuple(coerce(item, element, where) for element in typing.cast(list[Any], value))
     if typing.get_origin(kind) is Literal:
         for choice in allowed:
             # 1 is no True here.

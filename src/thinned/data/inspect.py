@@ -341,10 +341,10 @@ def namer(source: Any, splits: dict[str, Split]) -> Callable[[Place], str]:
 def _forms(source: Any) -> dict[str, int]:
     if not isinstance(source, ImageFolder | Table):
         return {}
-    found = headers([entry.path for entry in source.entries()[0]])
+    read = headers([entry.path for entry in source.entries()[0]])
     forms = collections.Counter(
         f"{header.size[0]} x {header.size[1]} {header.mode} {header.format}"
-        for header in found
+        for header in read
         if isinstance(header, Header)
     )
     return dict(forms.most_common())

@@ -212,7 +212,7 @@ def _own(name: str, classes: int) -> nn.Module:
     if not inspect.isclass(kind) or not issubclass(kind, nn.Module | nnx.Module):
         raise RequestError(f"--model {name} is no flax.linen.Module and no flax.nnx.Module")
     accepted = inspect.signature(kind.__init__).parameters
-    counts = [each for each in ("classes", "num_classes") if each in accepted]
+    counts = [name for name in ("classes", "num_classes") if name in accepted]
     options = {counts[0]: classes} if counts else {}
     try:
         if issubclass(kind, nnx.Module):

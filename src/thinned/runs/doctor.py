@@ -127,8 +127,8 @@ def _first_loss(case: _Case, factor: float, steps: int) -> float:
         chunk = chunk._replace(order=chunk.order % len(data.labels), numbers=numbers)
         state, sums = train_steps(state, data, chunk, jnp.int32(count), built.augment)
         losses += (np.asarray(sums.loss) / np.maximum(sums.count, 1))[:count].tolist()
-    found = float(np.mean(losses[steps // 2 :]))
-    return found if math.isfinite(found) else math.inf
+    loss = float(np.mean(losses[steps // 2 :]))
+    return loss if math.isfinite(loss) else math.inf
 
 
 @dataclass(frozen=True)

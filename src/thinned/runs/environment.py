@@ -156,15 +156,15 @@ def _has_started() -> bool:
 def _record(path: Path) -> dict[str, Any]:
     """What an environment.json says; nothing where it cannot be read."""
     try:
-        found = json.loads(read_regular(path))
+        record = json.loads(read_regular(path))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
 def _of(record: dict[str, Any], name: str) -> dict[str, Any]:
-    found = record.get(name)
-    return found if isinstance(found, dict) else {}
+    part = record.get(name)
+    return part if isinstance(part, dict) else {}
 
 
 def recorded_digest(run: Path) -> str | None:
@@ -195,7 +195,7 @@ def git_revision(package: Path) -> str | None:
     places = [f"--git-dir={root / '.git'}", f"--work-tree={root}"]
     command = ["git", *places, "describe", "--always", "--dirty"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        described = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return described.stdout.strip() or None

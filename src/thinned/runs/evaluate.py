@@ -64,22 +64,22 @@ def evaluate_runs(
     made = None
     if coverage is not None:
         made = sets_for(runs, coverage, sets, per_class, samples, calibrated)
-    found = appraise(runs, test, samples, calibrated)
-    say(str(found))
+    appraisal = appraise(runs, test, samples, calibrated)
+    say(str(appraisal))
     values: dict[str, Any] = {
         "runs": [str(run.folder) for run in runs],
         "samples": samples,
         "calibrated": calibrated,
-        **found.as_values(),
+        **appraisal.as_values(),
     }
     if made is not None:
-        scored = SetScores.of(made, found.probabilities, test.labels, found.classes)
+        scored = SetScores.of(made, appraisal.probabilities, test.labels, appraisal.classes)
         values["sets"] = scored.as_values()
         say(f"\n{scored}")
     if other is not None:
         outside = predictions_of(runs, other.images, samples, calibrated)
         told = told_apart(
-            measures_of(runs, test.images, found.predictions),
+            measures_of(runs, test.images, appraisal.predictions),
             measures_of(runs, other.images, outside),
         )
         values["ood"] = {"data": ood, "images": len(other), "measures": told}

@@ -121,21 +121,21 @@ def _rows(
     facts = runs[0].facts
     read_all = _read(runs[0], files)
     images = [image for image in read_all if not isinstance(image, str)]
-    found = predictions_of(runs, np.stack(images), samples, calibrated) if images else None
+    predictions = predictions_of(runs, np.stack(images), samples, calibrated) if images else None
     strange = None
-    if known is not None and found is not None:
-        strange = strangeness(runs, known.score, np.stack(images), found)
-    held = None if made is None or found is None else made.sets(found.probabilities)
+    if known is not None and predictions is not None:
+        strange = strangeness(runs, known.score, np.stack(images), predictions)
+    held = None if made is None or predictions is None else made.sets(predictions.probabilities)
     entropy = information = None
-    if samples and found is not None:
+    if samples and predictions is not None:
         # Of all at once: each is made anew whenever it is asked for.
-        entropy, information = found.entropy, found.mutual_information
+        entropy, information = predictions.entropy, predictions.mutual_information
     place = 0
     for path, image in zip(files, read_all, strict=True):
-        if isinstance(image, str) or found is None:
+        if isinstance(image, str) or predictions is None:
             yield {"path": _text(path), "error": str(image)}
             continue
-        probabilities = found.probabilities[place]
+        probabilities = predictions.probabilities[place]
         best = int(probabilities.argmax())
         row: dict[str, Any] = {
             "path": _text(path),
@@ -145,12 +145,12 @@ def _rows(
         if entropy is not None and information is not None:
             row["entropy"] = float(entropy[place])
             row["mutual_information"] = float(information[place])
-            row["deviation"] = float(found.deviation[place])
+            row["deviation"] = float(predictions.deviation[place])
         if selection is not None:
             row["unsure"] = bool(probabilities[best] <= selection.threshold)
         if held is not None:
             order = np.argsort(-probabilities, kind="stable")
-            row["set"] = [facts.classes[each] for each in order if held[place, each]]
+            row["set"] = [facts.classes[label] for label in order if held[place, label]]
         if known is not None and strange is not None:
             row[known.score] = float(strange[place])
             row["known"] = bool(strange[place] <= known.threshold)

@@ -59,8 +59,8 @@ def predictions_of(
     if samples < 0:
         raise RequestError(f"--samples is {samples}: must be at least 0")
     temperature = temperature_of(runs, samples) if calibrated else None
-    found = averaged(members_of(runs, images, samples, draw))
-    return found if temperature is None else tempered(found, temperature)
+    predictions = averaged(members_of(runs, images, samples, draw))
+    return predictions if temperature is None else tempered(predictions, temperature)
 
 
 def members_of(
@@ -98,11 +98,11 @@ def _member(run: Run, images: Any, samples: int, draw: int) -> Predictions:
         raise RequestError(f"{run.folder}: {error}") from error
 
 
-def tempered(found: Predictions, temperature: float) -> Predictions:
+def tempered(predictions: Predictions, temperature: float) -> Predictions:
     """Predictions whose mean is tempered; what samples disagree about, and the energy, stay."""
-    scaled = scores.with_temperature(found.probabilities, temperature)
-    rest = scores.by_parts(entropy_of, scaled) - found.mutual_information
-    return found._replace(probabilities=scaled, expected_entropy=rest)
+    scaled = scores.with_temperature(predictions.probabilities, temperature)
+    rest = scores.by_parts(entropy_of, scaled) - predictions.mutual_information
+    return predictions._replace(probabilities=scaled, expected_entropy=rest)
 
 
 def calibrate(runs: Sequence[Run], samples: int = 0) -> Calibration:
@@ -112,9 +112,9 @@ def calibrate(runs: Sequence[Run], samples: int = 0) -> Calibration:
         RequestError: as `fitted`.
         ThinnedError: it cannot be saved.
     """
-    found = fitted(runs, samples)
-    keep(runs, samples, found)
-    return found
+    calibration = fitted(runs, samples)
+    keep(runs, samples, calibration)
+    return calibration
 
 
 def fitted(runs: Sequence[Run], samples: int = 0) -> Calibration:
@@ -226,11 +226,11 @@ def refuse_no_part(flag: str, value: float) -> None:
 
 
 def too_few(
-    asked: str, needed: int, runs: Sequence[Run], held: Split, each: str = ""
+    asked: str, needed: int, runs: Sequence[Run], held: Split, of_what: str = ""
 ) -> RequestError:
     """The error where a promise takes more validation images than there are."""
     return RequestError(
-        f"{asked} takes at least {needed:,} validation images{each}, and {runs[0].folder} has "
+        f"{asked} takes at least {needed:,} validation images{of_what}, and {runs[0].folder} has "
         f"{len(held):,}: promise less, or train with more --data.validation"
     )
 
@@ -239,8 +239,8 @@ def appraise(
     runs: Sequence[Run], test: Split, samples: int = 0, calibrated: bool = False
 ) -> Appraisal:
     """Score runs, as an ensemble where they are several, on labelled images."""
-    found = predictions_of(runs, test.images, samples, calibrated)
-    return Appraisal(found, test.labels, runs[0].facts.classes)
+    predictions = predictions_of(runs, test.images, samples, calibrated)
+    return Appraisal(predictions, test.labels, runs[0].facts.classes)
 
 
 def same_images(one: Split, two: Split) -> bool:
@@ -298,8 +298,8 @@ def other_images(run: Run, data: str, test: Split) -> Split:
     if isinstance(source, ImageFolder):
         other = source.unlabelled()
     else:
-        found = load_to_look_at(source)
-        other = everything(found) if found.drawn else found.test
+        dataset = load_to_look_at(source)
+        other = everything(dataset) if dataset.drawn else dataset.test
     if set(image_digests(other)) <= set(image_digests(test)):
         raise RequestError(f"--ood {data}: these are the test images themselves")
     return other

@@ -217,11 +217,11 @@ def _continued(run: Run, built: Built, dataset: Dataset, view: Silent) -> Genera
         for line in environment_changes(run.folder / "environment.json", now):
             view.warn(line)
         refuse_changed(run, config, now["data"]["sha256"])
-        found = replace(Facts.of(dataset, config), name=facts.name)
+        current = replace(Facts.of(dataset, config), name=facts.name)
         if config.is_pretrained:
             # Inputs are scaled as the weights want them, whatever the data.
-            found = replace(found, mean=facts.mean, deviation=facts.deviation)
-        if found != facts:
+            current = replace(current, mean=facts.mean, deviation=facts.deviation)
+        if current != facts:
             raise RequestError(
                 f"{run.folder} cannot go on: its data are no longer what it began with "
                 f"({facts.train_size:,} training images, {len(facts.classes)} classes)"
@@ -308,18 +308,18 @@ def _announce(
     view: Silent,
     run: Run,
     dataset: Dataset,
-    found: Restored | None,
+    restored: Restored | None,
     progress: Progress,
     plan: Plan,
 ) -> None:
-    for reason in found.skipped if found else ():
+    for reason in restored.skipped if restored else ():
         view.warn(f"checkpoint {reason}; going on from the one before it")
-    if found and found.step >= plan.total_steps:
-        view.say(f"{run.folder} is finished: {plan.config.epochs} epochs, {found.step} steps")
+    if restored and restored.step >= plan.total_steps:
+        view.say(f"{run.folder} is finished: {plan.config.epochs} epochs, {restored.step} steps")
     elif stopped_early(plan, progress):
         view.say(f"{run.folder} {told_stop(progress, plan.config)}")
-    elif found:
-        view.say(f"resuming {run.folder} at step {found.step} of {plan.total_steps}")
+    elif restored:
+        view.say(f"resuming {run.folder} at step {restored.step} of {plan.total_steps}")
     else:
         view.say(f"{run.folder}: {dataset.name}, {len(dataset.train):,} training images")
         for note in dataset.notes:

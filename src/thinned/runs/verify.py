@@ -115,10 +115,10 @@ def _kept(run: Run) -> tuple[Best | None, str]:
 
 
 def _leaves(run: Run, template: Any) -> dict[str, np.ndarray]:
-    found = run.checkpoints.restore(template)
-    if found is None:
+    newest = run.checkpoints.restore(template)
+    if newest is None:
         raise ThinnedError(f"{run.folder} has no checkpoint")
-    leaves = jax.tree_util.tree_leaves_with_path(found.arrays)
+    leaves = jax.tree_util.tree_leaves_with_path(newest.arrays)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 

@@ -117,11 +117,11 @@ def compare(
         RequestError: see `common_test` and `predictions_of` in `thinned.runs.predictions`.
     """
     test, one, notes = common_test(runs, data), runs[:1], list[str]()
-    found: dict[str, tuple[_Seen, _Seen | None]] = {}
+    ways: dict[str, tuple[_Seen, _Seen | None]] = {}
 
     def look(way: _Way) -> float:
-        found[way.name] = _both(way, test, draws, notes)
-        return found[way.name][0].seconds
+        ways[way.name] = _both(way, test, draws, notes)
+        return ways[way.name][0].seconds
 
     look(_Way("plain pass", one, 0))
     try:
@@ -132,11 +132,11 @@ def compare(
     if len(runs) > 1:
         taken = look(_Way(f"ensemble of {len(runs)}", runs, 0))
         look(_sampled(one, _affordable(counts, times, taken), ", as long"))
-    plain, even = found["plain pass"]
-    as_they_are = tuple(_compared(name, seen, plain, plain) for name, (seen, _) in found.items())
+    plain, even = ways["plain pass"]
+    as_they_are = tuple(_compared(name, seen, plain, plain) for name, (seen, _) in ways.items())
     own = tuple(
         _compared(name, seen, even, plain)
-        for name, (_, seen) in found.items()
+        for name, (_, seen) in ways.items()
         if seen is not None and even is not None
     )
     if even is not None:
@@ -155,14 +155,14 @@ def _both(way: _Way, test: Split, draws: int, notes: list[str]) -> tuple[_Seen, 
     classes, times, cool_times = way.runs[0].facts.classes, list[float](), list[float]()
     plain, cool, temperatures = list[Appraisal](), list[Appraisal](), list[float]()
     for draw in range(draws):
-        found, taken = _timed(lambda draw=draw: _predicted(way, test, draw))
+        predicted, taken = _timed(lambda draw=draw: _predicted(way, test, draw))
         times.append(taken)
         if draw and not way.samples:
             continue  # Nothing is drawn: only the time is wanted.
-        plain.append(Appraisal(found, test.labels, classes))
+        plain.append(Appraisal(predicted, test.labels, classes))
         if held is not None:
             temperature = fit(_predicted(way, held, draw).probabilities, held.labels).temperature
-            after, taken = _timed(lambda found=found, t=temperature: tempered(found, t))
+            after, taken = _timed(lambda predicted=predicted, t=temperature: tempered(predicted, t))
             temperatures.append(temperature)
             cool_times.append(taken)
             cool.append(Appraisal(after, test.labels, classes))
@@ -173,9 +173,11 @@ def _both(way: _Way, test: Split, draws: int, notes: list[str]) -> tuple[_Seen, 
     return seen, None if held is None else _seen(cool, seconds + more, temperatures)
 
 
-def _seen(found: Sequence[Appraisal], seconds: float, temperatures: Sequence[float]) -> _Seen:
-    losses, right = ([getattr(each, name) for each in found] for name in ("losses", "right"))
-    shown = [{name: each.scores[name] for name in _SHOWN} for each in found]
+def _seen(appraisals: Sequence[Appraisal], seconds: float, temperatures: Sequence[float]) -> _Seen:
+    losses, right = (
+        [getattr(appraisal, name) for appraisal in appraisals] for name in ("losses", "right")
+    )
+    shown = [{name: appraisal.scores[name] for name in _SHOWN} for appraisal in appraisals]
     return _Seen(np.stack(losses), np.stack(right), shown, seconds, float(np.mean(temperatures)))
 
 
@@ -204,7 +206,7 @@ def _compared(name: str, seen: _Seen, base: _Seen, plain: _Seen) -> Method:
         name,
         seen.seconds / plain.seconds,
         seen.temperature,
-        {score: float(np.mean([each[score] for each in seen.scores])) for score in _SHOWN},
+        {score: float(np.mean([shown[score] for shown in seen.scores])) for score in _SHOWN},
         scores.crossed_interval(seen.losses - base.losses),
         _mcnemar(base.right[0], seen.right[0]),
     )

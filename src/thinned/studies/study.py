@@ -147,15 +147,15 @@ class Study:
         """Arm -> the arm that it is compared with, where there is one."""
         usual = {arm.name: arm.changes for arm in self.arms}[self.baseline]
         by_place = {_place(arm.changes): arm.name for arm in self.arms}
-        found: dict[str, str] = {}
+        compared: dict[str, str] = {}
         for arm in self.arms:
             wanted = dict(usual)
             if self.within is not None:
                 wanted[self.within] = arm.changes.get(self.within)
             base = by_place.get(_place(wanted))
             if base is not None and base != arm.name:
-                found[arm.name] = base
-        return found
+                compared[arm.name] = base
+        return compared
 
     def with_past(self, past: Study) -> Study:
         """This study, asked for where another was begun: its seeds come first, its looks count."""
@@ -301,11 +301,11 @@ def search(
 
 
 def _choices(study: Study, name: str) -> list[Any]:
-    found: list[Any] = []
+    choices: list[Any] = []
     for arm in study.arms:
-        if arm.changes[name] not in found:
-            found.append(arm.changes[name])
-    return found
+        if arm.changes[name] not in choices:
+            choices.append(arm.changes[name])
+    return choices
 
 
 def _key(arm: Arm, choices: Mapping[str, list[Any]]) -> dict[str, int]:
@@ -329,9 +329,9 @@ def rows_of(folder: Path) -> list[Row]:
     study = Study.open(folder)
     outcomes = {
         arm.name: {
-            seed: found
+            seed: outcome
             for seed in study.seeds
-            if (found := read_outcome(place_of(folder, arm, seed)))
+            if (outcome := read_outcome(place_of(folder, arm, seed)))
         }
         for arm in study.arms
     }
@@ -408,7 +408,7 @@ def _refuse_other_data(study: Study, folder: Path) -> None:
 
 def _refuse_unused(base: Config, configs: Sequence[Config]) -> None:
     """Refuse an option of all arms that not one of them can use."""
-    held = [{name: value for name, _, value in options(each)} for each in (base, *configs)]
+    held = [{name: value for name, _, value in options(config)} for config in (base, *configs)]
     for name, needed in idle(base).items():
         if all(values[name] != held[0][name] for values in held[1:]):
             raise RequestError(f"{flag(name)} changes nothing in any arm: it goes with {needed}")
@@ -428,7 +428,7 @@ def _changed_arms(past: Sequence[Arm], wanted: Sequence[Arm]) -> Iterator[str]:
             yield f"arm {arm.name} is gone"
             continue
         # As JSON, to which a tuple is the list that it was read as.
-        old, new = (json.loads(json.dumps(each)) for each in (arm.changes, after[arm.name]))
+        old, new = (json.loads(json.dumps(changes)) for changes in (arm.changes, after[arm.name]))
         for option in dict.fromkeys([*old, *new]):
             if old.get(option) != new.get(option):
                 yield (

@@ -78,7 +78,7 @@ class Appraisal:
         """Every score by name; losses in nats per example, the others as parts of 1."""
         p, y = self.probabilities, self.labels
         low, high = scores.accuracy_interval(int(self.right.sum()), len(y))
-        found = {
+        values = {
             "accuracy": float(self.right.mean()),
             "accuracy_low": low,
             "accuracy_high": high,
@@ -89,10 +89,10 @@ class Appraisal:
             "aurc": self.selective.area,
         }
         if len(self.classes) > 5:
-            found["top5"] = scores.top_k(p, y, 5)
+            values["top5"] = scores.top_k(p, y, 5)
         for coverage in COVERAGES:
-            found[f"accuracy_at_{coverage:g}"] = self.selective.accuracy_at(coverage)
-        return found
+            values[f"accuracy_at_{coverage:g}"] = self.selective.accuracy_at(coverage)
+        return values
 
     @cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:
@@ -143,26 +143,26 @@ class Appraisal:
         return {name: _plain(part) for name, part in parts.items()}
 
     def _lines(self) -> Iterator[str]:
-        found, count = self.scores, len(self.labels)
+        score, count = self.scores, len(self.labels)
         yield (
-            f"accuracy      {found['accuracy']:.2%} ({found['accuracy_low']:.2%} to "
-            f"{found['accuracy_high']:.2%}, Wilson 95 %), {int(self.right.sum()):,} of {count:,} "
+            f"accuracy      {score['accuracy']:.2%} ({score['accuracy_low']:.2%} to "
+            f"{score['accuracy_high']:.2%}, Wilson 95 %), {int(self.right.sum()):,} of {count:,} "
             "images"
         )
-        if "top5" in found:
-            yield f"top 5         {found['top5']:.2%}"
-        yield f"loss          {found['nll']:.4f} nats (NLL)"
-        yield f"Brier         {found['brier']:.4f} (sum over classes, 0 to 2)"
+        if "top5" in score:
+            yield f"top 5         {score['top5']:.2%}"
+        yield f"loss          {score['nll']:.4f} nats (NLL)"
+        yield f"Brier         {score['brier']:.4f} (sum over classes, 0 to 2)"
         (low, high), (_, chance) = self.intervals["ece"], self.intervals["calibrated_ece"]
         yield (
-            f"ECE           {found['ece']:.4f} ({low:.4f} to {high:.4f}; below {chance:.4f} if "
-            f"calibrated; {scores.BINS} bins of equal width), {found['adaptive_ece']:.4f} (of "
+            f"ECE           {score['ece']:.4f} ({low:.4f} to {high:.4f}; below {chance:.4f} if "
+            f"calibrated; {scores.BINS} bins of equal width), {score['adaptive_ece']:.4f} (of "
             "equal count)"
         )
-        parts = (f"{found[f'accuracy_at_{c:g}']:.2%} at {c:.0%}" for c in COVERAGES)
+        parts = (f"{score[f'accuracy_at_{c:g}']:.2%} at {c:.0%}" for c in COVERAGES)
         low, high = self.intervals["aurc"]
         yield (
-            f"selective     AURC {found['aurc']:.5f} ({low:.5f} to {high:.5f}); accuracy "
+            f"selective     AURC {score['aurc']:.5f} ({low:.5f} to {high:.5f}); accuracy "
             f"{', '.join(parts)} coverage"
         )
 
@@ -198,14 +198,14 @@ class Appraisal:
 
 def uncertainties(predictions: Predictions) -> dict[str, np.ndarray]:
     """Measures of uncertainty f64 [image] by name, larger is less sure."""
-    found = {
+    measures = {
         "entropy": predictions.entropy,
         "1 - max probability": 1 - predictions.probabilities.max(1),
         "energy": predictions.energy,
     }
     if predictions.samples > 1:
-        found["mutual information"] = predictions.mutual_information
-    return found
+        measures["mutual information"] = predictions.mutual_information
+    return measures
 
 
 def told_apart(
@@ -238,9 +238,9 @@ def told_apart(
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
+        return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     if isinstance(value, np.ndarray):
         return _plain(value.tolist())
     return None if isinstance(value, float) and value != value else value

@@ -178,8 +178,8 @@ def _by_matrices(parted: Parted, fixed: list[Any], varying: list[Any]) -> _Heads
 
     def logits_of(keys: Key) -> jax.Array:
         constants, matrices = jax.vmap(matrix)(keys)
-        found = jnp.einsum("if,scf->sic", rows, matrices) + constants[:, None]
-        return found.astype(jnp.float32)
+        logits = jnp.einsum("if,scf->sic", rows, matrices) + constants[:, None]
+        return logits.astype(jnp.float32)
 
     return 10, logits_of
 
@@ -203,7 +203,7 @@ def _looked(
 ) -> tuple[bool, bool]:
     """`look_at`, of shapes: it traces a network several times, which takes longer than sampling."""
     key = jax.random.key(0)
-    found: list[tuple[bool, bool]] = []
+    seen: list[tuple[bool, bool]] = []
 
     def look(variables: Variables, image: jax.Array) -> None:
         _refuse_unsampled(apply_fn, variables, image, key)
@@ -212,10 +212,10 @@ def _looked(
         classes = jax.eval_shape(parted.head, fixed, varying, key).shape[0]
         # The matrix of a head costs some two heads for each class; it has to serve enough images.
         few = 10 * classes <= _BLOCK
-        found.append((parted.random, few and is_affine(parted, fixed, varying, key)))
+        seen.append((parted.random, few and is_affine(parted, fixed, varying, key)))
 
     jax.eval_shape(look, jax.tree.unflatten(tree, leaves), image)
-    return found[0]
+    return seen[0]
 
 
 def _refuse_unsampled(
@@ -285,7 +285,7 @@ def sample_predictions(
 def _finished(sums: SampleSums, rows: int) -> Predictions:
     count = int(sums.samples)
     centre, shifts, squares = (
-        np.asarray(each, np.float64)[:rows] for each in (sums.centre, sums.shifts, sums.squares)
+        np.asarray(summed, np.float64)[:rows] for summed in (sums.centre, sums.shifts, sums.squares)
     )
     mean = centre + shifts / count
     mean = mean / mean.sum(1, keepdims=True)
@@ -294,7 +294,7 @@ def _finished(sums: SampleSums, rows: int) -> Predictions:
     variances = np.maximum(squares / count - (shifts / count) ** 2, 0) * scale
     deviation = np.sqrt(_of(variances, top))
     entropies, energies = (
-        np.asarray(each, np.float64)[:rows] / count for each in (sums.entropies, sums.energies)
+        np.asarray(summed, np.float64)[:rows] / count for summed in (sums.entropies, sums.energies)
     )
     return Predictions(mean, deviation, entropies, energies, count, variances.astype(np.float32))
 
@@ -311,11 +311,11 @@ def joined(parts: Iterable[Predictions], count: int) -> Predictions:
     whole, done = None, 0
     for part in parts:
         if whole is None:
-            whole = Predictions._make(_room(each, count) for each in part)
+            whole = Predictions._make(_room(column, count) for column in part)
         rows = slice(done, done + len(part.energy))
-        for room, each in zip(whole, part, strict=True):
+        for room, column in zip(whole, part, strict=True):
             if isinstance(room, np.ndarray):
-                room[rows] = each
+                room[rows] = column
         done = rows.stop
     if whole is None:
         raise ValueError("no images")
@@ -358,11 +358,11 @@ def variance_within(members: Sequence[Predictions]) -> np.ndarray:
     """
     top = _mean_of(members).argmax(1)[:, None]
     # Where nothing is known of the other classes, there is no sample, or the class is its own.
-    found = [
+    variances = [
         np.square(member.deviation) if member.variances is None else _of(member.variances, top)
         for member in members
     ]
-    return np.asarray(np.mean(found, 0, dtype=np.float64))
+    return np.asarray(np.mean(variances, 0, dtype=np.float64))
 
 
 def _of(values: np.ndarray, column: np.ndarray) -> np.ndarray:

@@ -90,7 +90,7 @@ def by_parts(
         beside: arrays [example, ...].
     """
     return np.concatenate(
-        [function(values[rows], *(each[rows] for each in beside)) for rows in parts_of(values)]
+        [function(values[rows], *(array[rows] for array in beside)) for rows in parts_of(values)]
     )
 
 
@@ -125,8 +125,8 @@ def accuracy_interval(correct: int, count: int, level: float = 0.95) -> tuple[fl
     """Wilson's score interval (1927) of an accuracy."""
     if not count:
         return 0.0, 1.0
-    found: Any = stats.binomtest(correct, count).proportion_ci(level, method="wilson")
-    return float(found.low), float(found.high)
+    interval: Any = stats.binomtest(correct, count).proportion_ci(level, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def top_k(probabilities: np.ndarray, labels: np.ndarray, k: int) -> float:
@@ -162,7 +162,7 @@ def confused(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndar
 def per_class(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """Precision, recall and F1 f64 [class, 3]; NaN for 0 / 0."""
     hits = np.bincount(labels, predicted == labels, classes)
-    answers, examples = (np.bincount(each, minlength=classes) for each in (predicted, labels))
+    answers, examples = (np.bincount(column, minlength=classes) for column in (predicted, labels))
     with np.errstate(invalid="ignore", divide="ignore"):
         precision, recall = hits / answers, hits / examples
         f1 = 2 * hits / (answers + examples)
@@ -295,22 +295,24 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         return np.maximum(found, math.log(_LEAST))
 
     def loss(log_temperature: float) -> float:
-        each = partial(own, temperature=math.exp(log_temperature))
-        return float(-by_parts(each, logits, labels).mean())
+        likelihood = partial(own, temperature=math.exp(log_temperature))
+        return float(-by_parts(likelihood, logits, labels).mean())
 
     low, high = map(math.log, TEMPERATURES)
-    found: Any = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
-    return math.exp(float(found.x))
+    found: Any = minimize_scalar(
+        loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}
+    )
+    return math.exp(float(best.x))
 
 
 def with_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Probabilities as they would be had their logits been divided by `temperature`."""
-    found = np.empty_like(probabilities)
+    tempered = np.empty_like(probabilities)
     for rows in parts_of(probabilities):
         logs = np.log(np.maximum(probabilities[rows], 1e-30)) / temperature
         scaled = np.exp(logs - logs.max(1, keepdims=True))
-        found[rows] = scaled / scaled.sum(1, keepdims=True)
-    return found
+        tempered[rows] = scaled / scaled.sum(1, keepdims=True)
+    return tempered
 
 
 def bootstrap(
