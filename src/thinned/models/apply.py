@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 
 from thinned.core.types import Variables
 from thinned.data.batch import as_float
@@ -117,6 +118,8 @@ def in_pieces(function: Callable[[jax.Array], jax.Array], images: jax.Array) -> 
         function: of [batch, height, width, channel], each image for itself, to [batch, ...].
         images: such a batch.
     """
+    if export.is_symbolic_dim(images.shape[0]):
+        return function(images)
     large = images[0].size >= _PHOTO and len(images) > _PIECE and len(images) % _PIECE == 0
     if not large or jax.default_backend() != "cpu":
         return function(images)

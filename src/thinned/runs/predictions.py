@@ -69,7 +69,7 @@ def members_of(
 ) -> list[Predictions]:
     """What each of several runs predicts; arguments and errors as for `predictions_of`."""
     first = runs[0].facts
-    images = fitting_images(images, first)
+    images = fitting_images(images, first.image_shape)
     for run in runs[1:]:
         if (run.facts.classes, run.facts.image_shape) != (first.classes, first.image_shape):
             raise RequestError(
@@ -284,9 +284,14 @@ def known_below(
     needed = fewest_images(fpr)
     if len(held) < needed:
         raise _too_few(f"--ood-fpr {fpr:g}", needed, runs, held)
-    found = ood_scores(score, predictions_of(runs, held.images, samples, calibrated))
-    threshold = threshold_at(found, fpr)
-    return Known(score, threshold, len(held), int(np.sum(found > threshold)))
+    return known_by(predictions_of(runs, held.images, samples, calibrated), score, fpr)
+
+
+def known_by(found: Predictions, score: str, fpr: float) -> Known:
+    """As `known_below`, from predictions of validation images."""
+    strange = ood_scores(score, found)
+    threshold = threshold_at(strange, fpr)
+    return Known(score, threshold, len(strange), int(np.sum(strange > threshold)))
 
 
 def appraise(
