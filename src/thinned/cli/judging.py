@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from thinned.cli.options import Debug
+from thinned.cli.options import Debug, is_artifact
 from thinned.core.config import Option
 from thinned.core.errors import RequestError, ThinnedError
 
@@ -133,7 +133,10 @@ class Predict:
 
     paths: Annotated[
         Positional[tuple[Path, ...]],
-        Option("Run folder (or several, as an ensemble), then image files and folders of them."),
+        Option(
+            "Run folder (or several, as an ensemble) or exported artifact, then image files and "
+            "folders of them."
+        ),
     ]
     samples: Samples = 0
     calibrated: Annotated[bool, Option("Temper probabilities, as thinned calibrate fitted it.")] = (
@@ -186,11 +189,16 @@ class Predict:
         _refuse_lone_sets(self.coverage, self.sets, self.per_class)
         if self.risk is None and self.confidence is not None:
             raise RequestError("--confidence says how surely --risk holds: give that, too")
+        if is_artifact(self.paths):
+            self._write(self._by_artifact())
+            return
         folders = [path for path in self.paths if os.path.isfile(path / "config.json")]
         if not folders:
             if not self.paths:
                 raise RequestError("no run is given")
-            raise RequestError(f"{self.paths[0]} is no run folder: it has no config.json")
+            raise RequestError(
+                f"{self.paths[0]} is no run folder (it has no config.json), and no artifact"
+            )
         rows = prediction.predict_files(
             trust.load_runs(folders),
             [path for path in self.paths if path not in folders],
@@ -204,6 +212,32 @@ class Predict:
             ood_fpr=self.ood_fpr,
             ood_score=self.ood_score,
         )
+        self._write(rows)
+
+    def _by_artifact(self) -> Iterator[dict[str, Any]]:
+        from thinned.deploy.artifact import Artifact
+        from thinned.deploy.promises import kept_of
+        from thinned.runs.files import answer_files
+
+        folder, *images = self.paths
+        if self.samples == "auto":
+            raise RequestError("--samples auto is for runs: an artifact has a number of its own")
+        artifact = Artifact.open(folder)
+        way = artifact.way(self.samples, self.calibrated)
+        wanted = kept_of(
+            way,
+            coverage=self.coverage,
+            sets=self.sets,
+            per_class=self.per_class,
+            risk=self.risk,
+            confidence=self.confidence,
+            ood_fpr=self.ood_fpr,
+        )
+        return answer_files(artifact.answers(wanted), images)
+
+    def _write(self, rows: Iterator[dict[str, Any]]) -> None:
+        from thinned.runs import files as prediction
+
         marking = None if self.ood_fpr is None else self.ood_score
         header = prediction.columns(self.samples, self.risk, self.coverage, marking)
         errors = prediction.write_rows(rows, self.format, self.out, header)

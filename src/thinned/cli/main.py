@@ -19,6 +19,7 @@ from tyro.conf import subcommand
 
 import thinned
 from thinned.cli.data import Data, Show
+from thinned.cli.deploying import Export, Serve
 from thinned.cli.judging import Calibrate, Evaluate, Predict, Report
 from thinned.cli.proving import Doctor, VerifyResume
 from thinned.cli.studying import Reproduce, Study
@@ -34,6 +35,8 @@ COMMANDS: dict[str, type[Any]] = {
     "report": Report,
     "doctor": Doctor,
     "data": Data,
+    "export": Export,
+    "serve": Serve,
     "find-lr": FindLr,
     "models": Models,
     "study": Study,

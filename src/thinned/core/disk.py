@@ -77,6 +77,31 @@ def whole(path: Path) -> Generator[Path]:
             draft.unlink(missing_ok=True)
 
 
+@contextmanager
+def whole_folder(path: Path) -> Generator[Path]:
+    """A new folder to fill, which becomes `path` only once the context ends well.
+
+    Raises:
+        RequestError: there is something at `path` already.
+        ThinnedError: the disk is full, read-only, or fails otherwise.
+    """
+    taken = RequestError(f"{path} exists already: name another folder, or remove it")
+    if os.path.lexists(path):
+        raise taken
+    draft = path.absolute().parent / f".{_machine()}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
+    try:
+        draft.mkdir()
+        yield draft
+        # A folder that is empty, or came about meanwhile, is not replaced.
+        if os.path.lexists(path):
+            raise taken
+        draft.rename(path)
+    except OSError as error:
+        raise ThinnedError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
 def refuse_unwritable(path: Path | None) -> None:
     """Say before long work that a file cannot be written after it; None is the terminal.
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax import export
 
 from thinned.core.errors import RequestError
 from thinned.core.types import Variables
@@ -119,6 +120,8 @@ def in_pieces(function: Callable[[jax.Array], Any], images: jax.Array) -> Any:
         function: of [batch, height, width, channel], each image for itself, to arrays [batch, ...].
         images: such a batch.
     """
+    if export.is_symbolic_dim(images.shape[0]):
+        return function(images)
     large = images[0].size >= _PHOTO and len(images) > _PIECE and len(images) % _PIECE == 0
     if not large or jax.default_backend() != "cpu":
         return function(images)

@@ -16,20 +16,13 @@ import numpy as np
 from thinned.core.disk import refuse_unwritable, whole, write_whole
 from thinned.core.errors import RequestError, need, printable
 from thinned.core.rng import a_few
-from thinned.data.decode import decode, or_reason
+from thinned.data.decode import Fit, decode, or_reason
 from thinned.data.files import in_parallel
 from thinned.data.sources.folder import image_files
-from thinned.runs.ood import Known, known_below, strangeness
-from thinned.runs.predictions import (
-    enough_samples,
-    predictions_of,
-    selection_for,
-    sets_for,
-    strangers,
-)
+from thinned.runs.answers import Answers, answers_of
+from thinned.runs.predictions import enough_samples, strangers
 from thinned.runs.run import Run
-from thinned.trust.conformal import Conformal, SetKind
-from thinned.trust.selection import Selection
+from thinned.trust.conformal import SetKind
 
 Format = Literal["table", "csv", "json", "parquet"]
 _TOGETHER = 1000
@@ -74,88 +67,64 @@ def predict_files(
     Raises:
         RequestError: there is no such file, or no image at all; or see the functions named.
     """
-    files = list(_files(inputs))
-    if not files:
-        raise RequestError("no images are given (JPEG, PNG, WebP, BMP, GIF, TIFF)")
+    files = _listed(inputs)
     for line in strangers(runs):
         print(line, file=sys.stderr)
     if samples == "auto":
         some = [files[row] for row in a_few(len(files), _TOGETHER)]
-        images = [image for image in _read(runs[0], some) if isinstance(image, np.ndarray)]
+        read = _read(runs[0].facts.image_shape, runs[0].config.data.fit, some)
+        images = [image for image in read if isinstance(image, np.ndarray)]
         samples = 1
         if images:
             enough = enough_samples(runs, np.stack(images))
             samples = enough.samples
             print(enough, file=sys.stderr)
-    selection = made = known = None
-    if risk is not None:
-        selection = selection_for(runs, risk, confidence, samples, calibrated)
-        print(selection, file=sys.stderr)
-    if coverage is not None:
-        made = sets_for(runs, coverage, sets, per_class, samples, calibrated)
-        print(made, file=sys.stderr)
-    if ood_fpr is not None:
-        known = known_below(runs, ood_fpr, ood_score, samples, calibrated)
-        print(known, file=sys.stderr)
+    answers = answers_of(
+        runs,
+        samples=samples,
+        calibrated=calibrated,
+        risk=risk,
+        confidence=confidence,
+        coverage=coverage,
+        sets=sets,
+        per_class=per_class,
+        ood_fpr=ood_fpr,
+        ood_score=ood_score,
+    )
+    yield from answer_files(answers, files)
+
+
+def answer_files(answers: Answers, inputs: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Predict image files, a thousand at a time; what is promised of them is told beside.
+
+    Args:
+        answers: says what is predicted.
+        inputs: as for `predict_files`, which says what comes and what is raised.
+    """
+    files = _listed(inputs)
+    for promise in answers.promises:
+        print(promise, file=sys.stderr)
     read = strange = 0
     for start in range(0, len(files), _TOGETHER):
-        part = files[start : start + _TOGETHER]
-        for row in _rows(runs, part, samples, calibrated, selection, made, known):
+        for row in _rows(answers, files[start : start + _TOGETHER]):
             read += "error" not in row
             strange += not row.get("known", True)
             yield row
-    if known is not None:
+    if answers.known is not None:
         told = "is" if strange == 1 else "are"
         print(f"{strange:,} of {read:,} {told} probably none of the classes", file=sys.stderr)
 
 
-def _rows(
-    runs: Sequence[Run],
-    files: Sequence[Path],
-    samples: int,
-    calibrated: bool,
-    selection: Selection | None,
-    made: Conformal | None,
-    known: Known | None,
-) -> Iterator[dict[str, Any]]:
-    facts = runs[0].facts
-    read_all = _read(runs[0], files)
-    images = [image for image in read_all if not isinstance(image, str)]
-    predictions = predictions_of(runs, np.stack(images), samples, calibrated) if images else None
-    strange = None
-    if known is not None and predictions is not None:
-        strange = strangeness(runs, known.score, np.stack(images), predictions)
-    held = None if made is None or predictions is None else made.sets(predictions.probabilities)
-    entropy = information = None
-    if samples and predictions is not None:
-        # Of all at once: each is made anew whenever it is asked for.
-        entropy, information = predictions.entropy, predictions.mutual_information
-    place = 0
-    for path, image in zip(files, read_all, strict=True):
-        if isinstance(image, str) or predictions is None:
-            yield {"path": _text(path), "error": str(image)}
-            continue
-        probabilities = predictions.probabilities[place]
-        best = int(probabilities.argmax())
-        row: dict[str, Any] = {
-            "path": _text(path),
-            "class": facts.classes[best],
-            "probability": float(probabilities[best]),
-        }
-        if entropy is not None and information is not None:
-            row["entropy"] = float(entropy[place])
-            row["mutual_information"] = float(information[place])
-            row["deviation"] = float(predictions.deviation[place])
-        if selection is not None:
-            row["unsure"] = bool(probabilities[best] <= selection.threshold)
-        if held is not None:
-            order = np.argsort(-probabilities, kind="stable")
-            row["set"] = [facts.classes[label] for label in order if held[place, label]]
-        if known is not None and strange is not None:
-            row[known.score] = float(strange[place])
-            row["known"] = bool(strange[place] <= known.threshold)
-        place += 1
-        yield row
+def _rows(answers: Answers, files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    read = _read(answers.image_shape, answers.fit, files)
+    images = [image for image in read if not isinstance(image, str)]
+    rows: Iterator[dict[str, Any]] = iter(())
+    if images:
+        together = np.stack(images)
+        rows = iter(answers.rows(together, answers.predict(together)))
+    for path, image in zip(files, read, strict=True):
+        rest = {"error": str(image)} if isinstance(image, str) else next(rows)
+        yield {"path": _text(path), **rest}
 
 
 def _text(path: Path) -> str:
@@ -163,13 +132,19 @@ def _text(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _read(run: Run, files: Sequence[Path]) -> list[np.ndarray | str]:
-    """Each file as an image of the run's own shape, or why it cannot be read."""
-    height, width, channels = run.facts.image_shape
-    fit = run.config.data.fit
+def _read(shape: tuple[int, ...], fit: Fit, files: Sequence[Path]) -> list[np.ndarray | str]:
+    """Each file as an image of that shape, or why it cannot be read."""
+    height, width, channels = shape
     return list(
         in_parallel(lambda path: or_reason(decode, path, (height, width), channels, fit), files)
     )
+
+
+def _listed(inputs: Sequence[Path]) -> list[Path]:
+    files = list(_files(inputs))
+    if not files:
+        raise RequestError("no images are given (JPEG, PNG, WebP, BMP, GIF, TIFF)")
+    return files
 
 
 def _files(inputs: Sequence[Path]) -> Iterator[Path]:

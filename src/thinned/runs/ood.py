@@ -73,11 +73,14 @@ def known_below(
     needed = fewest_images(fpr)
     if len(held) < needed:
         raise too_few(f"--ood-fpr {fpr:g}", needed, runs, held)
-    found = strangeness(
-        runs, score, held.images, predictions_of(runs, held.images, samples, calibrated)
-    )
-    threshold = threshold_at(found, fpr)
-    return Known(score, threshold, len(held), int(np.sum(found > threshold)))
+    found = predictions_of(runs, held.images, samples, calibrated)
+    return known_by(strangeness(runs, score, held.images, found), score, fpr)
+
+
+def known_by(strange: np.ndarray, score: str, fpr: float) -> Known:
+    """As `known_below`, from the scores f64 [image] of validation images."""
+    threshold = threshold_at(strange, fpr)
+    return Known(score, threshold, len(strange), int(np.sum(strange > threshold)))
 
 
 def strangeness(runs: Sequence[Run], score: str, images: Any, found: Predictions) -> np.ndarray:
@@ -97,7 +100,7 @@ def strangeness(runs: Sequence[Run], score: str, images: Any, found: Predictions
     if score == "energy":
         return found.energy
     scored = score_named(score).score
-    images = fitting_images(images, runs[0].facts)
+    images = fitting_images(images, runs[0].facts.image_shape)
     return np.mean([scored(fitted_to(run, score), seen_by(run, images)) for run in runs], 0)
 
 

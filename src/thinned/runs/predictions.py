@@ -68,7 +68,7 @@ def members_of(
 ) -> list[Predictions]:
     """What each of several runs predicts; arguments and errors as for `predictions_of`."""
     first = runs[0].facts
-    images = fitting_images(images, first)
+    images = fitting_images(images, first.image_shape)
     for run in runs[1:]:
         if (run.facts.classes, run.facts.image_shape) != (first.classes, first.image_shape):
             raise RequestError(

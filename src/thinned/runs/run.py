@@ -221,7 +221,7 @@ class Run:
             RequestError: they are none of the run's shape; or neither u8, integers from 0 to 255,
                 booleans nor floats from 0 to 1.
         """
-        images = fitting_images(images, self.facts)
+        images = fitting_images(images, self.facts.image_shape)
         state, images = read_by(self.built, self.state, np.asarray(images))
         return predict(state.apply_fn, state.variables, images)
 
@@ -318,19 +318,19 @@ def refuse_changed(run: Run, config: Config, digest: str) -> None:
     )
 
 
-def fitting_images(images: Any, facts: Facts) -> Any:
+def fitting_images(images: Any, wanted: tuple[int, ...]) -> Any:
     """Images as the network of a run takes them: u8 of its shape; those on the disk stay there.
 
     Raises:
         RequestError: they are of another shape, kind or range.
     """
     if not isinstance(images, PackedImages):
-        if np.shape(images) == facts.image_shape:
-            raise RequestError(f"a single image of shape {facts.image_shape}: give images[None]")
+        if np.shape(images) == wanted:
+            raise RequestError(f"a single image of shape {wanted}: give images[None]")
         images = as_images(images, "predict")
     shape = tuple(images.shape[1:])
-    if shape != facts.image_shape:
-        raise RequestError(f"images are {shape}, but the run learned from {facts.image_shape}")
+    if shape != wanted:
+        raise RequestError(f"images are {shape}, but the run learned from {wanted}")
     return images
 
 

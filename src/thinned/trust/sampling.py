@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 from scipy.special import logsumexp, softmax
 
 from thinned.core.errors import RequestError
@@ -127,12 +128,7 @@ def sample_block(
         count: i32 [], traced: one program serves any number.
         affine: whether to make a matrix of each thinned network's head, see `is_affine`.
     """
-    parted = split_by_key(_thinned(apply_fn), key, variables, images[0])
-    fixed, _ = parted.trunk(variables, images[0])
-    varying = jax.lax.map(
-        lambda image: parted.trunk(variables, image)[1], images, batch_size=BATCH_SIZE
-    )
-    together, logits_of = (_by_matrices if affine else _one_by_one)(parted, fixed, varying)
+    together, logits_of = _heads(apply_fn, variables, images, key, affine)
 
     def body(turn: jax.Array, sums: SampleSums) -> SampleSums:
         places = turn * together + jnp.arange(together)
@@ -162,6 +158,41 @@ _Heads = tuple[int, Callable[[Key], jax.Array]]
 """How many samples to compute at once, and logits f32 [sample, image, class] from keys [sample]."""
 
 
+def sample_logits(
+    apply_fn: Callable[..., Any],
+    variables: Variables,
+    images: jax.Array,
+    key: Key,
+    samples: int,
+    affine: bool = False,
+) -> jax.Array:
+    """Logits f32 [sample, image, class] of every sample; arguments as for `sample_block`.
+
+    They are those that `sample_block` sums. The number of images may be symbolic.
+    """
+    together, logits_of = _heads(apply_fn, variables, images, key, affine)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(samples))
+    return jax.lax.map(lambda one: logits_of(one[None])[0], keys, batch_size=together)
+
+
+def _heads(
+    apply_fn: Callable[..., Any], variables: Variables, images: jax.Array, key: Key, affine: bool
+) -> _Heads:
+    """What follows the first random site of a network, after its trunk has run for all images."""
+    parted = split_by_key(_thinned(apply_fn), key, variables, images[0])
+    fixed, _ = parted.trunk(variables, images[0])
+
+    def trunk(image: jax.Array) -> list[Any]:
+        return parted.trunk(variables, image)[1]
+
+    # Parts of a number that is not known yet cannot be counted.
+    known = not export.is_symbolic_dim(images.shape[0])
+    varying = (
+        jax.lax.map(trunk, images, batch_size=BATCH_SIZE) if known else jax.vmap(trunk)(images)
+    )
+    return (_by_matrices if affine else _one_by_one)(parted, fixed, varying)
+
+
 def _one_by_one(parted: Parted, fixed: list[Any], varying: list[Any]) -> _Heads:
     of_images = jax.vmap(parted.head, (None, 0, None))
     of_samples = jax.vmap(of_images, (None, None, 0))
@@ -170,7 +201,7 @@ def _one_by_one(parted: Parted, fixed: list[Any], varying: list[Any]) -> _Heads:
 
 def _by_matrices(parted: Parted, fixed: list[Any], varying: list[Any]) -> _Heads:
     zeros = [jnp.zeros_like(value[0]) for value in varying]
-    rows = jnp.concatenate([value.reshape(len(value), -1) for value in varying], -1)
+    rows = jnp.concatenate([value.reshape(value.shape[0], -1) for value in varying], -1)
 
     def matrix(key: Key) -> tuple[jax.Array, jax.Array]:
         constant, parts = derivatives(parted, fixed, zeros, key)
@@ -297,6 +328,21 @@ def _finished(sums: SampleSums, rows: int) -> Predictions:
         np.asarray(summed, np.float64)[:rows] / count for summed in (sums.entropies, sums.energies)
     )
     return Predictions(mean, deviation, entropies, energies, count, variances.astype(np.float32))
+
+
+def of_logits(logits: np.ndarray) -> Predictions:
+    """What samples say, from their logits f32 [sample, image, class]; a single one is certain."""
+    wide = logits.astype(np.float64)
+    energies = -np.asarray(logsumexp(wide, 2))
+    p = np.exp(wide + energies[..., None])
+    mean, count = p.mean(0), len(p)
+    mean = mean / mean.sum(1, keepdims=True)
+    variances = p.var(0, ddof=1) if count > 1 else np.zeros_like(mean)
+    deviation = np.sqrt(_of(variances, mean.argmax(1)[:, None]))
+    entropies = entropy_of(p).mean(0)
+    return Predictions(
+        mean, deviation, entropies, energies.mean(0), count, variances.astype(np.float32)
+    )
 
 
 def joined(parts: Iterable[Predictions], count: int) -> Predictions:

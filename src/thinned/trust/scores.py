@@ -299,10 +299,10 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         return float(-by_parts(likelihood, logits, labels).mean())
 
     low, high = map(math.log, TEMPERATURES)
-    found: Any = minimize_scalar(
+    least: Any = minimize_scalar(
         loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}
     )
-    return math.exp(float(best.x))
+    return math.exp(float(least.x))
 
 
 def with_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:

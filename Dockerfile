@@ -1,0 +1,16 @@
+# One artifact behind HTTP: docker build -t NAME --build-context artifact=FOLDER .
+FROM python:3.11-slim AS build
+WORKDIR /build
+COPY pyproject.toml README.md LICENSE constraints.txt ./
+COPY src src
+RUN python -m venv /opt/thinned
+RUN /opt/thinned/bin/pip install --no-cache-dir --constraint constraints.txt '.[serve]'
+
+FROM python:3.11-slim
+COPY --from=build /opt/thinned /opt/thinned
+COPY --from=artifact . /artifact
+# No home and no cache: the file system may be read-only.
+ENV PYTHONDONTWRITEBYTECODE=1 JAX_PLATFORMS=cpu XDG_CACHE_HOME=/tmp/cache
+USER 65534:65534
+EXPOSE 8000
+ENTRYPOINT ["/opt/thinned/bin/thinned", "serve", "/artifact", "--host", "0.0.0.0"]

@@ -1,0 +1,1 @@
+"""Runs that answer elsewhere: artifacts that stand alone, and a service."""
