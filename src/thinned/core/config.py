@@ -441,6 +441,21 @@ class Config:
             changeable=True,
         ),
     ] = None
+    devices: Annotated[
+        str,
+        Option("Devices that share each batch: all, or a number.", changeable=True),
+    ] = "1"
+    parallel: Annotated[
+        Literal["auto", "no", "exact", "fast"],
+        Option(
+            "How they share it: exact ends with the same bits on any number of devices and "
+            "processes, fast differs by rounding; auto is exact for more than one."
+        ),
+    ] = "auto"
+    shard_parameters: Annotated[
+        bool,
+        Option("Cut up large parameters, too, where --parallel is fast.", changeable=True),
+    ] = False
     seed: Annotated[int, Option("Root of all randomness.", "integer", low=0, high=2**32 - 1)] = 0
     log: Annotated[
         Literal["none", "tensorboard"],

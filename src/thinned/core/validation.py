@@ -47,6 +47,7 @@ def validate(config: Section, prefix: str = "") -> Section:
     checked = dataclasses.replace(config, **values)
     if isinstance(checked, Config):
         recipe(checked.recipe)
+        _refuse_devices(checked.devices)
         _refuse_contradictions(checked.dropout)
         _refuse_unused(checked.optim)
     return checked
@@ -93,6 +94,7 @@ _USED_WITH: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "dropout.schedule_to": _RAMPS,
     "mlp.pieces": ("mlp.units", ("maxout",)),
     "patience": ("keep_best", ("accuracy", "nll")),
+    "shard_parameters": ("parallel", ("fast",)),
 }
 """Options that change nothing unless another one has one of these values."""
 
@@ -126,6 +128,11 @@ def refuse_idle(config: Config) -> None:
     _refuse_unfollowed(config)
     for name, needed in idle(config).items():
         raise RequestError(f"{flag(name)} changes nothing here: it goes with {needed}")
+
+
+def _refuse_devices(devices: str) -> None:
+    if devices != "all" and not (devices.isascii() and devices.isdecimal() and int(devices) > 0):
+        raise RequestError(f"--devices is {told(devices)}: must be all, or a number of at least 1")
 
 
 def _refuse_contradictions(dropout: DropoutConfig) -> None:

@@ -57,15 +57,18 @@ class Augment:
     cutmix: float = 0.0
     classes: int = 0
 
-    def __call__(self, images: jax.Array, labels: jax.Array, key: Key) -> Varied:
-        """Vary a batch.
+    def __call__(
+        self, images: jax.Array, labels: jax.Array, key: Key, first: jax.Array | int = 0
+    ) -> Varied:
+        """Vary a batch, or a part of one.
 
         Args:
             images: f32 [batch, height, width, channel] in [0, 1].
             labels: i32 [batch].
             key: of the step; the image at position i draws from ``fold_in(key, i)``.
+            first: the position of the first of these images; they are mixed with one another only.
         """
-        positions = jnp.arange(len(images), dtype=jnp.uint32)
+        positions = jnp.arange(len(images), dtype=jnp.uint32) + jnp.asarray(first, jnp.uint32)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
         images = jax.vmap(self._one)(images, keys)
         targets = None

@@ -98,7 +98,11 @@ def refuse_other_settings(path: Path) -> None:
             )
 
 
-def fix_threads(environment: Path | None = None) -> None:
+EXACT_THREADS = 8
+"""Of new runs whose bits must not depend on the cores that there are."""
+
+
+def fix_threads(environment: Path | None = None, *, exact: bool = False) -> None:
     """Start JAX with the threads that a run was begun with: they shape the sums, and so the bits.
 
     One core of many threads then ends with the bits of many cores. Without effect once JAX runs.
@@ -106,12 +110,14 @@ def fix_threads(environment: Path | None = None) -> None:
     Args:
         environment: the record of the run to go on with; None for as many threads as this process
             may use cores, or as the variable ``PJRT_NPROC`` says.
+        exact: whether it is `EXACT_THREADS` instead of the number of cores.
     """
     if _has_started():
         return
     recorded = _record(environment).get("cpu_threads") if environment else None
     before = os.environ.get(_THREADS)
-    _IN_FORCE[:] = [recorded if isinstance(recorded, int) and recorded > 0 else _threads_in_force()]
+    usual = EXACT_THREADS if exact and before is None else _threads_in_force()
+    _IN_FORCE[:] = [recorded if isinstance(recorded, int) and recorded > 0 else usual]
     os.environ[_THREADS] = str(_IN_FORCE[0])
     try:
         jax.devices()
