@@ -41,9 +41,7 @@ class Answers:
     selection: Selection | None = None
     sets: Conformal | None = None
     known: Known | None = None
-    strangeness: Callable[[np.ndarray, Predictions], np.ndarray] = lambda images, found: (
-        found.energy
-    )
+    strangeness: Callable[[np.ndarray, Predictions], np.ndarray] = lambda _, found: found.energy
 
     @property
     def promises(self) -> list[str]:
