@@ -29,6 +29,7 @@ _NAME = 52
 """Letters of an arm's name in a figure."""
 LABELS = {"accuracy": "test accuracy", "nll": "NLL (nats)", "ece": "ECE"}
 _MANY = 10
+_SAME = 1e-6
 _DECADES = 100
 """From this ratio of an option's values on, its axis is logarithmic."""
 _NOTE = (
@@ -233,7 +234,8 @@ def window(values: Sequence[float], reach: Sequence[float]) -> tuple[float, floa
             one another; NaN for none.
     """
     low, high = min(values), max(values)
-    span = (high - low) or abs(high) or 1.0
+    # Values that differ by rounding alone are one.
+    span = high - low if high - low > _SAME else abs(high) or 1.0
     known = [end for end in reach if not math.isnan(end)]
     least, most = min([low, *known]), max([high, *known])
     room = 0.08 * span
