@@ -195,7 +195,7 @@ def _arms(study: Study, rows: Sequence[Row], plots: Plots) -> str:
                 _interval(axes, place, 100 * found.low, 100 * found.high, (low, high))
             shorter = textwrap.shorten(name.replace(",", ", "), _NAME, placeholder=" ...")
             axes.text(0, place + 0.22, plain(shorter), transform=across, fontsize=10)
-            axes.text(1, place - 0.38, _gain(found), transform=across, fontsize=10, ha="right")
+            axes.text(1, place - 0.34, _gain(found), transform=across, fontsize=10, ha="right")
         axes.axvline(0, linewidth=1, color="C7")
         axes.spines["left"].set_visible(False)
         axes.set(yticks=[], ylim=(-0.5, len(compared) - 0.3), xlim=(low, high))
