@@ -529,7 +529,8 @@ def test_the_page_shows_all_of_it(done, base, tmp_path):
     assert not re.search(r"(src|href)=.(https?:|//)", body)
     assert (tmp_path / "accuracy-dropout-rate.png").stat().st_size > 1000
     assert page.count("aria-label") >= 6
-    assert "<details><summary>Definition" in page
+    for folded in ("Table", "As text", "Definition"):
+        assert f"<details><summary>{folded}" in page
     assert ">nan<" not in page
 
 

@@ -24,7 +24,7 @@ from thinned.engine.devices import on_device
 from thinned.engine.plan import Plan
 from thinned.engine.step import TrainState, train_steps
 from thinned.models.apply import INPUT_STATISTICS, with_frozen
-from thinned.runs.features import shortened
+from thinned.runs.features import entering, shortened
 from thinned.runs.prepare import Prepared
 from thinned.runs.run import Run, note_best
 
@@ -56,15 +56,24 @@ def diagnose(target: Path | str, draws: int = 64) -> Audit:
 
 
 def audited(built: Built, state: TrainState, draws: int) -> Audit:
-    """Audit a network alone, in a state of its training; errors as for `thinned.audit`."""
-    plan = built.plan
+    """Audit a network alone, in a state of its training; errors as for `thinned.audit`.
+
+    Of one whose first stages stand still, and so drop nothing, only the rest.
+    """
+    plan, images, modes = built.plan, example(built.facts, AUDIT_EXAMPLES), {}
+    if built.cut:
+        images = jnp.ones((AUDIT_EXAMPLES, *entering(built, built.cut)))
+        modes = {
+            name: {"train": name == "train", "begin": built.cut} for name in ("train", "evaluate")
+        }
     held = {"params": state.params, **state.model_state, **state.constants}
     variables = {kind: part for kind, part in with_frozen(held).items() if kind != INPUT_STATISTICS}
     if plan.peak_rates:
         variables["rates"] = rates_collection(plan.peak_rates)
     return audit(
         built.model,
-        example(built.facts, AUDIT_EXAMPLES),
+        images,
+        **modes,
         variables=variables,
         rngs=lambda step: {"dropout": plan.dropout_key(step)},
         init_rngs=params_key(built.config),

@@ -67,13 +67,15 @@ class Trunk:
         apply_fn: Any = Frozen(Stages(built.model.apply, stop=count))
         if built.facts.mean is not None:
             apply_fn = Normalised(apply_fn)
-        shape = _entering(built, count)
+        shape = entering(built, count)
         used = _only(state.variables, built.parts[:count])
         told = f"2 {jax.__version__} {built.model} {count} {built.facts.image_shape} {digest(used)}"
         return cls(apply_fn, used, shape, _short(told.encode()))
 
 
-def _entering(built: Built, count: int) -> tuple[int, ...]:
+def entering(built: Built, count: int) -> tuple[int, ...]:
+    """The shape of what the stages before `count` make of one image."""
+
     def run(images: Any) -> Any:
         return built.model.init_with_output(jax.random.key(0), images, stop=count)[0]
 

@@ -29,6 +29,7 @@ _NAME = 52
 """Letters of an arm's name in a figure."""
 LABELS = {"accuracy": "test accuracy", "nll": "NLL (nats)", "ece": "ECE"}
 _MANY = 10
+_SAME = 1e-6
 _DECADES = 100
 """From this ratio of an option's values on, its axis is logarithmic."""
 _NOTE = (
@@ -194,7 +195,7 @@ def _arms(study: Study, rows: Sequence[Row], plots: Plots) -> str:
                 _interval(axes, place, 100 * found.low, 100 * found.high, (low, high))
             shorter = textwrap.shorten(name.replace(",", ", "), _NAME, placeholder=" ...")
             axes.text(0, place + 0.22, plain(shorter), transform=across, fontsize=10)
-            axes.text(1, place - 0.38, _gain(found), transform=across, fontsize=10, ha="right")
+            axes.text(1, place - 0.34, _gain(found), transform=across, fontsize=10, ha="right")
         axes.axvline(0, linewidth=1, color="C7")
         axes.spines["left"].set_visible(False)
         axes.set(yticks=[], ylim=(-0.5, len(compared) - 0.3), xlim=(low, high))
@@ -233,7 +234,8 @@ def window(values: Sequence[float], reach: Sequence[float]) -> tuple[float, floa
             one another; NaN for none.
     """
     low, high = min(values), max(values)
-    span = (high - low) or abs(high) or 1.0
+    # Values that differ by rounding alone are one.
+    span = high - low if high - low > _SAME else abs(high) or 1.0
     known = [end for end in reach if not math.isnan(end)]
     least, most = min([low, *known]), max([high, *known])
     room = 0.08 * span
