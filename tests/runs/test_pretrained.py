@@ -300,6 +300,8 @@ def test_photos_are_learned_from_imagenet_where_its_weights_are(
     found, notes = pretrained.resolved(Config(data=data))
     assert found.pretrained == ("imagenet" if there else "no")
     assert found.data.size == (224 if there else None)
+    whole, _ = pretrained.resolved(Config(data=data, finetune="all"))
+    assert whole.data.size == (256 if there else None)
     assert ("--pretrained no" in notes[0]) == there
     assert ("pip install 'thinned[pretrained]'" in notes[0]) != there
     for plain in (

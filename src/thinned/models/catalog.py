@@ -74,6 +74,15 @@ SIDES: Mapping[str, int] = {
     "efficientnet-lite2": 260,
 }
 """Side of the images, in pixels, that published weights were trained with."""
+FINE_SIDES: Mapping[str, int] = {
+    name: side * 8 // 7 for name, side in SIDES.items() if not name.startswith("vit")
+}
+"""Side of the images where the whole network goes on training, on random crops.
+
+What a crop shows is larger than in a whole photo of the same side, so that networks see best at a
+side larger than that of their crops (Touvron et al. 2019, "Fixing the train-test resolution
+discrepancy"). ViT's embedded places are of one side.
+"""
 
 _WIDE = re.compile("wide-resnet-([1-9][0-9]{1,2})-([1-9][0-9]?)")
 

@@ -17,7 +17,7 @@ from thinned.data.sources.load import decodes_files, median_side, open_source
 from thinned.engine.build import build_model, example, model_name
 from thinned.engine.step import TrainState
 from thinned.models.apply import INPUT_STATISTICS, with_frozen
-from thinned.models.catalog import PHOTOS, SIDES
+from thinned.models.catalog import FINE_SIDES, PHOTOS, SIDES
 from thinned.models.staged import Staged
 from thinned.models.weights.load import IMAGENET, fitted, has_imagenet, read_weights
 from thinned.runs.beginning import Beginning
@@ -71,7 +71,8 @@ def _sized(config: Config) -> Config:
     data = config.data
     if data.size is not None or not decodes_files(open_source(data, config.split_seed)):
         return config
-    return replace(config, data=replace(data, size=SIDES.get(config.model), channels=3))
+    sides = FINE_SIDES if config.finetune == "all" and config.model in FINE_SIDES else SIDES
+    return replace(config, data=replace(data, size=sides.get(config.model), channels=3))
 
 
 def _like_run(config: Config) -> Config:
