@@ -157,12 +157,12 @@ def _first(shown: _Shown, plots: Plots) -> str:
     run, found = shown.run, shown.found
     audit = None if isinstance(shown.audit, str) else shown.audit
     records = run.metrics
+    warmer = shown.warmer
     verdict = [
-        verdicts.calibration(found, *(shown.warmer or ())),
+        verdicts.calibration(found, *(warmer or ())),
         verdicts.mistakes(found),
         verdicts.dropout(audit),
     ]
-    warmer = shown.warmer
     trained = verdicts.Trained(
         shlex.quote(str(run.folder)),
         run.config.epochs,
@@ -170,7 +170,7 @@ def _first(shown: _Shown, plots: Plots) -> str:
         audit,
         run.best is None and verdicts.falls(records),
         verdicts.learned_by_heart(records, found),
-        warmer is not None and warmer[0].bins.error < found.bins.error,
+        verdicts.needs_temperature(found, warmer and warmer[0]),
     )
     title = (
         f"{run.folder.name}: {_network(run)}, trained on {run.facts.train_size:,} images of "
@@ -304,10 +304,10 @@ def _pictures(shown: _Shown) -> Iterator[str]:
 
 
 def _named_files(run: Run) -> Callable[[int], str]:
-    """What each test image is called: by its file, where the data are files."""
+    """What each test image is called: by its file within the data, where these are files."""
     named = namer(open_source(run.config.data, run.config.seed), run.dataset.splits)
-    labels = run.dataset.test.labels
-    return lambda row: named(Place("test", row, int(labels[row])))
+    labels, folder = run.dataset.test.labels, f"{run.config.data.path}/"
+    return lambda row: named(Place("test", row, int(labels[row]))).removeprefix(folder)
 
 
 def _tile(image: np.ndarray, row: int, name: str, found: Appraisal, held: np.ndarray | None) -> str:

@@ -71,10 +71,16 @@ def calibration(found: Appraisal, warmer: Appraisal | None = None, temperature: 
     else:
         said = f"It is right more often than it says, by {size} points on average"
     said = f"{said} (ECE {_ece(found)} points)"
-    if warmer is None or warmer.bins.error >= found.bins.error:
+    if warmer is None or not needs_temperature(found, warmer):
         return f"{said}."
     then = "well calibrated" if _is_calibrated(warmer) else "better"
     return f"{said}; {then} after temperature {temperature:.2f} (ECE {_ece(warmer)} points)."
+
+
+def needs_temperature(found: Appraisal, warmer: Appraisal | None) -> bool:
+    """Whether answers are not right as often as they say, and a temperature mends that."""
+    mends = warmer is not None and warmer.bins.error < found.bins.error
+    return mends and not _is_calibrated(found)
 
 
 def _is_calibrated(found: Appraisal) -> bool:
