@@ -20,7 +20,7 @@ from tyro.conf import subcommand
 import thinned
 from thinned.cli.data import Data, Show
 from thinned.cli.judging import Calibrate, Evaluate, Predict, Report
-from thinned.cli.proving import Doctor, VerifyResume
+from thinned.cli.proving import Doctor, VerifyLayout, VerifyResume
 from thinned.cli.studying import Reproduce, Study
 from thinned.cli.training import FindLr, Models, Train
 from thinned.core.config import Config, load, recipe
@@ -39,6 +39,7 @@ COMMANDS: dict[str, type[Any]] = {
     "study": Study,
     "reproduce": Reproduce,
     "verify-resume": VerifyResume,
+    "verify-layout": VerifyLayout,
 }
 
 
