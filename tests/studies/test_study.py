@@ -560,7 +560,7 @@ def test_optuna_chooses_arms_by_validation(base, tmp_path):
     ]
     assert again == []
     few = study(base, "dropout.rate=0:0.9:0.3", seeds=(0,))
-    assert len(search(few, tmp_path / "few", 9, processes=2)) == 4
+    assert len(search(few, tmp_path / "few", 9)) == 4
     bare = with_values(base, {"data": {"validation": 0}}, "")
     with pytest.raises(RequestError, match="--data.validation N"):
         search(study(bare, "dropout.rate=0,0.5"), tmp_path / "t", 2)
