@@ -21,7 +21,7 @@ import thinned
 from thinned.cli.data import Data, Show
 from thinned.cli.deploying import Export, Serve
 from thinned.cli.judging import Calibrate, Evaluate, Predict, Report
-from thinned.cli.proving import Doctor, VerifyResume
+from thinned.cli.proving import Doctor, VerifyLayout, VerifyResume
 from thinned.cli.studying import Reproduce, Study
 from thinned.cli.training import FindLr, Models, Train
 from thinned.core.config import Config, load, recipe
@@ -42,6 +42,7 @@ COMMANDS: dict[str, type[Any]] = {
     "study": Study,
     "reproduce": Reproduce,
     "verify-resume": VerifyResume,
+    "verify-layout": VerifyLayout,
 }
 
 

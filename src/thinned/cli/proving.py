@@ -80,6 +80,31 @@ class VerifyResume:
             raise ThinnedError("the resumed run differs from the uninterrupted one")
 
 
+@dataclass(frozen=True)
+class VerifyLayout:
+    """Prove that a run by --parallel exact ends with the same bits on other devices."""
+
+    config: Annotated[Config, arg(name="")] = field(default_factory=Config)
+    config_file: ConfigFile = None
+    layouts: Annotated[
+        tuple[str, ...],
+        Option("DEVICES of a process, or PROCESSESxDEVICES; a CPU passes for as many devices."),
+    ] = ("1", "2", "4", "2x2")
+    kills: Annotated[
+        int, Option("How often to kill a run whose layout changes each time.", "kills", low=0)
+    ] = 1
+    debug: Debug = False
+
+    def __call__(self) -> None:
+        """Train on each layout, and once on all of them in turn; print a verdict for each."""
+        from thinned.runs.verify import Shape, verify_layout
+
+        if self.kills < 0:
+            raise RequestError(f"--kills is {self.kills}: must be at least 0")
+        if not verify_layout(self.config, [Shape.of(each) for each in self.layouts], self.kills):
+            raise ThinnedError("the bits depend on the devices")
+
+
 def _show_devices(count: int) -> None:
     """Let a CPU pass for several devices; has no effect once JAX has started."""
     flags = os.environ.get("XLA_FLAGS", "")

@@ -52,7 +52,7 @@ class Train:
         if given == (None, None, None) and not several:
             self._train()
             return
-        with joined(*given):
+        with joined(*given, debug=self.debug):
             self._train()
 
     def _train(self) -> None:

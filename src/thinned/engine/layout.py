@@ -184,7 +184,7 @@ class _Shared(Layout):
         return self._fetched(_evaluated(apply_fn, variables, part, rows, masks, self.mesh))
 
     def _fetched(self, tree: Any) -> Any:
-        if jax.process_count() == 1:
+        if not self.mesh.is_multi_process:
             return jax.device_get(tree)
         return multihost_utils.process_allgather(tree, tiled=True)
 
@@ -300,13 +300,12 @@ class Fast(_Shared):
         return self._cut(self.everywhere(state))
 
     def _cut(self, state: TrainState) -> TrainState:
-        if not self._shard:
-            return state
+        # XLA leaves what it computed wherever that was convenient.
         return jax.tree.map(lambda leaf: jax.device_put(leaf, self._place(leaf)), state)
 
     def _place(self, leaf: jax.Array) -> NamedSharding:
         axes = [axis for axis, size in enumerate(leaf.shape) if size % self.mesh.size == 0]
-        if leaf.size < _LARGE or not axes:
+        if not self._shard or leaf.size < _LARGE or not axes:
             return self._all
         widest = max(axes, key=lambda axis: leaf.shape[axis])
         return NamedSharding(self.mesh, P(*[None] * widest, AXIS))
@@ -335,6 +334,12 @@ class Fast(_Shared):
     ) -> Variables:
         chunk, seen, count = self.everywhere((chunk, np.int32(seen), np.int32(count)))
         return collect(state, data, chunk, seen, count, augment, self.mesh)
+
+
+def all_here() -> Layout:
+    """All devices of this process, each with whole batches: for what evaluates."""
+    devices = jax.local_devices()
+    return ONE_DEVICE if len(devices) == 1 else Exact(devices)
 
 
 def with_parallel(config: Config) -> Config:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,11 @@ from thinned.core.errors import RequestError, ThinnedError
 
 START_S = 600
 """How long processes wait for one another at the start: a cold node may have to load its image."""
+
+_COLLECTIVES_S = 3600
+"""How long CPUs wait for one another in mid-run: process 0 may save, another one read a cold disk.
+
+Gloo's own 30 seconds are less than that takes. A process that has died is noticed at once."""
 
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
@@ -36,6 +42,7 @@ def joined(
     processes: int | None = None,
     process: int | None = None,
     timeout_s: int = START_S,
+    debug: bool = False,
 ) -> Generator[None]:
     """Be one of several processes; comes before anything else is asked of JAX.
 
@@ -45,6 +52,7 @@ def joined(
         processes: how many there are.
         process: which of them this is, from 0.
         timeout_s: how long to wait for the others.
+        debug: whether to show what JAX says when it ends this process.
 
     Raises:
         RequestError: only a part of these was given, or they do not fit.
@@ -56,6 +64,8 @@ def joined(
     if coordinator is not None:
         _refuse_unfit(coordinator, processes or 0, process or 0)
     own = "deactivate" if coordinator is not None else None
+    _have_patience()
+    over = _watched(debug)
     try:
         with _direct():
             jax.distributed.initialize(
@@ -67,16 +77,58 @@ def joined(
     except (RuntimeError, ValueError) as error:
         # They would be waited for again at the end.
         _leave_at_once(1)
+        over()
         reason = " ".join(str(error).split())[:160]
         raise ThinnedError(f"the processes of this run did not meet: {reason}") from error
     try:
         yield
+        over()
     except BaseException as error:
+        over()
         code = error.code if isinstance(error, SystemExit) else getattr(error, "exit_code", 1)
         # Those that a signal stopped all end, and process 0 not before it has saved.
         if not isinstance(code, int) or code < 128:
             _leave_at_once(int(code or 0))
         raise
+
+
+_ENDED = (
+    "thinned: a process of this run has ended without a word: start all of them again, with the "
+    "same command, to go on from the last checkpoint"
+)
+_WATCH = "import os, sys; os.read(0, 1) or print(sys.argv[1], file=sys.stderr)"
+
+
+def _watched(debug: bool) -> Callable[[], None]:
+    """Have it told in one line when JAX ends this process, since another one has ended.
+
+    JAX prints pages of a stack then, and leaves Python no time to say anything; so a small process
+    listens for the end of this one.
+
+    Returns:
+        To be called at the end that was meant.
+    """
+    sys.stderr.flush()
+    shown = os.dup(2)
+    command = [sys.executable, "-I", "-c", _WATCH, _ENDED]
+    listener = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    sys.stderr = open(shown, "w", buffering=1, errors="backslashreplace")  # noqa: SIM115
+    if not debug:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+
+    def over() -> None:
+        listener.communicate(b".")
+
+    return over
+
+
+def _have_patience() -> None:
+    flags = os.environ.get("XLA_FLAGS", "")
+    for name in ("collective_timeout", "collective_call_terminate_timeout"):
+        if f"xla_cpu_{name}" not in flags:
+            flags += f" --xla_cpu_{name}_seconds={_COLLECTIVES_S}"
+    os.environ["XLA_FLAGS"] = flags.strip()
 
 
 def _refuse_unfit(coordinator: str, processes: int, process: int) -> None:
@@ -128,7 +180,7 @@ def from_first(array: np.ndarray) -> np.ndarray:
     held = np.ascontiguousarray(array)
     words = held.reshape(-1).view(np.uint8)
     found = np.asarray(multihost_utils.process_allgather(words))[0]
-    return found.view(held.dtype).reshape(held.shape)
+    return found.view(held.dtype).reshape(np.shape(array))
 
 
 def told(said: dict[str, Any] | None = None) -> dict[str, Any]:

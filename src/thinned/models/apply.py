@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import export
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from thinned.core.errors import RequestError
 from thinned.core.types import Variables
@@ -177,8 +179,66 @@ def logits_by_batch(
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[np.ndarray]:
     """The same batch by batch, f32 [batch, class], for networks of very many classes."""
-    for rows, mask in padded_batches(len(images), min(batch_size, max(len(images), 1))):
-        yield np.asarray(logits_of(apply_fn, variables, jnp.asarray(images[rows])))[mask]
+    size = min(batch_size, max(len(images), 1))
+    for found, mask in shared_out(logits_of, (apply_fn,), (variables,), images, size):
+        yield found[mask]
+
+
+def shared_out(
+    work: Callable[..., Any],
+    fixed: tuple[Any, ...],
+    arrays: tuple[Any, ...],
+    images: Any,
+    batch_size: int,
+) -> Iterator[tuple[Any, np.ndarray]]:
+    """What `work` makes of images, batch by batch; the devices of this process take them in turn.
+
+    Each device computes a whole batch, so that their number changes no bits.
+
+    Args:
+        work: a compiled function, called as ``work(*fixed, *arrays, images of a batch)``.
+        fixed: hashable.
+        arrays: pytrees.
+        images: [image, ...], or anything that reads so by indexing.
+        batch_size: images of a batch.
+
+    Returns:
+        For each batch a pytree in host memory, and mask bool [batch], False for padding.
+    """
+    devices = jax.local_devices()
+    batches = list(padded_batches(len(images), batch_size))
+    if len(devices) == 1:
+        for rows, mask in batches:
+            yield jax.device_get(work(*fixed, *arrays, jnp.asarray(images[rows]))), mask
+        return
+    mesh = Mesh(np.asarray(devices), ("batch",))
+    held = jax.device_put(arrays, NamedSharding(mesh, P()))
+    for start in range(0, len(batches), len(devices)):
+        here = batches[start : start + len(devices)]
+        # A device for which no batch is left repeats the first one.
+        rows = np.stack([rows for rows, _ in here] + [here[0][0]] * (len(devices) - len(here)))
+        parts = np.asarray(images[rows.reshape(-1)])
+        found = _on_each(work, fixed, mesh, held, parts.reshape(*rows.shape, *parts.shape[1:]))
+        made = jax.device_get(found)
+        for index, (_, mask) in enumerate(here):
+            yield jax.tree.map(lambda leaf, index=index: leaf[index], made), mask
+
+
+@partial(jax.jit, static_argnames=("work", "fixed", "mesh"))
+def _on_each(
+    work: Callable[..., Any],
+    fixed: tuple[Any, ...],
+    mesh: Mesh,
+    arrays: tuple[Any, ...],
+    images: jax.Array,
+) -> Any:
+    def local(arrays: tuple[Any, ...], images: jax.Array) -> Any:
+        return jax.tree.map(lambda leaf: leaf[None], work(*fixed, *arrays, images[0]))
+
+    places = (P(), P("batch"))
+    return jax.shard_map(local, mesh=mesh, in_specs=places, out_specs=P("batch"), check_vma=False)(
+        arrays, images
+    )
 
 
 def features_by_batch(
@@ -196,9 +256,10 @@ def features_by_batch(
         RequestError: as `last_dense`.
     """
     last_dense(apply_fn, variables, images[:1])
-    for rows, mask in padded_batches(len(images), min(batch_size, max(len(images), 1))):
-        features, logits = _features_and_logits(apply_fn, variables, jnp.asarray(images[rows]))
-        yield np.asarray(features)[mask], np.asarray(logits)[mask]
+    size = min(batch_size, max(len(images), 1))
+    shared = shared_out(_features_and_logits, (apply_fn,), (variables,), images, size)
+    for (features, logits), mask in shared:
+        yield features[mask], logits[mask]
 
 
 def last_dense(

@@ -27,8 +27,9 @@ from thinned.engine.best import Best
 from thinned.engine.build import Built
 from thinned.engine.checkpoint import KEPT, Checkpoints, Restored, digest
 from thinned.engine.devices import use_compilation_cache
-from thinned.engine.evaluation import Evaluation, evaluate
+from thinned.engine.evaluation import Evaluation
 from thinned.engine.feed import placed
+from thinned.engine.layout import all_here
 from thinned.engine.logs import MetricsLog, warn
 from thinned.engine.loop import Progress, arrays_of, to_predict, with_arrays
 from thinned.engine.step import TrainState
@@ -180,7 +181,9 @@ class Run:
         test = self.test_images(path) if dataset is None else matched(dataset, self.facts)
         state, images = read_by(self.built, self.state, test.images)
         test = Split(images, test.labels)
-        return evaluate(state.apply_fn, state.variables, placed(self.config, test))
+        layout = all_here()
+        data = placed(self.config, test, layout)
+        return layout.evaluate(state.apply_fn, layout.everywhere(state.variables), data)
 
     def test_images(self, path: Path | str | None = None) -> Split:
         """The test images of the run's own data, or of others, with the run's labels.

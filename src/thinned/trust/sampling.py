@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
-from itertools import starmap
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +23,7 @@ from thinned.core.errors import RequestError
 from thinned.core.types import Key, Variables
 from thinned.data.batch import as_float
 from thinned.dropout.audit.watch_linen import dropout_on, recording
-from thinned.models.apply import BATCH_SIZE, padded_batches
+from thinned.models.apply import BATCH_SIZE, shared_out
 from thinned.trust.partition import Parted, derivatives, is_affine, split_by_key
 from thinned.trust.scores import by_parts
 
@@ -112,21 +111,21 @@ def certain(logits: np.ndarray, probabilities: np.ndarray | None = None) -> Pred
 @partial(jax.jit, static_argnames=("apply_fn", "affine"))
 def sample_block(
     apply_fn: Callable[..., Any],
+    affine: bool,
     variables: Variables,
-    images: jax.Array,
     key: Key,
     count: jax.Array,
-    affine: bool = False,
+    images: jax.Array,
 ) -> SampleSums:
     """Sums over the first `count` samples of a block of images.
 
     Args:
         apply_fn: the ``apply`` of a module called as ``module(images, train=bool)``.
+        affine: whether to make a matrix of each thinned network's head, see `is_affine`.
         variables: its variables, the rates to sample with among them.
-        images: u8 or f32 [image, height, width, channel].
         key: of all samples; sample i uses ``fold_in(key, i)``.
         count: i32 [], traced: one program serves any number.
-        affine: whether to make a matrix of each thinned network's head, see `is_affine`.
+        images: u8 or f32 [image, height, width, channel].
     """
     together, logits_of = _heads(apply_fn, variables, images, key, affine)
 
@@ -305,12 +304,8 @@ def sample_predictions(
         raise RequestError("the network drops nothing: it cannot be sampled")
     block, count = min(_BLOCK if affine else BATCH_SIZE, len(images)), jnp.int32(samples)
 
-    def part(rows: np.ndarray, mask: np.ndarray) -> Predictions:
-        batch = jnp.asarray(images[rows])
-        sums = sample_block(apply_fn, variables, batch, key, count, affine)
-        return _finished(jax.device_get(sums), int(mask.sum()))
-
-    return joined(starmap(part, padded_batches(len(images), block)), len(images))
+    parts = shared_out(sample_block, (apply_fn, affine), (variables, key, count), images, block)
+    return joined((_finished(sums, int(mask.sum())) for sums, mask in parts), len(images))
 
 
 def _finished(sums: SampleSums, rows: int) -> Predictions:
