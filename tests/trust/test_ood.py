@@ -100,8 +100,10 @@ def test_mahalanobis_is_that_of_scikit_learn(training, new):
     within = LedoitWolf(assume_centered=True).fit(seen.features - means[labels])
     to_class = np.min([within.mahalanobis(new.features - mean) for mean in means], 0)
     np.testing.assert_allclose(scored("mahalanobis", training, new), to_class)
-    background = LedoitWolf(assume_centered=True).fit(seen.features - seen.features.mean(0))
-    to_all = background.mahalanobis(new.features - seen.features.mean(0))
+    # All covariance is that within classes and that between them.
+    all_ = np.cov(seen.features.T, ddof=0) - np.cov((seen.features - means[labels]).T, ddof=0)
+    inverse = np.linalg.inv(within.covariance_ + all_)
+    to_all = [row @ inverse @ row for row in new.features - seen.features.mean(0)]
     np.testing.assert_allclose(scored("relative-mahalanobis", training, new), to_class - to_all)
 
 

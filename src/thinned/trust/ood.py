@@ -72,11 +72,16 @@ def _max_logit(fitted: Fitted, seen: Seen) -> np.ndarray:
 
 
 def _gaussians(seen: Seen, labels: np.ndarray, last: LastLayer) -> Fitted:
-    features = seen.features.astype(np.float64)
-    present = np.unique(labels)
-    means = np.stack([features[labels == each].mean(0) for each in present])
-    within = features - means[np.searchsorted(present, labels)]
+    means, within, _ = _moments(seen, labels)
     return {"means": means, "whitening": _whitening(within)}
+
+
+def _moments(seen: Seen, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means by class, the covariance within classes, shrunk, and how many images each class has."""
+    features = seen.features.astype(np.float64)
+    present, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    means = np.stack([features[labels == label].mean(0) for label in present])
+    return means, shrunk_covariance(features - means[place]), counts
 
 
 def _mahalanobis(fitted: Fitted, seen: Seen) -> np.ndarray:
@@ -85,10 +90,12 @@ def _mahalanobis(fitted: Fitted, seen: Seen) -> np.ndarray:
 
 
 def _with_background(seen: Seen, labels: np.ndarray, last: LastLayer) -> Fitted:
-    features = seen.features.astype(np.float64)
-    mean = features.mean(0)
-    background = {"mean": mean, "background": _whitening(features - mean)}
-    return {**_gaussians(seen, labels, last), **background}
+    means, within, counts = _moments(seen, labels)
+    mean = np.average(means, 0, counts)
+    # Not shrunk by itself: where nothing varies, how much either was shrunk would decide.
+    between = np.atleast_2d(np.cov(means.T, fweights=counts, ddof=0))
+    background = {"mean": mean, "background": _whitening(within + between)}
+    return {"means": means, "whitening": _whitening(within), **background}
 
 
 def _relative(fitted: Fitted, seen: Seen) -> np.ndarray:
@@ -145,7 +152,7 @@ OOD_SCORES: Mapping[str, Score] = {
   of all classes (Lee et al. 2018, section 2.1), shrunk as by Ledoit & Wolf (2004): there may be
   fewer photos than features.
 - ``relative-mahalanobis``: the same, less that to the mean of all by the covariance of all (Ren et
-  al. 2021, section 3).
+  al. 2021, section 3): that within classes, shrunk, and between them.
 - ``knn``: distance of the features, as directions, to the k-th nearest of the training images (Sun
   et al. 2022, section 4.1); k is a hundredth of these, at most 50.
 - ``vim``: the energy, and as a virtual logit the part of the features in the directions in which
@@ -186,9 +193,8 @@ def threshold_at(scores: np.ndarray, fpr: float) -> float:
     return quantile(scores, fpr)
 
 
-def _whitening(centred: np.ndarray) -> np.ndarray:
+def _whitening(covariance: np.ndarray) -> np.ndarray:
     """f64 [feature, feature] by which differences become such of covariance 1."""
-    covariance = shrunk_covariance(centred)
     values, directions = linalg.eigh(covariance)
     # What never varies says nothing.
     safe = np.maximum(values, values.max() * len(values) * np.finfo(np.float64).eps)
