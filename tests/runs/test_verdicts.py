@@ -84,9 +84,14 @@ def site(name="d", seen=True):
     [
         (None, "not audited"),
         (Audit((), ()), "no dropout"),
+        (Audit((), (Check("something drops", "", False),)), "no dropout"),
+        (Audit((), (Check("it is on", "d", False),)), '0 of 0 sites right: "it is on" does not'),
         (Audit((site(),), ()), "Dropout works: 1 of 1 site right."),
         (Audit((site(), site("e", False)), ()), "not proved: 1 of 2 sites right."),
-        (Audit((site(),), (Check("q", "d", False),)), "not do what it should: 0 of 1 site right."),
+        (
+            Audit((site(),), (Check("q", "d", False),)),
+            'fails its audit, 0 of 1 site right: "q" does not hold.',
+        ),
     ],
 )
 def test_dropout_is_told_by_its_audit(audit, told):

@@ -339,8 +339,6 @@ def _dropout(shown: _Shown, plots: Plots, name: str) -> Iterator[str]:
         yield drawn
         return
     yield _said(verdicts.dropout(audit))
-    if not audit.sites:
-        return
     rows = [
         [
             site.name,
@@ -351,7 +349,8 @@ def _dropout(shown: _Shown, plots: Plots, name: str) -> Iterator[str]:
         ]
         for site in audit.sites
     ]
-    yield table(["site", "kind", "rate", "measured", "audit"], rows)
+    if rows:
+        yield table(["site", "kind", "rate", "measured", "audit"], rows)
     yield drawn
     yield folded(f"The audit, over {_DRAWS} steps", text(str(audit)))
 

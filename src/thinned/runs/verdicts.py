@@ -114,13 +114,19 @@ def dropout(audit: Audit | None) -> str:
     """Whether dropout does what it should; `audit` is None where none could be had."""
     if audit is None:
         return "Its dropout was not audited."
-    if not audit.sites:
+    if not audit.sites and not _fails(audit):
         return "It has no dropout."
     right = sum(site.seen and not audit.failures(site.name) for site in audit.sites)
     count = f"{right} of {len(audit.sites)} {'site' if len(audit.sites) == 1 else 'sites'} right"
-    if not audit.passed:
-        return f"Dropout does not do what it should: {count}."
+    if _fails(audit):
+        return f'Dropout fails its audit, {count}: "{audit.failures()[0].question}" does not hold.'
     return f"Dropout works: {count}." if not audit.unseen else f"Dropout is not proved: {count}."
+
+
+def _fails(audit: Audit | None) -> bool:
+    """Whether dropout that there is does not do what it should; a network may do without."""
+    failures = [] if audit is None else audit.failures()
+    return any(check.site for check in failures) or bool(audit and audit.sites and failures)
 
 
 def difference(name: str, base: str, mean: float, low: float, high: float) -> str:
@@ -152,7 +158,7 @@ def learned_by_heart(records: Sequence[Mapping[str, Any]], found: Appraisal) -> 
 def next_steps(run: Trained) -> list[tuple[str, str]]:
     """What to do next: up to three times why, and the command."""
     found: list[tuple[str, str]] = []
-    if run.audit is not None and not run.audit.passed:
+    if _fails(run.audit):
         found.append(("See what is wrong with its dropout.", f"thinned doctor {run.folder}"))
     if run.falls:
         more = f"thinned train --resume {run.folder} --epochs {2 * run.epochs}"

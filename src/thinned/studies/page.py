@@ -25,7 +25,7 @@ from thinned.studies.comparison import Difference, interval
 from thinned.studies.outcomes import SCORES, Row, accuracies_of
 from thinned.studies.study import Study, curves_of
 
-_NAME = 52
+_NAME = 50
 """Letters of an arm's name in a figure."""
 LABELS = {"accuracy": "test accuracy", "nll": "NLL (nats)", "ece": "ECE"}
 _MANY = 10
@@ -193,8 +193,8 @@ def _arms(study: Study, rows: Sequence[Row], plots: Plots) -> str:
             axes.plot(100 * found.mean, place, "D", color="C0")
             if not math.isnan(found.low):
                 _interval(axes, place, 100 * found.low, 100 * found.high, (low, high))
-            shorter = textwrap.shorten(name.replace(",", ", "), _NAME, placeholder=" ...")
-            axes.text(0, place + 0.22, plain(shorter), transform=across, fontsize=10)
+            told = name if len(name) <= _NAME else f"{name[:_NAME]} ..."
+            axes.text(0, place + 0.22, plain(told), transform=across, fontsize=10)
             axes.text(1, place - 0.34, _gain(found), transform=across, fontsize=10, ha="right")
         axes.axvline(0, linewidth=1, color="C7")
         axes.spines["left"].set_visible(False)
@@ -203,9 +203,7 @@ def _arms(study: Study, rows: Sequence[Row], plots: Plots) -> str:
 
     base = study.baseline if study.within is None else f"the baseline of each {study.within}"
     caption = f"What each arm wins over {base}: its seeds, their mean, and the 95 % interval"
-    if any(
-        not low <= 100 * end <= high for _, found, _ in compared for end in (found.low, found.high)
-    ):
+    if any(100 * found.low < low or 100 * found.high > high for _, found, _ in compared):
         caption += "; arrows lead to where the axis ends before the interval does"
     return plots.draw("differences", caption, paint, (4.6, 0.65 * len(compared) + 0.8))
 
