@@ -36,8 +36,10 @@ class Layout:
     leads = True
     """Whether this process writes and speaks."""
 
-    about = ""
-    """What a person is told of it; nothing of one device."""
+    @property
+    def about(self) -> str:
+        """What a person is told of it; nothing of one device."""
+        return ""
 
     def everywhere(self, tree: Any) -> Any:
         """Arrays of the host on every device."""

@@ -88,7 +88,7 @@ def joined(
         code = error.code if isinstance(error, SystemExit) else getattr(error, "exit_code", 1)
         # Those that a signal stopped all end, and process 0 not before it has saved.
         if not isinstance(code, int) or code < 128:
-            _leave_at_once(int(code or 0))
+            _leave_at_once(code if isinstance(code, int) else 1)
         raise
 
 
