@@ -88,8 +88,8 @@ def test_every_cell_has_one_device_and_every_image_one_cell(batch, devices):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"devices": "64", "parallel": "exact"}, "JAX finds 1"),
-        ({"devices": "2", "parallel": "no"}, "begun on one device"),
+        ({"devices": 64, "parallel": "exact"}, "JAX finds 1"),
+        ({"devices": 2, "parallel": "no"}, "begun on one device"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(values, said):

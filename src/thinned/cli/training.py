@@ -48,7 +48,7 @@ class Train:
         from thinned.engine.processes import joined, launched
 
         given = (self.coordinator, self.processes, self.process)
-        several = launched() and self.config.devices != "1"
+        several = launched() and self.config.devices != 1
         if given == (None, None, None) and not several:
             self._train()
             return

@@ -442,9 +442,9 @@ class Config:
         ),
     ] = None
     devices: Annotated[
-        str,
-        Option("Devices that share each batch: all, or a number.", changeable=True),
-    ] = "1"
+        int | Literal["all"],
+        Option("How many share each batch; or all.", "devices", low=1, changeable=True),
+    ] = 1
     parallel: Annotated[
         Literal["auto", "no", "exact", "fast"],
         Option(
@@ -691,8 +691,9 @@ def coerce(hint: Any, value: Any, where: str) -> Any:
                 return choice
         raise RequestError(f"{where} is {told(value)}: choose from {', '.join(map(str, allowed))}")
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        if value is None:
-            return None
+        words = [word for each in allowed for word in typing.get_args(each)]
+        if (value is None and type(None) in allowed) or (isinstance(value, str) and value in words):
+            return value
         return coerce(Annotated[allowed[0], ""], value, where)
     return _single(kind, value, where)
 

@@ -47,7 +47,6 @@ def validate(config: Section, prefix: str = "") -> Section:
     checked = dataclasses.replace(config, **values)
     if isinstance(checked, Config):
         recipe(checked.recipe)
-        _refuse_devices(checked.devices)
         _refuse_contradictions(checked.dropout)
         _refuse_unused(checked.optim)
     return checked
@@ -128,11 +127,6 @@ def refuse_idle(config: Config) -> None:
     _refuse_unfollowed(config)
     for name, needed in idle(config).items():
         raise RequestError(f"{flag(name)} changes nothing here: it goes with {needed}")
-
-
-def _refuse_devices(devices: str) -> None:
-    if devices != "all" and not (devices.isascii() and devices.isdecimal() and int(devices) > 0):
-        raise RequestError(f"--devices is {told(devices)}: must be all, or a number of at least 1")
 
 
 def _refuse_contradictions(dropout: DropoutConfig) -> None:

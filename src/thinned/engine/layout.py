@@ -36,8 +36,10 @@ class Layout:
     leads = True
     """Whether this process writes and speaks."""
 
-    about = ""
-    """What a person is told of it; nothing of one device."""
+    @property
+    def about(self) -> str:
+        """What a person is told of it; nothing of one device."""
+        return ""
 
     def everywhere(self, tree: Any) -> Any:
         """Arrays of the host on every device."""
@@ -346,7 +348,7 @@ def with_parallel(config: Config) -> Config:
     """The config of a new run, with ``--parallel auto`` written out."""
     if config.parallel != "auto":
         return config
-    return replace(config, parallel="no" if config.devices == "1" else "exact")
+    return replace(config, parallel="no" if config.devices == 1 else "exact")
 
 
 def layout_of(config: Config) -> Layout:
@@ -356,7 +358,7 @@ def layout_of(config: Config) -> Layout:
         RequestError: there are not so many, or they cannot share its batches.
     """
     if config.parallel in ("auto", "no"):
-        if config.devices != "1" or jax.process_count() > 1:
+        if config.devices != 1 or jax.process_count() > 1:
             raise RequestError(
                 f"--devices {config.devices}: this run was begun on one device, and its bits would "
                 "change; begin a new one with --parallel exact or fast"
@@ -379,7 +381,7 @@ def layout_of(config: Config) -> Layout:
     return Fast(devices, config.shard_parameters)
 
 
-def _devices(wanted: str) -> list[Any]:
+def _devices(wanted: int | str) -> list[Any]:
     found = jax.devices()
     count = len(found) if wanted == "all" else int(wanted)
     if count > len(found):

@@ -81,14 +81,15 @@ def joined(
         reason = " ".join(str(error).split())[:160]
         raise ThinnedError(f"the processes of this run did not meet: {reason}") from error
     try:
-        yield
+        with peers_told():
+            yield
         over()
     except BaseException as error:
         over()
         code = error.code if isinstance(error, SystemExit) else getattr(error, "exit_code", 1)
         # Those that a signal stopped all end, and process 0 not before it has saved.
         if not isinstance(code, int) or code < 128:
-            _leave_at_once(int(code or 0))
+            _leave_at_once(code if isinstance(code, int) else 1)
         raise
 
 
@@ -171,6 +172,15 @@ def _leave_at_once(code: int) -> None:
 def follows() -> bool:
     """Whether another process of this run leads: it alone writes and speaks."""
     return jax.process_count() > 1 and jax.process_index() > 0
+
+
+def met() -> bool:
+    """Whether this process follows another one; comes when all have started JAX."""
+    if jax.process_count() > 1:
+        # Between CPUs, the last one may come 30 seconds after the first to the first exchange, and
+        # loading data takes longer.
+        multihost_utils.sync_global_devices("met")
+    return follows()
 
 
 def from_first(array: np.ndarray) -> np.ndarray:

@@ -64,11 +64,10 @@ from thinned.engine.loop import train as run_loop
 from thinned.engine.plan import Plan
 from thinned.engine.processes import (
     Refused,
-    follows,
     from_first,
     heard,
     leading,
-    peers_told,
+    met,
     told,
 )
 from thinned.engine.step import TrainState
@@ -125,7 +124,7 @@ def train(
         return resume(folder, config, quiet=quiet, dataset=dataset)
     config = with_parallel(config)
     fix_threads(exact=config.parallel == "exact")
-    if follows():
+    if met():
         return _follow(dataset)
     with leading() as say:
         refuse_idle(config)
@@ -176,7 +175,7 @@ def resume(
     _refuse_changes(run, config)
     refuse_missing_log(config.log)
     fix_threads(run.folder / "environment.json")
-    if follows():
+    if met():
         return _follow(dataset)
     with leading() as say:
         layout = layout_of(config)
@@ -304,7 +303,6 @@ def _continued(run: Run, built: Built, dataset: Dataset, view: Silent) -> Genera
 
 
 @memory_told()
-@peers_told()
 def _train_in(run: Run, dataset: Dataset, built: Built, layout: Layout, quiet: bool) -> Run:
     use_compilation_cache()
     state, progress = built.initial_state(), Progress()
