@@ -4,8 +4,8 @@
 
 PHOTOS is a folder with train/, validation/ and test/, a folder for each class in them; WEIGHTS
 EfficientNet-Lite0's, in PyTorch's names. Needs torch and timm (the extra `bench`). Both sides get
-the same decoded pixels (224 x 224, and 256 x 256 for `all`) and all cores. Nothing is read from our cache of features: each
-seed computes its own, in a folder that is then thrown away.
+the same decoded pixels (224 x 224, and 256 x 256 for `all`) and all cores. Nothing is read from our
+cache of features: each seed computes its own, in a folder that is then thrown away.
 
   head   ours: `thinned train` as it is by default. PyTorch: features once, in batches of 32
          (eager, channels-last), then L-BFGS on a logistic regression, penalty as scikit-learn's
