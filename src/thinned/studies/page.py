@@ -342,8 +342,11 @@ def _gain(found: Difference) -> str:
 
 
 def _digits(found: Difference) -> float:
-    """A tenth of the interval: two digits of a difference that is as large are read."""
-    return (found.high - found.low) / 20
+    """A tenth of the interval: two digits of a difference that is as large are read.
+
+    However wide it is, tenths of a point are shown.
+    """
+    return min((found.high - found.low) / 20, 0.005)
 
 
 def verdict(study: Study, rows: Sequence[Row]) -> str:
