@@ -5,17 +5,20 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import blobs, write_idx
 from PIL import Image
-from scipy import special
+from scipy import special, stats
 from sklearn import metrics
 
 from thinned.cli.main import main
 from thinned.core.config import Config, DataConfig, DropoutConfig
 from thinned.core.errors import RequestError
+from thinned.core.types import Split
+from thinned.data.damage import MNIST_C, Corruptions, Kind, corrupted
 from thinned.models.apply import features_by_batch, last_dense
 from thinned.runs import calibration, ood, worth
 from thinned.runs import evaluate as scoring
@@ -140,7 +143,7 @@ def test_other_images_and_damage_are_scored(runs, base, capsys):
     shown = capsys.readouterr().out
     assert "40 other images" in shown
     assert shown.count("AUROC") == 4 + len(OOD_SCORES) - 1
-    assert shown.count("occlusion") == 3
+    assert "mean of the kinds" in shown
     told = scoring.evaluate_runs(runs[:1], lambda _: None, samples=10, ood=str(other))["ood"]
     inside = trust.predictions_of(runs[:1], runs[0].dataset.test.images, 10)
     outside = trust.predictions_of(runs[:1], noise[:40, ..., None], 10)
@@ -148,6 +151,39 @@ def test_other_images_and_damage_are_scored(runs, base, capsys):
     expected = metrics.roc_auc_score(target, np.concatenate([inside.entropy, outside.entropy]))
     assert told["images"] == 40
     assert told["measures"]["entropy"]["auroc"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_damage_is_scored_by_kind_and_over_kinds(runs):
+    lines = []
+    told = scoring.evaluate_runs(runs[:1], lines.append, corrupt=True)["damage"]
+    assert told["set"] == "MNIST-C"
+    assert [row["kind"] for row in told["rows"]] == [*MNIST_C.kinds]
+    test = runs[0].dataset.test
+    for row in told["rows"][:2]:
+        spoilt = corrupted(test, MNIST_C.kinds[row["kind"]], 1).images
+        right = runs[0].predict(np.asarray(spoilt)).argmax(1) == test.labels
+        assert row["scores"]["accuracy"] == pytest.approx(right.mean())
+    values = [row["scores"]["accuracy"] for row in told["rows"]]
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    over = told["over_kinds"]["accuracy"]
+    assert (over["low"], over["high"]) == pytest.approx(expected)
+    assert f"mean of the kinds   {np.mean(values):>8.2%}" in "\n".join(lines)
+
+
+def test_damage_of_several_severities_is_their_mean(monkeypatch):
+    images = np.full((4, 3, 3, 3), 128, np.uint8)
+    kind = Kind(lambda images, randoms, by: images * 0 + by, ((0.0,), (1.0,)))
+    few = Corruptions("few", {"one": kind, "two": Kind(kind.way, ((1.0,),))})
+    monkeypatch.setattr(scoring, "corruptions_for", lambda shape: few)
+
+    def appraised(split):
+        value = split.images.mean() / 255
+        return SimpleNamespace(scores={"accuracy": value, "nll": 2 * value, "ece": value})
+
+    told = scoring._damaged(Split(images, np.zeros(4, np.int32)), lambda _: None, appraised)
+    assert [row["severity"] for row in told["rows"]] == [1, 2, 1]
+    assert told["kinds"]["one"] == {"accuracy": 0.5, "nll": 1, "ece": 0.5}
+    assert told["over_kinds"]["nll"]["mean"] == 1.5
 
 
 def test_the_test_images_in_another_order_are_no_others_and_nothing_is_printed(runs, base, capsys):

@@ -75,9 +75,10 @@ class Evaluate:
     coverage: Coverage = None
     sets: Sets = None
     per_class: PerClass = False
-    corrupt: Annotated[bool, Option("Score damaged test images, too: six ways, three levels.")] = (
-        False
-    )
+    corrupt: Annotated[
+        bool,
+        Option("Score test images damaged as in MNIST-C, CIFAR-10-C or ImageNet-C, too."),
+    ] = False
     format: Annotated[
         Literal["text", "json"],
         Option("Text, or JSON that also holds the points of risk and coverage."),

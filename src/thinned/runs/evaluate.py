@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
+from scipy import stats
+
 from thinned.core.types import Split
-from thinned.data.damage import CORRUPTIONS, SEVERITIES, corrupted
+from thinned.data.damage import corrupted, corruptions_for
 from thinned.runs.ood import measures_of
 from thinned.runs.predictions import (
     appraise,
@@ -19,6 +22,8 @@ from thinned.runs.predictions import (
 from thinned.runs.run import Run
 from thinned.trust.appraisal import Appraisal, told_apart
 from thinned.trust.conformal import SetKind, SetScores
+
+_OF_KINDS = ("accuracy", "nll", "ece")
 
 
 def evaluate_runs(
@@ -43,13 +48,15 @@ def evaluate_runs(
         samples, calibrated: see `thinned.runs.predictions.predictions_of`; ``auto`` takes as many
             samples as are needed, see `thinned.runs.predictions.enough_samples`.
         ood: other images, to be told from the test images.
-        corrupt: whether to score damaged images, too.
+        corrupt: whether to score damaged images, too, see `thinned.data.damage.corruptions_for`.
         coverage, sets, per_class: whether, and how, to score sets of classes as well, see
             `thinned.runs.predictions.sets_for`.
 
     Returns:
         Everything as plain values for JSON: those of `thinned.trust.appraisal.Appraisal.as_values`,
-        ``runs``, ``samples``, ``calibrated``, and ``sets``, ``ood`` and ``damage`` where asked for.
+        ``runs``, ``samples``, ``calibrated``, and ``sets``, ``ood`` and ``damage`` where asked for:
+        of that the ``set``, ``rows`` with every kind and severity, ``kinds`` with means over
+        severities, and ``over_kinds`` with the mean of these and Student's 95 % interval.
 
     Raises:
         RequestError: see `common_test`, `predictions_of` and `other_images` in
@@ -100,15 +107,38 @@ def evaluate_runs(
 
 def _damaged(
     test: Split, say: Callable[[str], None], appraised: Callable[[Split], Appraisal]
-) -> list[dict[str, Any]]:
+) -> dict[str, Any]:
+    chosen = corruptions_for(test.images.shape)
     rows: list[dict[str, Any]] = []
-    say(f"\n{'damage':<11}severity  accuracy    NLL     ECE")
-    for kind in CORRUPTIONS:
-        for severity in SEVERITIES:
-            score = appraised(corrupted(test, kind, severity)).scores
-            rows.append({"kind": kind, "severity": severity, "scores": score})
-            say(
-                f"{kind:<11}{severity:>8}{score['accuracy']:>10.2%}{score['nll']:>8.4f}"
-                f"{score['ece']:>8.4f}"
-            )
-    return rows
+    kinds: dict[str, dict[str, float]] = {}
+    say(f"\n{chosen.name:<20}accuracy     NLL     ECE")
+    for name, kind in chosen.kinds.items():
+        severities = range(1, len(kind.levels) + 1)
+        found = [appraised(corrupted(test, kind, severity)).scores for severity in severities]
+        rows += [
+            {"kind": name, "severity": severity, "scores": scores}
+            for severity, scores in zip(severities, found, strict=True)
+        ]
+        kinds[name] = {
+            score: float(np.mean([each[score] for each in found])) for score in _OF_KINDS
+        }
+        say(_row(name, kinds[name]))
+    over = {score: _over(np.array([each[score] for each in kinds.values()])) for score in _OF_KINDS}
+    for title, end in (
+        ("mean of the kinds", "mean"),
+        ("  95 % from", "low"),
+        ("         to", "high"),
+    ):
+        say(_row(title, {score: over[score][end] for score in _OF_KINDS}))
+    return {"set": chosen.name, "rows": rows, "kinds": kinds, "over_kinds": over}
+
+
+def _row(title: str, scores: Mapping[str, float]) -> str:
+    return f"{title:<20}{scores['accuracy']:>8.2%}{scores['nll']:>8.4f}{scores['ece']:>8.4f}"
+
+
+def _over(values: np.ndarray) -> dict[str, float]:
+    """The mean with Student's 95 % interval."""
+    mean = float(values.mean())
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return {"mean": mean, "low": mean - half, "high": mean + half}
