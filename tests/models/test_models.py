@@ -259,16 +259,17 @@ def test_options_that_reach_nothing_are_refused(own, tiny_data, capsys, model, w
     assert not (own / "runs").exists()
 
 
-def test_options_that_reach_a_network_of_ones_own_are_not_refused(own, tiny_data):
+@pytest.mark.parametrize("name", ["Own", "Leaf"])
+def test_options_that_reach_a_network_of_ones_own_are_not_refused(own, tiny_data, name):
     config = Config(
         data=DataConfig(path=str(tiny_data)),
-        model="own_nets:Own",
+        model=f"own_nets:{name}",
         dropout=DropoutConfig(rate=0.1, depth="linear", sites={"middle": 0.2}),
     )
     facts = Facts("", ("a", "b"), (8, 8, 1), 200)
     Built.of(config, facts)
     # What a recipe sets was asked by nobody.
-    Built.of(replace(recipe("tutorial-as-printed"), model="own_nets:Own"), facts)
+    Built.of(replace(recipe("tutorial-as-printed"), model=f"own_nets:{name}"), facts)
 
 
 def test_the_listing_has_all_networks(own, capsys):

@@ -73,12 +73,23 @@ class WithEquinox(eqx.Module):
         return self.two(x)
 
 
+class Told(WithNnx):
+    """Its layers are told in each call."""
+
+    def __call__(self, x, deterministic):
+        x = nnx.relu(self.one(x.reshape(len(x), -1)))
+        return self.two(self.zero(x, deterministic=deterministic))
+
+
 ON_NNX, ON_EQUINOX = NnxNetwork(WithNnx), EquinoxNetwork(WithEquinox, True)
+
+
+TOLD = NnxNetwork(Told, "deterministic")
 
 
 @pytest.fixture(scope="module")
 def variables():
-    return {model: jax.jit(model.init)(KEY, X) for model in (ON_NNX, ON_EQUINOX)}
+    return {model: jax.jit(model.init)(KEY, X) for model in (ON_NNX, ON_EQUINOX, TOLD)}
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="train")
@@ -132,7 +143,7 @@ def test_sites_come_in_the_order_of_the_call_and_are_audited(model, names, varia
     assert {check.question for check in frozen.failures()} == {"masks change from step to step"}
 
 
-@pytest.mark.parametrize("model", [ON_NNX, ON_EQUINOX])
+@pytest.mark.parametrize("model", [ON_NNX, ON_EQUINOX, TOLD])
 def test_samples_are_those_of_the_naive_loop(model, variables):
     given = variables[model]
 

@@ -320,15 +320,19 @@ class Named(eqx.Module):
         inner: the layer.
         path: where it stands in the network.
         note: told the path in each call.
+        forced: whether it does as it is, whatever a call says of ``inference``.
     """
 
     inner: Any
     path: str = eqx.field(static=True)
     note: Callable[[str], None] = eqx.field(static=True)
+    forced: bool = eqx.field(static=True, default=False)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """What the layer returns."""
         self.note(self.path)
+        if self.forced:
+            options.pop("inference", None)
         with jax.named_scope(self.path):
             return self.inner(*args, **options)
 
@@ -363,12 +367,12 @@ def rate_at(layer: Any) -> float:
     return float(layer.rate if isinstance(layer, DropoutLayer) else layer.p)
 
 
-def told(path: str, layer: Any, off: bool, rate: Any) -> Named:
+def told(path: str, layer: Any, off: bool, rate: Any, train: bool) -> Named:
     """A layer that drops at a rate, or not; one of Equinox's keeps its own rate."""
     layer = eqx.tree_at(lambda layer: layer.inference, layer, off)
     if isinstance(layer, DropoutLayer):
         layer = eqx.tree_at(lambda layer: layer.rate, layer, rate)
-    return Named(layer, path, lambda path: None)
+    return Named(layer, path, lambda path: None, forced=not (off or train))
 
 
 def _drops(node: Any) -> bool:

@@ -212,8 +212,8 @@ class NnxNetwork(_Adapter):
                 variable.set_raw_value(jnp.full(shape, rate, variable.get_raw_value().dtype))
         (model.train if train else model.eval)()
         whole = [model, nnx.Rngs(dropout=blank)] if self.streams else [model]
-        self._ask(whole, images, rates, train)
-        with named(model):
+        forced = self._ask(whole, images, rates, train)
+        with named(model, forced=forced):
             logits = self._run(whole, images, train)
         if not self.is_initializing():
             changed = _by_collection(model)
@@ -227,8 +227,13 @@ class NnxNetwork(_Adapter):
         given = {"rngs": rngs[0]} if rngs else {}
         return model(images, **given, **_told(self.mode, train))
 
-    def _ask(self, whole: list[Any], images: jax.Array, rates: Any, train: bool) -> None:
-        """Tell what to do each layer that will be called and each stream that is drawn from."""
+    def _ask(self, whole: list[Any], images: jax.Array, rates: Any, train: bool) -> set[str]:
+        """Tell what to do each layer that will be called and each stream that is drawn from.
+
+        Returns:
+            The layers that drop though the network is called as in evaluation.
+        """
+        forced = set[str]()
         run = partial(self._run, images=images, train=train)
         streams = _streams(whole)
         for path, layer in _called(whole, run):
@@ -236,6 +241,8 @@ class NnxNetwork(_Adapter):
                 continue
             off, rate, key = self.place(path, layer, rates[path], train)(images)
             layer.deterministic = off
+            if not (off or train):
+                forced.add(path)
             if isinstance(layer.rate, on_nnx.Rate):
                 layer.rate[...] = jnp.asarray(rate, jnp.float32)
             if key is not None and layer.rngs is not None:
@@ -246,6 +253,7 @@ class NnxNetwork(_Adapter):
             root = self.make_rng("dropout")
             for path in used:
                 on_nnx.set_key(streams[path], on_nnx.key_at(root, [path]))
+        return forced
 
 
 @cache
@@ -399,7 +407,7 @@ class EquinoxNetwork(_Adapter):
         told = on_equinox.replaced(
             model,
             lambda path, layer: (
-                on_equinox.told(path, layer, *asked[path][:2]) if path in asked else layer
+                on_equinox.told(path, layer, *asked[path][:2], train) if path in asked else layer
             ),
         )
         return self._run(told, images, root)

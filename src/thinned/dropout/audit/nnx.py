@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Container, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -140,7 +140,10 @@ def _called(model: Any, *args: Any, **options: Any) -> Any:
 
 @contextmanager
 def named(
-    model: nnx.Module, prefix: str = "", note: Callable[[str], None] = lambda path: None
+    model: nnx.Module,
+    prefix: str = "",
+    note: Callable[[str], None] = lambda path: None,
+    forced: Container[str] = (),
 ) -> Generator[None]:
     """Calls of a model's layers are scopes with their paths inside this context.
 
@@ -150,6 +153,7 @@ def named(
         model: whose layers with a rate are named.
         prefix: before each name.
         note: told the path of each that is called.
+        forced: paths of layers that do as they are, whatever a call says of ``deterministic``.
     """
     paths = {id(module): path for path, module in with_rate(model)}
     kinds: dict[Any, Any] = {type(module): type(module).__call__ for _, module in with_rate(model)}
@@ -161,6 +165,8 @@ def named(
             if path is None:
                 return original(self, *args, **options)
             note(path)
+            if path in forced:
+                options.pop("deterministic", None)
             with jax.named_scope(prefix + path):
                 return original(self, *args, **options)
 
