@@ -132,7 +132,9 @@ def lead(
     """
     large, below = map(html.escape, headline)
     items = "".join(
-        f"<li>{html.escape(why)}" + (f" <code>{html.escape(command)}</code>" if command else "")
+        f"<li>{html.escape(why)}"
+        + (f" <code>{html.escape(command)}</code>" if command else "")
+        + "</li>"
         for why, command in steps
     )
     following = f'<h2>Next</h2><ul class="next">{items}</ul>' if items else ""
