@@ -77,8 +77,8 @@ def test_calibrated_predictions_stay_below_the_bound_and_others_do_not():
     random, right, wrong = np.random.default_rng(0), 0, 0
     for _ in range(TRIALS):
         confidence, truth = drawn(random, 500, 0.0)
-        bound = intervals.calibrated_ece(np.stack([confidence, 1 - confidence], 1), 100)
-        right += ece(np.maximum(confidence, 1 - confidence), truth) <= bound
+        bound = scores.error_by_chance(confidence)
+        right += ece(confidence, truth) <= bound
         wrong += ece(*drawn(random, 500, 0.2)) <= bound
     assert right / TRIALS >= 0.95 - SLACK
     assert wrong / TRIALS < 0.05

@@ -11,7 +11,6 @@ import numpy as np
 from thinned.core.pages import points
 from thinned.dropout.audit.findings import Audit
 from thinned.trust.appraisal import Appraisal
-from thinned.trust.scores import error_by_chance
 
 _FALLING = 0.99
 """A loss that is still lower than this part of the lowest before has not come to rest."""
@@ -84,7 +83,7 @@ def needs_temperature(found: Appraisal, warmer: Appraisal | None) -> bool:
 
 
 def _is_calibrated(found: Appraisal) -> bool:
-    return found.bins.error <= error_by_chance(found.probabilities.max(1))
+    return found.bins.error <= found.ece_by_chance
 
 
 def _ece(found: Appraisal) -> str:

@@ -95,12 +95,13 @@ class Appraisal:
         return values
 
     @cached_property
-    def intervals(self) -> dict[str, tuple[float, float]]:
-        """95 % intervals over new images, of ``ece`` and ``aurc``; ``calibrated_ece`` is a bound.
+    def ece_by_chance(self) -> float:
+        """Below this an ECE tells of no fault, see `thinned.trust.scores.error_by_chance`."""
+        return scores.error_by_chance(self.probabilities.max(1))
 
-        From 0 to the ECE that predictions as sure as these would have if they were calibrated, see
-        `thinned.trust.intervals.calibrated_ece`.
-        """
+    @cached_property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """95 % intervals over new images, of ``ece`` and ``aurc``."""
         seen = (self.probabilities.max(1), self.right)
         return {
             "ece": intervals.over_images(
@@ -109,7 +110,6 @@ class Appraisal:
             "aurc": intervals.over_images(
                 lambda sure, right: scores.risk_coverage(sure, right).area, seen
             ),
-            "calibrated_ece": (0.0, intervals.calibrated_ece(self.probabilities)),
         }
 
     def __str__(self) -> str:
@@ -125,14 +125,15 @@ class Appraisal:
     def as_values(self) -> dict[str, Any]:
         """Everything as plain values for JSON; NaN is null.
 
-        ``scores`` by name; ``intervals``, see there; ``classes``; ``per_class`` rows of precision,
-        recall and F1; ``confusion`` [true][predicted], null of more than `WIDEST` classes;
-        ``confused`` rows of its cells that are not 0: true, predicted, count; ``reliability`` bins;
-        ``risk_coverage`` points.
+        ``scores`` by name; ``intervals`` and ``ece_by_chance``, see there; ``classes``;
+        ``per_class`` rows of precision, recall and F1; ``confusion`` [true][predicted], null of
+        more than `WIDEST` classes; ``confused`` rows of its cells that are not 0: true, predicted,
+        count; ``reliability`` bins; ``risk_coverage`` points.
         """
         parts = {
             "scores": self.scores,
             "intervals": self.intervals,
+            "ece_by_chance": self.ece_by_chance,
             "classes": self.classes,
             "per_class": self.per_class,
             "confusion": self.confusion if len(self.classes) <= WIDEST else None,
@@ -153,7 +154,7 @@ class Appraisal:
             yield f"top 5         {score['top5']:.2%}"
         yield f"loss          {score['nll']:.4f} nats (NLL)"
         yield f"Brier         {score['brier']:.4f} (sum over classes, 0 to 2)"
-        (low, high), (_, chance) = self.intervals["ece"], self.intervals["calibrated_ece"]
+        (low, high), chance = self.intervals["ece"], self.ece_by_chance
         yield (
             f"ECE           {score['ece']:.4f} ({low:.4f} to {high:.4f}; below {chance:.4f} if "
             f"calibrated; {scores.BINS} bins of equal width), {score['adaptive_ece']:.4f} (of "

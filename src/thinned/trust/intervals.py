@@ -70,22 +70,3 @@ def auroc_interval(inside: np.ndarray, outside: np.ndarray) -> tuple[float, floa
         return scores.accuracy_interval(round(area * few), few)
     half = stats.norm.ppf(_LEVELS[1]) * math.sqrt(sum(parts)) / (area * (1 - area))
     return float(expit(logit(area) - half)), float(expit(logit(area) + half))
-
-
-def calibrated_ece(probabilities: np.ndarray, repeats: int = _REPEATS, seed: int = 0) -> float:
-    """The ECE that predictions of these confidences stay below 19 times of 20 if they are right.
-
-    Even then it is above 0: labels are drawn (consistency resampling; Bröcker & Smith 2007,
-    section 3). An ECE below this tells of no fault.
-
-    Args:
-        probabilities: f64 [image, class].
-        repeats: how often they are drawn.
-        seed: of what is drawn.
-    """
-    confidence, random = probabilities.max(1), np.random.default_rng(seed)
-    found = [
-        scores.bins_of(confidence, random.random(len(confidence)) < confidence).error
-        for _ in range(repeats)
-    ]
-    return float(np.quantile(found, 0.95))
