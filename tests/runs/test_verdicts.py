@@ -51,7 +51,6 @@ def test_calibration_is_judged_by_what_chance_makes():
     assert "well calibrated after temperature 1.40" in verdicts.calibration(sure, good, 1.4)
     assert "temperature" not in verdicts.calibration(sure, sure, 1.4)
     assert verdicts.needs_temperature(sure, good)
-    assert not verdicts.needs_temperature(sure, None)
     assert not verdicts.needs_temperature(good, good)
     both = appraised(np.repeat([0.95, 0.6], 500), np.tile(parts_right(0.8, 500), 2))
     assert "too sure of some" in verdicts.calibration(both)

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -60,7 +61,8 @@ def audited(built: Built, state: TrainState, draws: int) -> Audit:
 
     Of one whose first stages stand still, and so drop nothing, only the rest.
     """
-    plan, images, modes = built.plan, example(built.facts, AUDIT_EXAMPLES), {}
+    plan, images = built.plan, example(built.facts, AUDIT_EXAMPLES)
+    modes: dict[str, Any] = {}
     if built.cut:
         images = jnp.ones((AUDIT_EXAMPLES, *entering(built, built.cut)))
         modes = {

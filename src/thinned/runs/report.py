@@ -170,7 +170,7 @@ def _first(shown: _Shown, plots: Plots) -> str:
         audit,
         run.best is None and verdicts.falls(records),
         verdicts.learned_by_heart(records, found),
-        verdicts.needs_temperature(found, warmer and warmer[0]),
+        warmer is not None and verdicts.needs_temperature(found, warmer[0]),
     )
     title = (
         f"{run.folder.name}: {_network(run)}, trained on {run.facts.train_size:,} images of "
@@ -241,9 +241,10 @@ def _named(found: Appraisal) -> Iterator[tuple[str, str]]:
 
 def _cards(shown: _Shown, plots: Plots, name: str, ood: str | None) -> Iterator[str]:
     run, found, outside = shown.run, shown.found, shown.outside
+    other = None if outside is None else outside.entropy
     drawn = [
         figures.reliability(found, plots, name),
-        figures.entropies(found, outside and outside.entropy, plots, name),
+        figures.entropies(found, other, plots, name),
         figures.selective(found, plots, name),
     ]
     calibrated = verdicts.calibration(found, *(shown.warmer or ()))

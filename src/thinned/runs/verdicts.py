@@ -76,10 +76,9 @@ def calibration(found: Appraisal, warmer: Appraisal | None = None, temperature: 
     return f"{said}; {then} after temperature {temperature:.2f} (ECE {_ece(warmer)} points)."
 
 
-def needs_temperature(found: Appraisal, warmer: Appraisal | None) -> bool:
+def needs_temperature(found: Appraisal, warmer: Appraisal) -> bool:
     """Whether answers are not right as often as they say, and a temperature mends that."""
-    mends = warmer is not None and warmer.bins.error < found.bins.error
-    return mends and not _is_calibrated(found)
+    return warmer.bins.error < found.bins.error and not _is_calibrated(found)
 
 
 def _is_calibrated(found: Appraisal) -> bool:

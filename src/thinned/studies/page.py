@@ -258,15 +258,17 @@ def _cost(study: Study, rows: Sequence[Row], plots: Plots) -> str:
 
 
 def _against(option: str, score: str, rows: Sequence[Row], plots: Plots) -> str:
-    form = (lambda value: 100 * value) if score == "accuracy" else (lambda value: value)
+    scale, label = (100, "right in test (%)") if score == "accuracy" else (1, LABELS[score])
+
+    def form(value: float) -> float:
+        return scale * value
+
     values = [list(map(form, row.values(score))) for row in rows]
 
     def paint(axes: Any) -> None:
         draw_against(axes, option, score, rows, form)
         reach = [end for each in values for end in interval(each)]
-        axes.set(
-            ylabel=LABELS[score], ylim=window([value for each in values for value in each], reach)
-        )
+        axes.set(ylabel=label, ylim=window([value for each in values for value in each], reach))
 
     name = f"{score}-{option.replace('.', '-')}"
     return plots.draw(name, f"{LABELS[score]} by {option}: mean and 95 % interval", paint)
