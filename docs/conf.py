@@ -21,7 +21,8 @@ html_theme = "furo"
 html_title = "Thinned"
 # Tables of a hundred characters fit.
 html_theme_options = {"light_css_variables": {"code-font-size": "0.72rem"}}
-html_static_path: list[str] = []
+html_static_path = ["_static"]
+html_css_files = ["doors.css"]
 exclude_patterns = ["_build", "*.ipynb", "jupyter_execute"]
 myst_heading_anchors = 3
 # They would make a long dash of the two before a flag.

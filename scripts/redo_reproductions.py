@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from thinned.core.config import recipe, with_values
-from thinned.core.pages import Plots
+from thinned.core.pages import PRINTED, Plots
 from thinned.studies.arms import Arm
 from thinned.studies.comparison import paired_differences
 from thinned.studies.outcomes import Outcome, Row, accuracies_of
@@ -74,7 +74,7 @@ def _draw(folder: Path, result: Result, figure: Any) -> None:
     def paint(axes: Any) -> None:
         PICTURES[figure["kind"]](axes, folder, result, result.rows, figure)
 
-    Plots(folder).draw(result.reproduction.name, result.reproduction.about["title"], paint)
+    Plots(folder).draw(result.reproduction.name, result.reproduction.about["title"], paint, PRINTED)
     (folder / f"{result.reproduction.name}.png").unlink()
 
 

@@ -4,8 +4,8 @@
 
 RUN learned from photos with validation images held out; FOLDERs are odd images of any kind, and
 CIFAR-10's binary files, of which the animals are taken. Digits are MNIST's, from the package. A
-table in Markdown: part marked at --ood-fpr 0.05, and AUROC of the energy against the run's own test
-photos.
+table in Markdown: for each score the part marked at --ood-fpr 0.05, and the AUROC against the run's
+own test photos.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from sklearn.metrics import roc_auc_score
 from thinned.core.config import DataConfig
 from thinned.data.decode import from_array
 from thinned.data.sources.load import open_source
-from thinned.runs.predictions import known_below, other_images, predictions_of
+from thinned.runs.ood import known_below, strangeness
+from thinned.runs.predictions import other_images, predictions_of
 from thinned.runs.run import Run
-from thinned.trust.ood import ood_scores
+from thinned.trust.ood import OOD_SCORES
 
 ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
-SCORE = "energy"
 
 
 def brought(images: np.ndarray, side: int) -> np.ndarray:
@@ -57,19 +57,23 @@ def main() -> None:
     parser.add_argument("--fpr", type=float, default=0.05)
     arguments = parser.parse_args()
     runs = [Run.open(folder) for folder in arguments.runs]
-    line = known_below(runs, arguments.fpr, SCORE, arguments.samples, False)
-    print(f"threshold from {line.images} validation photos, of which {line.marked} lie above it\n")
-    print("| images | count | marked | AUROC |\n|---|---|---|---|")
-    known: np.ndarray | None = None
+    lines = {
+        score: known_below(runs, arguments.fpr, score, arguments.samples, False)
+        for score in OOD_SCORES
+    }
+    print(f"thresholds from {lines['energy'].images} validation photos\n")
+    print(f"| images | count | {' | '.join(OOD_SCORES)} |\n|---|---:|{'---:|' * len(OOD_SCORES)}")
+    known: dict[str, np.ndarray] = {}
     for name, images in strangers(runs[0], arguments.odd, arguments.cifar, arguments.count):
-        found = ood_scores(SCORE, predictions_of(runs, images, arguments.samples))
-        marked, auroc = np.mean(found > line.threshold), ""
-        if known is None:
-            known = found
-        else:
-            truth = np.repeat([0, 1], [len(known), len(found)])
-            auroc = f"{roc_auc_score(truth, np.concatenate([known, found])):.3f}"
-        print(f"| {name} | {len(found):,} | {marked:.1%} | {auroc} |", flush=True)
+        predicted, cells = predictions_of(runs, images, arguments.samples), list[str]()
+        for score, line in lines.items():
+            found = strangeness(runs, score, images, predicted)
+            own = known.setdefault(score, found)
+            cells.append(f"{np.mean(found > line.threshold):.1%}")
+            if own is not found:
+                truth = np.repeat([0, 1], [len(own), len(found)])
+                cells[-1] += f", {roc_auc_score(truth, np.concatenate([own, found])):.3f}"
+        print(f"| {name} | {len(images):,} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from thinned.core.rng import key_for as key_for
     from thinned.data.sources.arrays import Arrays as Arrays
     from thinned.data.sources.load import load_data as load_data
+    from thinned.dropout.attention import attention as attention
     from thinned.dropout.audit.findings import Audit as Audit
     from thinned.dropout.audit.front import audit as audit
     from thinned.dropout.audit.functions import audit_function as audit_function
@@ -59,6 +60,7 @@ _PUBLIC = {
     "dropout.audit.findings": "Audit",
     "dropout.audit.front": "audit",
     "dropout.audit.functions": "audit_function",
+    "dropout.attention": "attention",
     "dropout.audit.watch_linen": "dropout_on",
     "dropout.linen": "AlphaDropout ChannelDropout ConcreteDropout DropBlock DropConnectDense "
     "Dropout DropPath GaussianDropout",

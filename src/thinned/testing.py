@@ -32,9 +32,9 @@ def assert_dropout(
     """
     __tracebackhide__ = True
     asked = audit_function if inspect.isroutine(model) else audit
-    found = asked(model, *args, **options)
-    failed = [check for check in found.failures() if check.site not in ignore]
-    unseen = [name for name in found.unseen if name not in ignore] if proved else []
+    audited = asked(model, *args, **options)
+    failed = [check for check in audited.failures() if check.site not in ignore]
+    unseen = [name for name in audited.unseen if name not in ignore] if proved else []
     if failed or unseen:
-        raise AssertionError(f"dropout is not right:\n{found}")
-    return found
+        raise AssertionError(f"dropout is not right:\n{audited}")
+    return audited

@@ -83,12 +83,14 @@ def stable(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
 
 
-@pytest.mark.parametrize("position", [0, 17, 59_999])
-def test_each_image_lands_anywhere_with_equal_chance(position):
-    # 400 orders of 10 places: each place is a binomial count, here within 5 sigma.
+@pytest.mark.parametrize("epoch", [0, 17, 59_999])
+def test_each_image_lands_anywhere_with_equal_chance(epoch):
+    # 400 orders of 10 places, of 40 seeds: each place is a binomial count, here within 5 sigma.
+    epochs = epoch + np.arange(10, dtype=np.uint32)
     places = [
-        int(np.flatnonzero(permutation(key_for(s, "shuffle", position), 10) == 3)[0])
-        for s in range(400)
+        int(np.flatnonzero(permutation(key, 10) == 3)[0])
+        for seed in range(40)
+        for key in key_for(seed, "shuffle", epochs)
     ]
     counts = np.bincount(places, minlength=10)
     sigma = np.sqrt(400 * 0.1 * 0.9)

@@ -14,7 +14,7 @@ from thinned.deploy.artifact import Artifact
 from thinned.deploy.programs import Programs
 from thinned.deploy.promises import Way
 from thinned.deploy.server import Model, Service, bound_to
-from thinned.runs.predictions import Known
+from thinned.runs.ood import Known
 from thinned.trust.conformal import Conformal
 from thinned.trust.selection import Selection
 

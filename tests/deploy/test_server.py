@@ -40,7 +40,7 @@ def test_images_are_answered_as_the_artifact_predicts_them(model, port):
     assert status == 200
     assert found["model"] == "d1"
     images = np.stack([np.full((8, 8, 1), value, np.uint8) for value in (0, 255, 60)])
-    wanted = model.answers.rows(model.artifact.predictions(images, WAY))
+    wanted = model.answers.rows(images, model.artifact.predictions(images, WAY))
     for row, own in zip(found["results"], wanted, strict=True):
         assert row.keys() == own.keys() | {"doubts"}
         for name, value in own.items():

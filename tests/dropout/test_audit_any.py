@@ -145,6 +145,24 @@ def test_noise_that_is_added_and_random_choices_raise_no_alarm():
     assert [site.effective for site in found.sites] == [None] * 3 or len(found.sites) >= 3
 
 
+def test_a_latent_code_and_masked_tokens_raise_no_alarm():
+    """Noise of an autoencoder (Kingma & Welling 2014) and the input of BERT keep no mean."""
+    table = jax.random.normal(KEY, (11, 8))
+
+    def network(key, tokens):
+        one, two = jax.random.split(key)
+        seen = jnp.where(jax.random.bernoulli(one, 0.3, tokens.shape), 10, tokens)
+        x = table[seen].mean(1)
+        mean, log_deviation = x, 0.1 * jnp.flip(x, 1)
+        return mean + jnp.exp(log_deviation) * jax.random.normal(two, x.shape)
+
+    tokens = jax.random.randint(KEY, (6, 9), 0, 10)
+    evaluation = lambda key, tokens: table[tokens].mean(1)  # noqa: E731
+    found = audit_function(network, fresh, tokens, evaluation=evaluation, draws=8)
+    assert found.passed, str(found)
+    assert not found.unseen
+
+
 def test_what_cannot_be_looked_at_is_not_proved():
     def network(key, x):
         data = jax.random.key_data(key)

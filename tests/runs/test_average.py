@@ -9,7 +9,7 @@ from flax import linen as nn
 import thinned
 from thinned.core.config import AugmentConfig, Config, DataConfig, OptimConfig
 from thinned.data.sources.arrays import Arrays
-from thinned.engine import loop
+from thinned.engine import layout, loop
 from thinned.engine.build import Built
 from thinned.engine.feed import feed_of
 from thinned.engine.loop import collected
@@ -118,7 +118,7 @@ def test_a_resnet_killed_in_mid_epoch_ends_with_the_same_bits(tmp_path, monkeypa
 
 
 def test_without_batch_statistics_or_average_nothing_is_collected(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "collect", None)
+    monkeypatch.setattr(layout, "collect", None)
     for name, model, ema in (("mlp", "mlp", 0.9), ("raw", "resnet", None)):
         config = config_for(model=model, epochs=1, optim=OptimConfig(ema=ema))
         run = thinned.train(config, name=name, runs=tmp_path, dataset=dataset())

@@ -5,18 +5,22 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import blobs, write_idx
 from PIL import Image
-from scipy import special
+from scipy import special, stats
 from sklearn import metrics
 
 from thinned.cli.main import main
 from thinned.core.config import Config, DataConfig, DropoutConfig
 from thinned.core.errors import RequestError
-from thinned.runs import calibration, worth
+from thinned.core.types import Split
+from thinned.data.damage import MNIST_C, Corruptions, Kind, corrupted
+from thinned.models.apply import features_by_batch, last_dense
+from thinned.runs import calibration, ood, worth
 from thinned.runs import evaluate as scoring
 from thinned.runs import predictions as trust
 from thinned.runs.calibration import Calibration, fit
@@ -24,6 +28,7 @@ from thinned.runs.files import columns, predict_files
 from thinned.runs.train import train
 from thinned.trust import scores
 from thinned.trust.conformal import Conformal, SetScores
+from thinned.trust.ood import OOD_SCORES
 from thinned.trust.sampling import Predictions
 from thinned.trust.selection import select
 
@@ -137,8 +142,8 @@ def test_other_images_and_damage_are_scored(runs, base, capsys):
     assert main(words) == 0
     shown = capsys.readouterr().out
     assert "40 other images" in shown
-    assert shown.count("AUROC") == 4
-    assert shown.count("occlusion") == 3
+    assert shown.count("AUROC") == 4 + len(OOD_SCORES) - 1
+    assert "mean of the kinds" in shown
     told = scoring.evaluate_runs(runs[:1], lambda _: None, samples=10, ood=str(other))["ood"]
     inside = trust.predictions_of(runs[:1], runs[0].dataset.test.images, 10)
     outside = trust.predictions_of(runs[:1], noise[:40, ..., None], 10)
@@ -146,6 +151,39 @@ def test_other_images_and_damage_are_scored(runs, base, capsys):
     expected = metrics.roc_auc_score(target, np.concatenate([inside.entropy, outside.entropy]))
     assert told["images"] == 40
     assert told["measures"]["entropy"]["auroc"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_damage_is_scored_by_kind_and_over_kinds(runs):
+    lines = []
+    told = scoring.evaluate_runs(runs[:1], lines.append, corrupt=True)["damage"]
+    assert told["set"] == "MNIST-C"
+    assert [row["kind"] for row in told["rows"]] == [*MNIST_C.kinds]
+    test = runs[0].dataset.test
+    for row in told["rows"][:2]:
+        spoilt = corrupted(test, MNIST_C.kinds[row["kind"]], 1).images
+        right = runs[0].predict(np.asarray(spoilt)).argmax(1) == test.labels
+        assert row["scores"]["accuracy"] == pytest.approx(right.mean())
+    values = [row["scores"]["accuracy"] for row in told["rows"]]
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    over = told["over_kinds"]["accuracy"]
+    assert (over["low"], over["high"]) == pytest.approx(expected)
+    assert f"mean of the kinds   {np.mean(values):>8.2%}" in "\n".join(lines)
+
+
+def test_damage_of_several_severities_is_their_mean(monkeypatch):
+    images = np.full((4, 3, 3, 3), 128, np.uint8)
+    kind = Kind(lambda images, randoms, by: images * 0 + by, ((0.0,), (1.0,)))
+    few = Corruptions("few", {"one": kind, "two": Kind(kind.way, ((1.0,),))})
+    monkeypatch.setattr(scoring, "corruptions_for", lambda shape: few)
+
+    def appraised(split):
+        value = split.images.mean() / 255
+        return SimpleNamespace(scores={"accuracy": value, "nll": 2 * value, "ece": value})
+
+    told = scoring._damaged(Split(images, np.zeros(4, np.int32)), lambda _: None, appraised)
+    assert [row["severity"] for row in told["rows"]] == [1, 2, 1]
+    assert told["kinds"]["one"] == {"accuracy": 0.5, "nll": 1, "ece": 0.5}
+    assert told["over_kinds"]["nll"]["mean"] == 1.5
 
 
 def test_the_test_images_in_another_order_are_no_others_and_nothing_is_printed(runs, base, capsys):
@@ -226,7 +264,14 @@ def test_a_temperature_that_nothing_supports_is_doubted(runs, monkeypatch, capsy
         assert error.count("\n") == 1
 
 
-WAYS = ["plain pass", "MC, 1 sample", "MC, 10 samples", "MC, 30 samples", "MC, 100 samples"]
+WAYS = [
+    "plain pass",
+    "Laplace, last layer",
+    "MC, 1 sample",
+    "MC, 10 samples",
+    "MC, 30 samples",
+    "MC, 100 samples",
+]
 
 
 def test_the_worth_of_samples_is_a_table_as_they_are_and_one_with_temperatures(alike, capsys):
@@ -257,7 +302,7 @@ def test_differences_are_over_draws_of_masks_and_of_like_with_like(runs, capsys)
         return scores.losses(new.probabilities, test.labels)
 
     for methods, own in ((found.methods, False), (found.tempered, True)):
-        plain, sampled = methods
+        plain, _, sampled = methods
         assert plain.nll_difference == (0.0, 0.0, 0.0)
         assert plain.p_value == 1.0
         base, drawn = losses(0, 0, own), np.stack([losses(20, draw, own) for draw in range(3)])
@@ -470,7 +515,7 @@ def test_a_threshold_for_several_runs_needs_images_that_none_learned_from(runs, 
 
 def test_strange_images_are_marked_by_validation_photos(runs, base, pictures, capsys):
     run, held = runs[0], runs[0].dataset.validation
-    known = trust.known_below([run], 0.1, "energy", 0, calibrated=False)
+    known = ood.known_below([run], 0.1, "energy", 0, calibrated=False)
     energy = trust.predictions_of([run], held.images).energy
     # The ceil(61 * 0.9)-th smallest of 60.
     assert known.threshold == np.sort(energy)[54]
@@ -486,12 +531,49 @@ def test_strange_images_are_marked_by_validation_photos(runs, base, pictures, ca
     assert [row["known"] for row in rows] == [row["energy"] <= known.threshold for row in rows]
     strange = sum(not row["known"] for row in rows)
     assert not next(row for row in rows if row["path"].endswith("flat.png"))["known"]
-    assert f"none of the classes above an energy of {known.threshold:.4f}: " in err
+    assert f"none of the classes above energy {known.threshold:.4f}: " in err
     assert f"{strange} of 13 {'is' if strange == 1 else 'are'} probably none of the classes" in err
     assert main(words) == 1
     table = capsys.readouterr().out.splitlines()
     assert table[0].split() == ["class", "probability", "energy", "known", "path"]
     assert [line.split()[3] for line in table[1:]] == [("no", "yes")[row["known"]] for row in rows]
+
+
+def test_every_score_sees_the_features_and_is_kept_with_its_weights(runs, base, pictures, capsys):
+    run, held = runs[0], runs[0].dataset.validation
+    state = run.state
+    features, logits = map(
+        np.concatenate,
+        zip(*features_by_batch(state.apply_fn, state.variables, held.images), strict=True),
+    )
+    kernel, bias = last_dense(state.apply_fn, state.variables, held.images[:1])
+    np.testing.assert_allclose(features @ kernel + bias, logits, rtol=1e-4, atol=1e-4)
+    plain = trust.predictions_of([run], held.images)
+    np.testing.assert_allclose(special.softmax(logits, 1), plain.probabilities, atol=1e-5)
+    for score in OOD_SCORES:
+        known = ood.known_below([run], 0.1, score, 0, calibrated=False)
+        found = ood.strangeness([run], score, held.images, plain)
+        assert known.marked == int(np.sum(found > known.threshold)) <= 6
+    words = ["predict", str(run.folder), str(pictures), "--ood-fpr", "0.1", "--ood-score"]
+    capsys.readouterr()
+    assert main([*words, "vim", "--format", "json"]) == 0
+    out, err = capsys.readouterr()
+    assert "training images once" not in err
+    rows = [json.loads(line) for line in out.splitlines()]
+    (run.folder / "ood-vim.npz").write_bytes(b"damaged")
+    assert main([*words, "vim", "--format", "json"]) == 0
+    again, err = capsys.readouterr()
+    assert "vim looks at 240 training images once" in err
+    assert [json.loads(line) for line in again.splitlines()] == rows
+    assert "vin" in refused(capsys, *words, "vin")
+
+
+def test_a_network_without_a_dense_layer_at_its_end_has_an_energy_alone(runs):
+    def squared(variables, images, train):
+        return runs[0].state.apply_fn(variables, images, train=train) ** 2
+
+    with pytest.raises(RequestError, match="does not end in a dense layer of Linen"):
+        last_dense(squared, runs[0].state.variables, runs[0].dataset.test.images[:1])
 
 
 @pytest.mark.parametrize("samples", [0, 5])
@@ -507,7 +589,7 @@ def test_strangers_to_several_runs_and_samples_are_marked(runs, base, pictures, 
     assert [row["energy"] for row in alone] == pytest.approx([row["energy"] for row in together])
     assert list(alone[0]) == list(columns(samples, ood_score="energy"))
     with pytest.raises(RequestError, match="--ood-fpr: .*s1 held out other validation images"):
-        trust.known_below(runs, 0.1, "energy", samples, calibrated=False)
+        ood.known_below(runs, 0.1, "energy", samples, calibrated=False)
 
 
 def test_a_temperature_changes_no_energy(runs, base):
@@ -515,7 +597,7 @@ def test_a_temperature_changes_no_energy(runs, base):
     shutil.copytree(runs[0].folder, copy)
     run = trust.load_runs([copy])[0]
     trust.calibrate([run])
-    plain, tempered = (trust.known_below([run], 0.1, "energy", 0, c) for c in (False, True))
+    plain, tempered = (ood.known_below([run], 0.1, "energy", 0, c) for c in (False, True))
     assert plain == tempered
 
 

@@ -167,6 +167,16 @@ def test_a_run_is_whole_without_its_weights_and_resumes_to_the_bit(
     assert last["accuracy"] == pytest.approx(np.mean(known.argmax(1) == OTHER.test.labels))
 
 
+def test_a_damaged_record_of_its_inputs_is_refused(source: Run, home: Path) -> None:
+    """The data tell classes and shape, but not how the network's inputs are scaled."""
+    config = wanted(source, epochs=1)
+    copy = home / "damaged"
+    shutil.copytree(train(config, name="scaled", runs=home, dataset=OTHER).folder, copy)
+    (copy / "data.json").write_text("{")
+    with pytest.raises(RequestError, match="wants its inputs: restore it from a copy"):
+        _ = replace(Run.open(copy), config=replace(config, data=DataConfig(path="x"))).facts
+
+
 def test_fine_tuning_begins_with_a_head_that_fits(source: Run, home: Path) -> None:
     config = wanted(source, finetune="all", epochs=1, learning_rate=1e-9)
     run = train(config, name="fits", runs=home, dataset=OTHER)
@@ -290,6 +300,8 @@ def test_photos_are_learned_from_imagenet_where_its_weights_are(
     found, notes = pretrained.resolved(Config(data=data))
     assert found.pretrained == ("imagenet" if there else "no")
     assert found.data.size == (224 if there else None)
+    whole, _ = pretrained.resolved(Config(data=data, finetune="all"))
+    assert whole.data.size == (256 if there else None)
     assert ("--pretrained no" in notes[0]) == there
     assert ("pip install 'thinned[pretrained]'" in notes[0]) != there
     for plain in (

@@ -7,10 +7,10 @@ import pytest
 from scipy.special import log_softmax
 
 from thinned.runs.calibration import fit
-from thinned.runs.predictions import _certain, tempered
+from thinned.runs.predictions import tempered
 from thinned.trust.appraisal import Appraisal, uncertainties
 from thinned.trust.conformal import Conformal, SetScores, nonconformity
-from thinned.trust.sampling import averaged, entropy_of, joined
+from thinned.trust.sampling import averaged, certain, entropy_of, joined
 
 IMAGES, CLASSES = 300, 10_000
 SIZE = IMAGES * CLASSES * 8
@@ -29,7 +29,7 @@ def labels():
 @pytest.fixture(scope="module")
 def found():
     values = logits()
-    return joined((_certain(values[start : start + 50]) for start in range(0, IMAGES, 50)), IMAGES)
+    return joined((certain(values[start : start + 50]) for start in range(0, IMAGES, 50)), IMAGES)
 
 
 def taken(work):
@@ -43,7 +43,7 @@ def taken(work):
 
 def test_parts_are_joined_without_a_copy():
     values = logits()
-    parts = (_certain(values[start : start + 10]) for start in range(0, IMAGES, 10))
+    parts = (certain(values[start : start + 10]) for start in range(0, IMAGES, 10))
     whole, most = taken(lambda: joined(parts, IMAGES))
     assert most < 1.4
     expected = np.exp(log_softmax(values.astype(np.float64), 1))

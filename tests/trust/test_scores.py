@@ -161,6 +161,19 @@ def test_the_temperature_that_made_the_labels_is_found(seed, temperature):
     assert scores.nll(scaled, labels) <= scores.nll(special.softmax(logits, 1), labels) + 1e-9
 
 
+def test_a_temperature_is_for_the_least_of_the_very_loss_that_is_shown():
+    """Where a few answers are surely wrong: the loss counts each of these as 34.5 nats at most."""
+    random = np.random.default_rng(0)
+    logits, labels = 400 * random.random((200, 2)), np.zeros(200, int)
+    logits[np.arange(200), labels] += 300 * (random.random(200) < 0.9)
+    p = special.softmax(logits, 1)
+    logs = np.log(np.maximum(p, 1e-30))
+    found = scores.fit_temperature(logs, labels)
+    grid = np.geomspace(*scores.TEMPERATURES, 400)
+    wanted = min(scores.nll(special.softmax(logs / each, 1), labels) for each in grid)
+    assert scores.nll(special.softmax(logs / found, 1), labels) == pytest.approx(wanted, rel=1e-3)
+
+
 def test_the_bootstrap_interval_covers_the_mean_as_that_of_scipy():
     values = np.random.default_rng(0).normal(1, 2, 500)
     low, high = scores.bootstrap(values)

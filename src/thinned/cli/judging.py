@@ -75,9 +75,10 @@ class Evaluate:
     coverage: Coverage = None
     sets: Sets = None
     per_class: PerClass = False
-    corrupt: Annotated[bool, Option("Score damaged test images, too: six ways, three levels.")] = (
-        False
-    )
+    corrupt: Annotated[
+        bool,
+        Option("Score test images damaged as in MNIST-C, CIFAR-10-C or ImageNet-C, too."),
+    ] = False
     format: Annotated[
         Literal["text", "json"],
         Option("Text, or JSON that also holds the points of risk and coverage."),
@@ -170,7 +171,8 @@ class Predict:
         ),
     ] = None
     ood_score: Annotated[
-        Literal["energy"], Option("How strange an image looks, for --ood-fpr.")
+        Literal["energy", "max-logit", "mahalanobis", "relative-mahalanobis", "knn", "vim"],
+        Option("How strange an image looks, for --ood-fpr."),
     ] = "energy"
     format: Annotated[
         Literal["table", "csv", "json", "parquet"],
@@ -258,10 +260,10 @@ class Calibrate:
         """Fit, save, and say what it changed."""
         from thinned.runs import predictions as trust
 
-        found = trust.calibrate(trust.load_runs(self.runs), self.samples)
-        print(found)
-        if found.doubt:
-            print(f"thinned: warning: {found.doubt}", file=sys.stderr)
+        calibration = trust.calibrate(trust.load_runs(self.runs), self.samples)
+        print(calibration)
+        if calibration.doubt:
+            print(f"thinned: warning: {calibration.doubt}", file=sys.stderr)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import thinned
 from thinned.cli.data import Data, Show
 from thinned.cli.deploying import Export, Serve
 from thinned.cli.judging import Calibrate, Evaluate, Predict, Report
-from thinned.cli.proving import Doctor, VerifyResume
+from thinned.cli.proving import Doctor, VerifyLayout, VerifyResume
 from thinned.cli.studying import Reproduce, Study
 from thinned.cli.training import FindLr, Models, Train
 from thinned.core.config import Config, load, recipe
@@ -42,6 +42,7 @@ COMMANDS: dict[str, type[Any]] = {
     "study": Study,
     "reproduce": Reproduce,
     "verify-resume": VerifyResume,
+    "verify-layout": VerifyLayout,
 }
 
 
@@ -227,8 +228,8 @@ def _read(words: list[str], defaults: list[Any]) -> Any:
 
 def _union(types: tuple[Any, ...]) -> Any:
     union: Any = types[0]
-    for each in types[1:]:
-        union = union | each
+    for kind in types[1:]:
+        union = union | kind
     return union
 
 
@@ -262,12 +263,12 @@ def _usual_recipe(config: Config) -> str:
     from thinned.runs.pretrained import resolved
 
     try:
-        found, _ = resolved(config)
+        followed, _ = resolved(config)
     except RequestError:
         # Whatever is wrong with the data is the command's to say, once it is their turn.
         return "tutorial"
     # A run that is gone on from has its own ways, which its user knows.
-    if not found.is_pretrained or os.path.isdir(found.pretrained):
+    if not followed.is_pretrained or os.path.isdir(followed.pretrained):
         return "tutorial"
     return "finetune-head" if config.finetune == "head" else "finetune-all"
 

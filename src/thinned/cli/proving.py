@@ -42,9 +42,9 @@ class Doctor:
         _show_devices(4)
         from thinned.runs import doctor
 
-        found = doctor.diagnose(self.target, self.draws)
-        print(found, flush=True)
-        if not found.passed:
+        audit = doctor.diagnose(self.target, self.draws)
+        print(audit, flush=True)
+        if not audit.passed:
             raise ThinnedError(f"{self.target} fails its audit")
 
     def _examine(self) -> None:
@@ -52,11 +52,11 @@ class Doctor:
             raise RequestError("--stack asks about this machine: leave out the target")
         from thinned.runs import stack
 
-        found = stack.examine()
-        print(found, flush=True)
-        if not found.passed:
+        checked = stack.examine()
+        print(checked, flush=True)
+        if not checked.passed:
             raise ThinnedError(
-                f"JAX computes wrong on this machine ({'; '.join(found.wrong)}): install another "
+                f"JAX computes wrong on this machine ({'; '.join(checked.wrong)}): install another "
                 "version of jax, by the constraints.txt of thinned"
             )
 
@@ -78,6 +78,31 @@ class VerifyResume:
             raise RequestError(f"--kills is {self.kills}: must be at least 1")
         if not verify_resume(self.config, self.kills):
             raise ThinnedError("the resumed run differs from the uninterrupted one")
+
+
+@dataclass(frozen=True)
+class VerifyLayout:
+    """Prove that a run by --parallel exact ends with the same bits on other devices."""
+
+    config: Annotated[Config, arg(name="")] = field(default_factory=Config)
+    config_file: ConfigFile = None
+    layouts: Annotated[
+        tuple[str, ...],
+        Option("DEVICES of a process, or PROCESSESxDEVICES; a CPU passes for as many devices."),
+    ] = ("1", "2", "4", "2x2")
+    kills: Annotated[
+        int, Option("How often to kill a run whose layout changes each time.", "kills", low=0)
+    ] = 1
+    debug: Debug = False
+
+    def __call__(self) -> None:
+        """Train on each layout, and once on all of them in turn; print a verdict for each."""
+        from thinned.runs.verify import Shape, verify_layout
+
+        if self.kills < 0:
+            raise RequestError(f"--kills is {self.kills}: must be at least 0")
+        if not verify_layout(self.config, [Shape.of(each) for each in self.layouts], self.kills):
+            raise ThinnedError("the bits depend on the devices")
 
 
 def _show_devices(count: int) -> None:

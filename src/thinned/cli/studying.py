@@ -48,11 +48,19 @@ class Study:
     ] = None
     runs: Annotated[Path, Option("Folder of all runs and studies.")] = Path("runs")
     processes: Annotated[int, Option("Processes that share the runs and the CPU cores.", low=1)] = 1
+    cluster: Annotated[
+        str | None,
+        Option(
+            "Dask scheduler whose workers do the runs, tcp://HOST:PORT; or local, for --processes "
+            "workers made here (extra `cluster`)."
+        ),
+    ] = None
     debug: Debug = False
 
     def __call__(self) -> None:
         """Run what was not run yet; print the table, write the page."""
         from thinned.studies import study
+        from thinned.studies.cluster import refuse_missing
         from thinned.studies.page import told
 
         for name in ("seeds", "random", "search", "processes"):
@@ -60,6 +68,8 @@ class Study:
             if value is not None and value < 1:
                 raise RequestError(f"--{name} is {value}: must be at least 1")
         self._refuse_unused()
+        if self.cluster is not None:
+            refuse_missing()
         config = validate(self.config)
         arms = grid(varied(self.vary, config))
         if self.random is not None:
@@ -71,9 +81,9 @@ class Study:
         tell = partial(print, flush=True)
         with study.stoppable(f"the same command, --name {folder.relative_to(self.runs)}"):
             if self.search is None:
-                rows = study.run_study(wanted, folder, tell, self.processes)
+                rows = study.run_study(wanted, folder, tell, self.processes, self.cluster)
             else:
-                rows = study.search(wanted, folder, self.search, tell)
+                rows = study.search(wanted, folder, self.search, tell, self.processes, self.cluster)
         # With the looks of before.
         wanted = study.Study.open(folder)
         print(f"\n{told(wanted, rows)}", flush=True)
@@ -87,13 +97,8 @@ class Study:
         study.refuse_fruitless(folder, rows)
 
     def _refuse_unused(self) -> None:
-        pairs = [
-            (self.search is not None, "--search", self.random is not None, "--random"),
-            (self.search is not None, "--search", self.processes > 1, "--processes"),
-        ]
-        for one, first, two, second in pairs:
-            if one and two:
-                raise RequestError(f"{first} and {second} exclude each other: give one of them")
+        if self.search is not None and self.random is not None:
+            raise RequestError("--search and --random exclude each other: give one of them")
 
 
 @dataclass(frozen=True)

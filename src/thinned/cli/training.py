@@ -33,17 +33,37 @@ class Train:
         None
     )
     quiet: Annotated[bool, Option("Print nothing but errors.")] = False
+    coordinator: Annotated[
+        str | None,
+        Option("HOST:PORT of process 0, of several that nothing but hands have started."),
+    ] = None
+    processes: Annotated[
+        int | None, Option("How many there are; Slurm, Open MPI and Kubernetes know.", low=1)
+    ] = None
+    process: Annotated[int | None, Option("Which of them this is.", "from 0", low=0)] = None
     debug: Debug = False
 
     def __call__(self) -> None:
         """Train, then say where the result is and what can be done with it."""
+        from thinned.engine.processes import joined, launched
+
+        given = (self.coordinator, self.processes, self.process)
+        several = launched() and self.config.devices != 1
+        if given == (None, None, None) and not several:
+            self._train()
+            return
+        with joined(*given, debug=self.debug):
+            self._train()
+
+    def _train(self) -> None:
+        from thinned.engine.processes import follows
         from thinned.runs import train as runs
 
         if self.resume is not None:
             run = runs.resume(self.resume, self.config, quiet=self.quiet)
         else:
             run = runs.train(self.config, name=self.name, runs=self.runs, quiet=self.quiet)
-        if not self.quiet:
+        if not self.quiet and not follows():
             print(_closing(run), flush=True)
 
 

@@ -441,6 +441,21 @@ class Config:
             changeable=True,
         ),
     ] = None
+    devices: Annotated[
+        int | Literal["all"],
+        Option("How many share each batch; or all.", "devices", low=1, changeable=True),
+    ] = 1
+    parallel: Annotated[
+        Literal["auto", "no", "exact", "fast"],
+        Option(
+            "How they share it: exact ends with the same bits on any number of devices and "
+            "processes, fast differs by rounding; auto is exact for more than one."
+        ),
+    ] = "auto"
+    shard_parameters: Annotated[
+        bool,
+        Option("Cut up large parameters, too, where --parallel is fast.", changeable=True),
+    ] = False
     seed: Annotated[int, Option("Root of all randomness.", "integer", low=0, high=2**32 - 1)] = 0
     log: Annotated[
         Literal["none", "tensorboard"],
@@ -494,7 +509,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "epochs": 6,
         "learning_rate": 0.0003,
         "augment": {"preset": "none", "crop": 0.6, "flip": 0.5},
-        "optim": {"name": "adamw", "schedule": "onecycle", "label_smoothing": 0.1},
+        "optim": {"name": "adamw", "warmup_epochs": 1.0, "ema": 0.98, "label_smoothing": 0.1},
     },
 }
 
@@ -541,10 +556,10 @@ def with_values(config: Any, values: Mapping[str, Any], where: str) -> Any:
                 )
             changes[name] = with_values(current, value, f"{where}: {name}")
         else:
-            found = coerce(hints[name], value, f"{where}: {name}")
+            asked = coerce(hints[name], value, f"{where}: {name}")
             # Named again, a recipe that is followed still is.
-            again = isinstance(current, Followed) and found == current
-            changes[name] = current if again else found
+            again = isinstance(current, Followed) and asked == current
+            changes[name] = current if again else asked
     return dataclasses.replace(config, **changes)
 
 
@@ -661,14 +676,14 @@ def coerce(hint: Any, value: Any, where: str) -> Any:
         number: Any = Annotated[allowed[1], ""]
         named = typing.cast(Mapping[Any, Any], value)
         return {
-            str(name): coerce(number, each, f"{where}: {str(name)[:SHOWN]}")
-            for name, each in named.items()
+            str(name): coerce(number, given, f"{where}: {str(name)[:SHOWN]}")
+            for name, given in named.items()
         }
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list | tuple) or not value:
             raise RequestError(f"{where} is {told(value)}: expected one or more values")
         item: Any = Annotated[allowed[0], ""]
-        return tuple(coerce(item, each, where) for each in typing.cast(list[Any], value))
+        return tuple(coerce(item, element, where) for element in typing.cast(list[Any], value))
     if typing.get_origin(kind) is Literal:
         for choice in allowed:
             # 1 is no True here.
@@ -676,8 +691,9 @@ def coerce(hint: Any, value: Any, where: str) -> Any:
                 return choice
         raise RequestError(f"{where} is {told(value)}: choose from {', '.join(map(str, allowed))}")
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        if value is None:
-            return None
+        words = [word for each in allowed for word in typing.get_args(each)]
+        if (value is None and type(None) in allowed) or (isinstance(value, str) and value in words):
+            return value
         return coerce(Annotated[allowed[0], ""], value, where)
     return _single(kind, value, where)
 

@@ -86,19 +86,19 @@ def _plain(node: Any) -> Any:
     if node is None:
         return None
     if isinstance(node, yaml.SequenceNode):
-        return [_plain(each) for each in node.value]
+        return [_plain(item) for item in node.value]
     if isinstance(node, yaml.ScalarNode):
         if node.tag != "tag:yaml.org,2002:str":
             raise ValueError(f"{_line(node)} has a tag, {told(node.tag)}")
         return node.value if node.style else _scalar(node.value, node)
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode):
             raise ValueError(f"{_line(key)} has a key that is no name")
-        if key.value in found:
+        if key.value in values:
             raise ValueError(f"{_line(key)} gives {told(key.value)} a second time")
-        found[key.value] = _plain(value)
-    return found
+        values[key.value] = _plain(value)
+    return values
 
 
 _WORDS = {

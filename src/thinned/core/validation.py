@@ -60,11 +60,11 @@ def _checked(hint: Any, value: Any, name: str) -> Any:
         return validate(value, f"{name}.")
     value = coerce(hint, value, flag(name))
     if isinstance(value, Mapping):
-        each = list(typing.cast(Mapping[str, Any], value).items())
+        named = list(typing.cast(Mapping[str, Any], value).items())
     else:
-        each = [("", v) for v in (value if isinstance(value, tuple) else (value,))]
+        named = [("", v) for v in (value if isinstance(value, tuple) else (value,))]
     option = typing.get_args(hint)[1]
-    for key, number in each:
+    for key, number in named:
         if isinstance(number, int | float) and option.range and not option.admits(number):
             shown = f"{flag(name)} {key[:SHOWN]}".rstrip()
             raise RequestError(f"{shown} is {told(number)}: must be {_sentence(option)}")
@@ -93,6 +93,7 @@ _USED_WITH: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "dropout.schedule_to": _RAMPS,
     "mlp.pieces": ("mlp.units", ("maxout",)),
     "patience": ("keep_best", ("accuracy", "nll")),
+    "shard_parameters": ("parallel", ("fast",)),
 }
 """Options that change nothing unless another one has one of these values."""
 

@@ -57,15 +57,18 @@ class Augment:
     cutmix: float = 0.0
     classes: int = 0
 
-    def __call__(self, images: jax.Array, labels: jax.Array, key: Key) -> Varied:
-        """Vary a batch.
+    def __call__(
+        self, images: jax.Array, labels: jax.Array, key: Key, first: jax.Array | int = 0
+    ) -> Varied:
+        """Vary a batch, or a part of one.
 
         Args:
             images: f32 [batch, height, width, channel] in [0, 1].
             labels: i32 [batch].
             key: of the step; the image at position i draws from ``fold_in(key, i)``.
+            first: the position of the first of these images; they are mixed with one another only.
         """
-        positions = jnp.arange(len(images), dtype=jnp.uint32)
+        positions = jnp.arange(len(images), dtype=jnp.uint32) + jnp.asarray(first, jnp.uint32)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
         images = jax.vmap(self._one)(images, keys)
         targets = None
@@ -90,7 +93,7 @@ class Augment:
         across, down, mirror, scale = jax.random.split(key, 4)
         size = jax.random.uniform(scale, minval=self.crop, maxval=1.0) if self.crop < 1 else 1.0
         flipped = jax.random.bernoulli(mirror, self.flip) if self.flip else jnp.asarray(False)
-        places = [self._start(each, size) for each in (down, across)]
+        places = [self._start(shift, size) for shift in (down, across)]
         sides = [
             _sources(length, size, at) for length, at in zip(image.shape, places, strict=False)
         ]
@@ -108,7 +111,7 @@ class Augment:
         """Each image with its neighbour in the batch, whose order is random already."""
         partners, others = jnp.roll(images, 1, 0), jnp.roll(labels, 1, 0)
         mix, shares = jax.vmap(self._pair)(images, partners, keys)
-        one, two = (jax.nn.one_hot(each, self.classes) for each in (labels, others))
+        one, two = (jax.nn.one_hot(names, self.classes) for names in (labels, others))
         return mix, shares[:, None] * one + (1 - shares[:, None]) * two
 
     def _pair(self, image: jax.Array, other: jax.Array, key: Key) -> tuple[jax.Array, jax.Array]:

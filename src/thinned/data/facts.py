@@ -67,7 +67,9 @@ class Facts:
         """
         values = json.loads(text)
         pair = (values["mean"], values["deviation"])
-        mean, deviation = (None if each is None else tuple(map(float, each)) for each in pair)
+        mean, deviation = (
+            None if statistic is None else tuple(map(float, statistic)) for statistic in pair
+        )
         return cls(
             str(values["name"]),
             tuple(map(str, values["classes"])),

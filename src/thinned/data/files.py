@@ -248,9 +248,11 @@ def _form(
     """Size and channels of the images: as asked for, else as the files are."""
     if options.size is not None and options.channels is not None:
         return (options.size, options.size), options.channels, ()
-    found = [header for header in headers([e.path for e in entries]) if isinstance(header, Header)]
-    sizes = {header.size for header in found}
-    grey = bool(found) and all(header.is_grey for header in found)
+    readable = [
+        header for header in headers([e.path for e in entries]) if isinstance(header, Header)
+    ]
+    sizes = {header.size for header in readable}
+    grey = bool(readable) and all(header.is_grey for header in readable)
     size, channels = form_for(sizes, grey, options)
     if options.size is not None or not sizes or sizes == {size}:
         return size, channels, ()
@@ -295,9 +297,9 @@ def _packed(entries: Sequence[Entry], size: Size, channels: int, fit: Fit) -> Pa
     folder = cache_folder() / _digest(entries, states, manner(size, channels, fit))
 
     def one(known: tuple[Entry, str]) -> np.ndarray | str:
-        found = or_reason(decode, known[0].path, size, channels, fit)
+        decoded = or_reason(decode, known[0].path, size, channels, fit)
         # Of a file that was missing before, the pack's own name says so: it changes with the file.
-        return str(found) if isinstance(found, str) and found == known[1] else found
+        return str(decoded) if isinstance(decoded, str) and decoded == known[1] else decoded
 
     pairs = list(zip(entries, states, strict=True))
     return open_pack(folder) or write_pack(
@@ -311,8 +313,8 @@ def state_of(path: Path) -> str:
     Size and time of change alone do not tell: copying programs set the time as it was.
     """
     try:
-        found = path.stat()
-        return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
+        stat = path.stat()
+        return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
     except OSError as error:
         return error.strerror or "gone"
 

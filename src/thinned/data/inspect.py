@@ -131,8 +131,8 @@ def inspect(data: DataConfig, sheet: Path | None = None) -> Inspection:
     classes = len(dataset.classes)
     counts = {name: np.bincount(split.labels, minlength=classes) for name, split in splits.items()}
     mean, deviation = statistics_of(dataset.train)
-    named = _namer(source, splits)
-    leaks, repeats, conflicts, pairs = _duplicates(splits, named)
+    named = namer(source, splits)
+    leaks, repeats, conflicts, pairs = duplicates(splits, named)
     if sheet is not None:
         write_sheet(_examples(dataset), sheet)
     forms = _forms(source)
@@ -247,7 +247,7 @@ def _add_images(archive: zipfile.ZipFile, name: str, split: Split) -> None:
             file.write(np.ascontiguousarray(part).data)
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """Where an image is: its split, its place there, and its label."""
 
     split: str
@@ -255,9 +255,25 @@ class _Place(NamedTuple):
     label: int
 
 
-def _duplicates(
-    splits: dict[str, Split], named: Callable[[_Place], str]
-) -> tuple[dict[tuple[str, str], int], dict[str, int], int, dict[str, list[str]]]:
+class Duplicates(NamedTuple):
+    """Images that there are more than once; see `Inspection`, whose attributes these are."""
+
+    leaks: dict[tuple[str, str], int]
+    repeats: dict[str, int]
+    conflicts: int
+    pairs: dict[str, list[str]]
+
+
+def duplicates(
+    splits: dict[str, Split],
+    named: Callable[[Place], str] = lambda place: f"{place.split}[{place.row}]",
+) -> Duplicates:
+    """Which images are equal, pixel for pixel.
+
+    Args:
+        splits: by name.
+        named: what an image is called, for people.
+    """
     leaks: collections.Counter[tuple[str, str]] = collections.Counter()
     repeats: collections.Counter[str] = collections.Counter()
     conflicts = 0
@@ -273,7 +289,7 @@ def _duplicates(
         for kind, (one, two) in _kinds(places):
             if len(pairs[kind]) < _SHOWN:
                 pairs[kind].append(f"{named(one)} = {named(two)}")
-    return (
+    return Duplicates(
         {pair: count for pair, count in leaks.items() if count},
         {name: count for name, count in repeats.items() if count},
         conflicts,
@@ -281,20 +297,20 @@ def _duplicates(
     )
 
 
-def _equal(splits: dict[str, Split]) -> list[list[_Place]]:
+def _equal(splits: dict[str, Split]) -> list[list[Place]]:
     """The places of every image that there is more than once."""
-    seen: dict[bytes, list[_Place]] = collections.defaultdict(list)
+    seen: dict[bytes, list[Place]] = collections.defaultdict(list)
     for name, split in splits.items():
         row = 0
         for images, labels in split.parts():
             for image, label in zip(images, labels, strict=True):
                 digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
-                seen[digest].append(_Place(name, row, int(label)))
+                seen[digest].append(Place(name, row, int(label)))
                 row += 1
     return [places for places in seen.values() if len(places) > 1]
 
 
-def _kinds(places: list[_Place]) -> Iterator[tuple[str, tuple[_Place, _Place]]]:
+def _kinds(places: list[Place]) -> Iterator[tuple[str, tuple[Place, Place]]]:
     """What is wrong with equal images, with the first of them and another."""
     first = places[0]
     for other in places[1:]:
@@ -303,14 +319,19 @@ def _kinds(places: list[_Place]) -> Iterator[tuple[str, tuple[_Place, _Place]]]:
             yield "conflicts", (first, other)
 
 
-def _namer(source: Any, splits: dict[str, Split]) -> Callable[[_Place], str]:
-    """Names images by their files where the source has files, else by split and place."""
+def namer(source: Any, splits: dict[str, Split]) -> Callable[[Place], str]:
+    """Names images by their files where the source has files, else by split and place.
+
+    Args:
+        source: as opened, see `thinned.data.sources.load.open_source`.
+        splits: of what it loads.
+    """
     images = splits["train"].images
     if not isinstance(source, ImageFolder | Table) or not isinstance(images, PackedImages):
         return lambda place: f"{place.split}[{place.row}]"
     entries, pack = source.entries()[0], open_pack(images.path.parent)
 
-    def named(place: _Place) -> str:
+    def named(place: Place) -> str:
         held: Any = splits[place.split].images
         return printable(entries[pack.kept[held.rows[place.row]]].path) if pack else "?"
 
@@ -320,10 +341,10 @@ def _namer(source: Any, splits: dict[str, Split]) -> Callable[[_Place], str]:
 def _forms(source: Any) -> dict[str, int]:
     if not isinstance(source, ImageFolder | Table):
         return {}
-    found = headers([entry.path for entry in source.entries()[0]])
+    read = headers([entry.path for entry in source.entries()[0]])
     forms = collections.Counter(
         f"{header.size[0]} x {header.size[1]} {header.mode} {header.format}"
-        for header in found
+        for header in read
         if isinstance(header, Header)
     )
     return dict(forms.most_common())

@@ -270,12 +270,12 @@ class Kept(NamedTuple):
 
 def packs_in(parent: Path) -> list[Kept]:
     """The packs in a folder, those that were not used for longest first."""
-    found: list[Kept] = []
+    packs: list[Kept] = []
     for meta in parent.glob("*/meta.json"):
         with contextlib.suppress(OSError):
             size = sum(file.stat().st_size for file in meta.parent.iterdir())
-            found.append(Kept(meta.parent, size, meta.stat().st_mtime))
-    return sorted(found, key=lambda kept: kept.used)
+            packs.append(Kept(meta.parent, size, meta.stat().st_mtime))
+    return sorted(packs, key=lambda kept: kept.used)
 
 
 def largest_cache() -> float:

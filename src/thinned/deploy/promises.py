@@ -12,7 +12,8 @@ import numpy as np
 from thinned.core.errors import RequestError
 from thinned.core.types import Split
 from thinned.runs.calibration import fit
-from thinned.runs.predictions import Known, held_alike, known_by, predictions_of, tempered
+from thinned.runs.ood import Known, known_by
+from thinned.runs.predictions import held_alike, predictions_of, tempered
 from thinned.runs.run import Run
 from thinned.trust.conformal import Conformal, SetKind, fewest_images
 from thinned.trust.sampling import Predictions
@@ -202,6 +203,6 @@ def _promised(asked: Asked, way: Way, found: Predictions, labels: np.ndarray) ->
     if count >= fewest_images(1 - asked.coverage):
         way = way._replace(sets=Conformal.of(asked.sets, asked.coverage, p, labels))
     if count >= fewest_images(asked.ood_fpr):
-        known = known_by(found, "energy", asked.ood_fpr)
+        known = known_by(found.energy, "energy", asked.ood_fpr)
         way = way._replace(known=known, fpr=asked.ood_fpr)
     return way

@@ -122,7 +122,7 @@ class Model:
         logits = self.artifact.logits(padded, self.way.samples)[:, :, :count]
         found = predicted(logits, self.way)
         samples = softmax(logits.reshape(-1, *logits.shape[2:]), 2)
-        rows = self.answers.rows(found)
+        rows = self.answers.rows(padded[:count], found)
         return [
             Answered(row, found.probabilities[place], samples[:_SHOWN_SAMPLES, place])
             for place, row in enumerate(rows)

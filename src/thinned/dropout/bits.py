@@ -21,14 +21,15 @@ from thinned.core.types import Bits, Key
 GENERATORS: tuple[Bits, ...] = ("threefry", "fast")
 _WORDS = jnp.uint32
 _SETTINGS: Any = jax.config
+_THREEFRY = "threefry2x32"
 
 
 def random_bits(key: Key, shape: tuple[int, ...], bits: Bits = "threefry") -> jax.Array:
     """Uniformly random words.
 
     Args:
-        key: a typed key [], or a legacy key u32 [2].
-        shape: of the result; sizes above 2**32 are addressed with 64 bits.
+        key: a typed key [], or a legacy key u32 [2] (u32 [4] where JAX's default is ``rbg``).
+        shape: of the result; sizes above 2**32, or symbolic ones, are addressed with 64 bits.
         bits: ``threefry`` gives the words of ``jax.random.bits(key, shape, jnp.uint32)`` (Salmon et
             al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), whatever JAX's settings,
             written so that XLA fuses it on a CPU.
@@ -97,16 +98,18 @@ def checked_key(key: Any) -> None:
     """Refuse what is no single key.
 
     Raises:
-        RequestError: `key` is no typed key [] and no u32 [2].
+        RequestError: `key` is no typed key [] and no legacy key of JAX's default kind.
     """
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    words = 2 if _default_kind() == _THREEFRY else 4
+    expected = f"a key is expected (jax.random.key, or u32 [{words}])"
     if dtype is None or shape is None:
-        raise RequestError(f"a key is expected (jax.random.key, or u32 [2]), not {key!r}")
+        raise RequestError(f"{expected}, not {key!r}")
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         if shape:
             raise RequestError(f"one key is expected, not an array {shape}: vmap over them")
-    elif dtype != jnp.uint32 or shape != (2,):
-        raise RequestError(f"a key is expected (jax.random.key, or u32 [2]), not {dtype} {shape}")
+    elif dtype != jnp.uint32 or shape != (words,):
+        raise RequestError(f"{expected}, not {dtype} {shape}")
 
 
 def uniform(key: Key, shape: tuple[int, ...], bits: Bits = "threefry") -> jax.Array:
@@ -143,35 +146,40 @@ def linear_position(axes: list[jax.Array], shape: tuple[int, ...]) -> tuple[jax.
     Returns:
         u32 words (high, low) of the 64-bit position.
     """
-    if math.prod(shape) <= 2**32:
+    # A symbolic size, as of a batch in `jax.export`, may be any.
+    if all(isinstance(size, int) for size in shape) and math.prod(shape) <= 2**32:
         low = axes[-1]
         for axis in range(len(shape) - 1):
             low = low + axes[axis] * _WORDS(math.prod(shape[axis + 1 :]) % 2**32)
         return jnp.zeros_like(low), low
     high, low = jnp.zeros_like(axes[0]), axes[0]
-    for coordinate, size in zip(axes[1:], shape[1:], strict=True):
-        high, low = high * _WORDS(size) + _high_product(low, size), low * _WORDS(size)
+    for coordinate, extent in zip(axes[1:], shape[1:], strict=True):
+        size = _WORDS(extent)
+        high, low = high * size + _high_product(low, size), low * size
         low = low + coordinate
         high = high + (low < coordinate).astype(jnp.uint32)
     return high, low
 
 
-def _high_product(word: jax.Array, factor: int) -> jax.Array:
+def _high_product(word: jax.Array, factor: jax.Array) -> jax.Array:
     """The high 32 bits of a 64-bit product, by halves: XLA has no such instruction for u32."""
     top, bottom = word >> 16, word & _WORDS(0xFFFF)
-    upper, lower = _WORDS(factor >> 16), _WORDS(factor & 0xFFFF)
+    upper, lower = factor >> 16, factor & _WORDS(0xFFFF)
     middle = top * lower + ((bottom * lower) >> 16)
     carried = bottom * upper + (middle & _WORDS(0xFFFF))
     return top * upper + (middle >> 16) + (carried >> 16)
 
 
 def _key_words(key: Key) -> jax.Array | None:
-    """u32 [2] of a threefry key; None for a typed key of another kind."""
+    """u32 [2] of a threefry key; None for a key of another kind."""
     checked_key(key)
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        data = jax.random.key_data(key)
-        return data if str(jax.random.key_impl(key)) == "threefry2x32" else None
-    return key
+        return jax.random.key_data(key) if str(jax.random.key_impl(key)) == _THREEFRY else None
+    return key if _default_kind() == _THREEFRY else None
+
+
+def _default_kind() -> str:
+    return _SETTINGS.jax_default_prng_impl
 
 
 def _threefry2x32(words: jax.Array, high: jax.Array, low: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -7,7 +7,7 @@ dtype; and keeps nothing of its mask for the backward pass: from the key, it is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -34,8 +34,14 @@ Rate = Any
 
 SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 
-# Rematerialised, so that the backward pass holds on to the key and not to the mask.
-_redrawn = partial(jax.checkpoint, prevent_cse=False, static_argnums=3)
+
+def _redrawn(body: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """A function of (x, rate, key, static) whose backward pass holds on to the key, not the mask.
+
+    One program where it is called eagerly, and no trace of that where it is traced.
+    """
+    again = jax.checkpoint(body, prevent_cse=False, static_argnums=3)
+    return jax.jit(again, static_argnums=3, inline=True)
 
 
 def dropout(
@@ -44,7 +50,8 @@ def dropout(
     key: Key,
     *,
     bits: Bits = "threefry",
-    broadcast_dims: Sequence[int] = (),
+    broadcast_dims: Iterable[int] = (),
+    scaled: bool = True,
 ) -> jax.Array:
     """Drop elements independently and scale the survivors up, so that the mean is kept.
 
@@ -52,13 +59,14 @@ def dropout(
     JMLR 15, section 4, in the inverted form: nothing is to be done at inference.
 
     Args:
-        x: float array of any shape (f32, bf16, f16).
+        x: float or complex array of any shape (f32, bf16, f16, c64).
         rate: probability of dropping, 0 to 1 inclusive; may be traced. Exact identity at 0, exact
             zeros with a zero gradient at 1. A plain number 0 draws no random bits.
         key: used once; unused when `rate` is the plain number 0 or 1.
         bits: generator, see `thinned.dropout.bits`. ``threefry`` gives the masks of
             ``jax.random.bernoulli(key, 1 - rate)``, and so those of ``flax.linen.Dropout``.
         broadcast_dims: axes along which one draw is shared.
+        scaled: whether survivors are scaled up; otherwise the mean is multiplied by ``1 - rate``.
 
     Returns:
         An array like `x`. Survivors are divided by the probability with which `bits` really keeps,
@@ -66,13 +74,21 @@ def dropout(
         backward pass: it is drawn again. The gradient with respect to `rate` is zero.
 
     Raises:
-        RequestError: `x` is no float array, `rate` is out of range, or an axis does not exist.
+        RequestError: `x` is neither float nor complex, `rate` is out of range, or an axis does not
+            exist.
     """
     shape = mask_shape(_shape_of(x), broadcast_dims)
-    return _between(_elements, x, rate, key, (shape, bits))
+    return _between(_elements, x, rate, key, (shape, scaled, bits))
 
 
-def channel_dropout(x: jax.Array, rate: Rate, key: Key, *, bits: Bits = "threefry") -> jax.Array:
+def channel_dropout(
+    x: jax.Array,
+    rate: Rate,
+    key: Key,
+    *,
+    bits: Bits = "threefry",
+    broadcast_dims: Iterable[int] = (),
+) -> jax.Array:
     """Drop whole feature maps: `dropout` with one draw for each example and channel.
 
     Tompson et al. (2015), "Efficient object localization using convolutional networks", section
@@ -81,15 +97,24 @@ def channel_dropout(x: jax.Array, rate: Rate, key: Key, *, bits: Bits = "threefr
     Args:
         x: float [batch, ..., channel] with at least one axis in between, e.g. height and width.
         rate, key, bits: as for `dropout`.
+        broadcast_dims: axes along which one draw is shared, too.
 
     Raises:
         RequestError: as `dropout`, or `x` has fewer than three axes.
     """
-    axes = spatial_axes(_shape_of(x), "channel")
+    axes = (*spatial_axes(_shape_of(x), "channel"), *broadcast_dims)
     return dropout(x, rate, key, bits=bits, broadcast_dims=axes)
 
 
-def drop_path(x: jax.Array, rate: Rate, key: Key, *, bits: Bits = "threefry") -> jax.Array:
+def drop_path(
+    x: jax.Array,
+    rate: Rate,
+    key: Key,
+    *,
+    bits: Bits = "threefry",
+    broadcast_dims: Iterable[int] = (),
+    scale_by_keep: bool = True,
+) -> jax.Array:
     """Drop whole examples' branches: `dropout` with one draw for each example.
 
     Huang et al. (2016), "Deep networks with stochastic depth", section 3, with survivors scaled up
@@ -98,18 +123,27 @@ def drop_path(x: jax.Array, rate: Rate, key: Key, *, bits: Bits = "threefry") ->
     Args:
         x: float [batch, ...].
         rate, key, bits: as for `dropout`.
+        broadcast_dims: axes along which one draw is shared, too: with (0,), all examples lose the
+            branch together, as in the paper.
+        scale_by_keep: whether survivors are scaled up.
 
     Raises:
         RequestError: as `dropout`, or `x` is a scalar.
     """
-    axes = inner_axes(_shape_of(x), "path")
-    return dropout(x, rate, key, bits=bits, broadcast_dims=axes)
+    axes = (*inner_axes(_shape_of(x), "path"), *broadcast_dims)
+    return dropout(x, rate, key, bits=bits, broadcast_dims=axes, scaled=scale_by_keep)
 
 
 def drop_block(
-    x: jax.Array, rate: Rate, key: Key, *, block_size: int = 7, bits: Bits = "threefry"
+    x: jax.Array,
+    rate: Rate,
+    key: Key,
+    *,
+    block_size: int = 7,
+    bits: Bits = "threefry",
+    broadcast_dims: Iterable[int] = (),
 ) -> jax.Array:
-    """Drop square regions of feature maps, each channel's own.
+    """Drop square regions of feature maps, each channel's own unless `broadcast_dims` says.
 
     Ghiasi et al. (2018), "DropBlock: a regularization method for convolutional networks", algorithm
     1. Blocks lie wholly inside the map, for odd and even sides alike. How often they are drawn is
@@ -120,6 +154,8 @@ def drop_block(
         rate: average fraction of a map to drop; otherwise as for `dropout`.
         key, bits: as for `dropout`.
         block_size: side of a block, in positions, at least 1; no larger than the map is used.
+        broadcast_dims: axes along which blocks are shared: -1 for all channels of an example to
+            lose the same blocks, 0 for all examples.
 
     Returns:
         An array like `x`, each example multiplied by (its elements / its elements kept), so that an
@@ -127,32 +163,53 @@ def drop_block(
         covered by fewer blocks, and so survive more often than the middle.
 
     Raises:
-        RequestError: as `dropout`, `x` has fewer than three axes, or `block_size` is below 1.
+        RequestError: as `dropout`, `x` has fewer than three axes, `block_size` is below 1, or
+            blocks would be shared along an axis that they lie in.
     """
     size: Any = block_size
     whole = isinstance(size, int | np.integer) or (isinstance(size, float) and size.is_integer())
     if isinstance(size, bool) or not whole or size < 1:
         raise RequestError(f"block_size is {block_size!r}: must be a whole number of at least 1")
     blocks = block_sizes(_shape_of(x), int(block_size))
-    return _between(_blocks, x, rate, key, (blocks, bits))
+    shape = mask_shape(x.shape, broadcast_dims)
+    if shape[1:-1] != x.shape[1:-1]:
+        raise RequestError(
+            f"broadcast_dims is {broadcast_dims!r}: blocks can be shared along batch and channel"
+        )
+    return _between(_blocks, x, rate, key, (shape, blocks, bits))
 
 
-def gaussian_dropout(x: jax.Array, rate: Rate, key: Key, *, bits: Bits = "threefry") -> jax.Array:
+def gaussian_dropout(
+    x: jax.Array,
+    rate: Rate,
+    key: Key,
+    *,
+    bits: Bits = "threefry",
+    broadcast_dims: Iterable[int] = (),
+) -> jax.Array:
     """Multiply by normal noise of mean 1 and the variance that dropout at `rate` has.
 
     Srivastava et al. (2014), section 10: the variance is ``rate / (1 - rate)``.
 
     Args:
         x: float array of any shape.
-        rate, key, bits: as for `dropout`; zeros at rate 1, where the variance has no value.
+        rate, key, bits, broadcast_dims: as for `dropout`; zeros at rate 1, where the variance has
+            no value.
 
     Raises:
         RequestError: as `dropout`.
     """
-    return _between(_noise, x, rate, key, (bits,))
+    return _between(_noise, x, rate, key, (mask_shape(_shape_of(x), broadcast_dims), bits))
 
 
-def alpha_dropout(x: jax.Array, rate: Rate, key: Key, *, bits: Bits = "threefry") -> jax.Array:
+def alpha_dropout(
+    x: jax.Array,
+    rate: Rate,
+    key: Key,
+    *,
+    bits: Bits = "threefry",
+    broadcast_dims: Iterable[int] = (),
+) -> jax.Array:
     """Set elements to SELU's negative limit, then shift and scale so that mean and variance stay.
 
     Klambauer et al. (2017), "Self-normalizing neural networks", section 3 ("New dropout
@@ -161,12 +218,15 @@ def alpha_dropout(x: jax.Array, rate: Rate, key: Key, *, bits: Bits = "threefry"
 
     Args:
         x: float array of any shape.
-        rate, key, bits: as for `dropout`.
+        rate, key, bits, broadcast_dims: as for `dropout`.
 
     Raises:
-        RequestError: as `dropout`.
+        RequestError: as `dropout`, or `x` is complex, of which SELU has no limit.
     """
-    return _between(_alpha, x, rate, key, (bits,))
+    shape = mask_shape(_shape_of(x), broadcast_dims)
+    if jnp.iscomplexobj(x):
+        raise RequestError(f"alpha dropout needs a float array, not {x.dtype}")
+    return _between(_alpha, x, rate, key, (shape, bits))
 
 
 def concrete_dropout(
@@ -176,6 +236,7 @@ def concrete_dropout(
     *,
     temperature: float = 0.1,
     bits: Bits = "threefry",
+    broadcast_dims: Iterable[int] = (),
 ) -> jax.Array:
     """Dropout with nearly binary masks, through which the rate itself has a gradient.
 
@@ -187,7 +248,7 @@ def concrete_dropout(
     Args:
         x: float array of any shape.
         rate: as for `dropout`; an array rate has a gradient, zero at 0 and at 1.
-        key, bits: as for `dropout`.
+        key, bits, broadcast_dims: as for `dropout`.
         temperature: above 0; masks are the more binary, and gradients the noisier, the lower.
 
     Raises:
@@ -197,7 +258,8 @@ def concrete_dropout(
     number = isinstance(given, int | float | np.number)
     if not (number and temperature > 0 and math.isfinite(temperature)):
         raise RequestError(f"temperature is {temperature!r}: must be a number above 0")
-    return _between(_concrete, x, rate, key, (float(temperature), bits))
+    shape = mask_shape(_shape_of(x), broadcast_dims)
+    return _between(_concrete, x, rate, key, (shape, float(temperature), bits))
 
 
 def concrete_regulariser(
@@ -298,15 +360,96 @@ def drop_connect_moments(
     return x @ kernel, ratio * (jnp.square(x) @ jnp.square(kernel))
 
 
+def connected(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    rate: Rate,
+    key: Key | None,
+    *,
+    off: bool,
+    activation: Callable[[jax.Array], jax.Array] | None = None,
+    per_example: bool = True,
+    bits: Bits = "threefry",
+) -> jax.Array:
+    """A dense layer whose weights are dropped.
+
+    Wan et al. (2013), section 3.2 ("Inference"): at prediction time the activation is averaged over
+    the normal distribution that has the mean and the variance of the outputs over masks. They
+    sample it; here it is taken at evenly spaced quantiles, so that inference is exact and the same
+    every time.
+
+    Args:
+        x: float [..., input].
+        kernel, rate, per_example, bits: as of `drop_connect`.
+        bias: float [output], never dropped; or None.
+        key: used once; unused when off or `rate` is the plain number 0 or 1.
+        off: whether nothing is dropped.
+        activation: an elementwise function applied to the outputs, or None.
+
+    Returns:
+        float [..., output].
+    """
+    kernel = kernel.astype(x.dtype)
+    shift = jnp.zeros((), x.dtype) if bias is None else bias.astype(x.dtype)
+    function = activation or (lambda values: values)
+    if is_plainly(0, rate) or (off and activation is None):
+        return function(x @ kernel + shift)
+    if not off:
+        thinned: Any = key
+        product = drop_connect(x, kernel, rate, thinned, per_example=per_example, bits=bits)
+        return function(product + shift)
+    mean, variance = drop_connect_moments(x, kernel, rate)
+    return expected_activation(function, mean + shift, variance)
+
+
+def expected_activation(
+    activation: Callable[[jax.Array], jax.Array],
+    mean: jax.Array,
+    variance: jax.Array,
+    points: int = 32,
+) -> jax.Array:
+    """The mean of `activation` over normal numbers of these moments, at evenly spaced quantiles.
+
+    Args:
+        activation: an elementwise function.
+        mean, variance: float arrays of one shape, variance at least 0.
+        points: how many quantiles; they are scaled to a variance of exactly 1.
+    """
+    quantiles = jax.scipy.special.ndtri((np.arange(points) + 0.5) / points)
+    quantiles = quantiles / jnp.sqrt(jnp.mean(jnp.square(quantiles)))
+    # A variance of 0 is replaced before the root, or the slope there would be NaN.
+    deviation = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
+    values = [activation(mean + deviation * point.astype(mean.dtype)) for point in quantiles]
+    return sum(values[1:], values[0]) / points
+
+
+def start_logit(rate: Rate) -> float:
+    """The logit of a rate that is to be learned, as f32 [].
+
+    Raises:
+        RequestError: it is no number, or 0 or 1, from where no gradient leads away.
+    """
+    start = float(checked_number(rate))
+    if not 0 < start < 1:
+        raise RequestError(f"a learned rate cannot start at {start}: choose between 0 and 1")
+    return math.log(start) - math.log1p(-start)
+
+
+def is_plainly(end: int, rate: Rate) -> bool:
+    """Whether a rate is the plain number 0, or 1, where nothing is drawn."""
+    return isinstance(rate, int | float) and rate == end
+
+
 def checked_rate(rate: Rate, x: jax.Array) -> Rate:
     """A plain number as a float in [0, 1]; an array (traced or not) as it is.
 
     Raises:
-        RequestError: `x`, what is to be dropped, is no float array; or a plain number, or an array
-            whose value is known, is out of range or NaN; or is no single number.
+        RequestError: `x`, what is to be dropped, is no float or complex array; or a plain number,
+            or an array whose value is known, is out of range or NaN; or is no single number.
     """
     _shape_of(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
         raise RequestError(f"dropout needs a float array, not {x.dtype}")
     return checked_number(rate)
 
@@ -342,7 +485,7 @@ def _between(
 ) -> jax.Array:
     """`body`, or what a plain rate at either end gives without drawing anything."""
     rate = checked_rate(rate, x)
-    if isinstance(rate, float) and rate in (0.0, 1.0):
+    if is_plainly(0, rate) or is_plainly(1, rate):
         return x if rate == 0.0 else jnp.zeros_like(x)
     # A plain number goes along: its complement is taken in double precision, as in Flax.
     plain = rate if isinstance(rate, float) else None
@@ -366,60 +509,60 @@ def _scaled(x: jax.Array, scale: jax.Array, shift: jax.Array | float = 0.0) -> j
 
 @_redrawn
 def _elements(x: jax.Array, rate: jax.Array, key: Key, how: tuple[Any, ...]) -> jax.Array:
-    shape, bits, plain = how
+    shape, scaled, bits, plain = how
     chance = _chance(rate, plain)
-    scale = _inverse(realised_keep(chance, bits))
     mask = keep_mask(key, shape, chance, bits)
     if shape != x.shape:
         # XLA would fuse the draw into the product and repeat it for every element that shares it;
         # behind an exponential, which it counts as expensive, it draws once.
         mask = jnp.exp(jnp.where(mask, 0.0, -jnp.inf)) > 0
-    return jnp.where(mask, _scaled(x, scale), jnp.zeros((), x.dtype))
+    kept = _scaled(x, _inverse(realised_keep(chance, bits))) if scaled else x
+    return jnp.where(mask, kept, jnp.zeros((), x.dtype))
 
 
 @_redrawn
 def _blocks(x: jax.Array, rate: jax.Array, key: Key, how: tuple[Any, ...]) -> jax.Array:
-    blocks, bits, _ = how
-    chance = seed_rate(jax.lax.stop_gradient(rate), x.shape, blocks)
-    corners = seed_shape(x.shape, blocks)
+    shape, blocks, bits, _ = how
+    chance = seed_rate(jax.lax.stop_gradient(rate), shape, blocks)
+    corners = seed_shape(shape, blocks)
     keep = ~grown(~keep_mask(key, corners, chance, bits), blocks)
     axes = tuple(range(1, x.ndim))
     kept = jnp.sum(keep, axes, jnp.float32, keepdims=True)
-    scale = jnp.where(kept > 0, math.prod(x.shape[1:]) / jnp.maximum(kept, 1.0), 0.0)
+    scale = jnp.where(kept > 0, math.prod(shape[1:]) / jnp.maximum(kept, 1.0), 0.0)
     return jnp.where(keep, _scaled(x, scale), jnp.zeros((), x.dtype))
 
 
 @_redrawn
 def _noise(x: jax.Array, rate: jax.Array, key: Key, how: tuple[Any, ...]) -> jax.Array:
-    bits, _ = how
+    shape, bits, _ = how
     rate = jax.lax.stop_gradient(rate)
     deviation = jnp.sqrt(rate * _inverse(1.0 - rate))
-    noise = 1.0 + deviation * normal(key, x.shape, bits)
+    noise = 1.0 + deviation * normal(key, shape, bits)
     # The product is replaced, not the factor: 0 times an infinite input is no zero.
     return jnp.where(rate < 1, x * noise.astype(x.dtype), jnp.zeros((), x.dtype))
 
 
 @_redrawn
 def _alpha(x: jax.Array, rate: jax.Array, key: Key, how: tuple[Any, ...]) -> jax.Array:
-    bits, plain = how
+    shape, bits, plain = how
     chance = _chance(rate, plain)
     keep = realised_keep(chance, bits)
     limit = -SELU_SCALE * SELU_ALPHA
     scale = jnp.sqrt(_inverse(keep * (1.0 + limit**2 * (1.0 - keep))))
     shift = -scale * limit * (1.0 - keep)
-    mask = keep_mask(key, x.shape, chance, bits)
+    mask = keep_mask(key, shape, chance, bits)
     chosen = jnp.where(mask, x, jnp.asarray(limit, x.dtype))
     return jnp.where(keep > 0, _scaled(chosen, scale, shift), jnp.zeros((), x.dtype))
 
 
 @_redrawn
 def _concrete(x: jax.Array, rate: jax.Array, key: Key, how: tuple[Any, ...]) -> jax.Array:
-    temperature, bits, _ = how
+    shape, temperature, bits, _ = how
     inside = (rate > 0) & (rate < 1)
     # The ends are replaced before the logarithms, or their gradients would be NaN.
     safe = jnp.where(inside, rate, 0.5)
     drop_logit = jnp.log(safe) - jnp.log1p(-safe)
-    u = uniform(key, x.shape, bits)
+    u = uniform(key, shape, bits)
     gate = jax.nn.sigmoid(-(drop_logit + jnp.log(u) - jnp.log1p(-u)) / temperature)
     gate = gate / _mean_gate(drop_logit, temperature)
     gate = jnp.where(inside, gate, jnp.where(rate > 0, 0.0, 1.0))
@@ -439,6 +582,7 @@ def _mean_gate(drop_logit: jax.Array, temperature: float) -> jax.Array:
     return jnp.sum(jnp.asarray(weights / 2, jnp.float32) * gates)
 
 
+@partial(jax.jit, static_argnums=3, inline=True)
 def _connections(
     x: jax.Array, kernel: jax.Array, drawn: tuple[jax.Array, Key], how: tuple[Any, ...]
 ) -> jax.Array:
@@ -452,8 +596,8 @@ def _connections(
         return row @ jnp.where(mask, kernel, jnp.zeros((), kernel.dtype))
 
     rows = x.reshape(-1, x.shape[-1])
-    indices = jnp.arange(len(rows), dtype=jnp.uint32)
-    if len(rows) == 1:
+    indices = jnp.arange(rows.shape[0], dtype=jnp.uint32)
+    if rows.shape[0] == 1:
         outputs = one(rows[0], indices[0])[None]
     elif jax.default_backend() == "cpu" and jax.device_count() == 1:
         # One by one: all thinned kernels at once would fill the memory, and every cache. But a

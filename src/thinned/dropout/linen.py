@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, cast
 
@@ -18,15 +17,15 @@ from thinned.dropout.functional import (
     alpha_dropout,
     channel_dropout,
     checked_number,
-    checked_rate,
     concrete_dropout,
+    connected,
     drop_block,
-    drop_connect,
-    drop_connect_moments,
     drop_path,
     dropout,
     gaussian_dropout,
+    is_plainly,
     logit_regulariser,
+    start_logit,
 )
 from thinned.dropout.masks import mask_shape
 
@@ -57,30 +56,31 @@ class DropoutLayer(nn.Module):
             RequestError: `deterministic` is given nowhere or twice, or see this kind's function in
                 `thinned.dropout.functional`.
         """
-        off, rate = _is_off(self, deterministic), _rate_of(self)
+        off, rate = is_off(self, deterministic), rate_of(self)
         mask_shape(jnp.shape(inputs), getattr(self, "broadcast_dims", ()))
-        if off or _is_plainly(0, rate):
+        if off or is_plainly(0, rate):
             return inputs
         return self.drop(inputs, rate, _key_of(self, rng, rate))
 
+    @nn.nowrap
     def drop(self, inputs: jax.Array, rate: Rate, key: Key) -> jax.Array:
         """What this kind does to `inputs`."""
         raise NotImplementedError
 
 
-class Dropout(DropoutLayer):
-    """`flax.linen.Dropout`, with its arguments and its very masks, cheaper on a CPU.
+class SimpleDropout(DropoutLayer):
+    """What the kinds share that drop activations at a rate that is given.
 
     Attributes:
         rate: probability of dropping (not of keeping), 0 to 1 inclusive.
-        broadcast_dims: axes along which one draw is shared.
+        broadcast_dims: axes along which one draw is shared (besides those of the kind).
         deterministic: whether inputs pass unchanged; given here or in the call.
         rng_collection: the stream of keys to draw from.
         rng: a key to use instead of the stream's.
         bits: generator, see `thinned.dropout.bits`.
     """
 
-    kind: ClassVar[str] = "element"
+    function: ClassVar[Callable[..., jax.Array]]
     rate: Rate
     broadcast_dims: Sequence[int] = ()
     deterministic: bool | None = None
@@ -88,85 +88,84 @@ class Dropout(DropoutLayer):
     rng: Key | None = None
     bits: Bits = "threefry"
 
+    @nn.nowrap
+    def options(self) -> dict[str, Any]:
+        """What this kind's function takes besides inputs, rate and key."""
+        return {"bits": self.bits, "broadcast_dims": self.broadcast_dims}
+
+    @nn.nowrap
     def drop(self, inputs: jax.Array, rate: Rate, key: Key) -> jax.Array:
-        """See `thinned.dropout.functional.dropout`."""
-        return dropout(inputs, rate, key, bits=self.bits, broadcast_dims=self.broadcast_dims)
+        """See this kind's function in `thinned.dropout.functional`."""
+        return type(self).function(inputs, rate, key, **self.options())
 
 
-class SimpleDropout(DropoutLayer):
-    """What the kinds with no options of their own share.
+class Dropout(SimpleDropout):
+    """`flax.linen.Dropout`, with its arguments and its very masks, cheaper on a CPU.
 
     Attributes:
-        rate, deterministic, rng_collection, rng, bits: as for `Dropout`.
+        rate, broadcast_dims, deterministic, rng_collection, rng, bits: see `SimpleDropout`.
     """
 
-    rate: Rate
-    deterministic: bool | None = None
-    rng_collection: str = "dropout"
-    rng: Key | None = None
-    bits: Bits = "threefry"
+    kind: ClassVar[str] = "element"
+    function = staticmethod(dropout)
 
 
 class ChannelDropout(SimpleDropout):
     """Drops whole feature maps, see `thinned.dropout.functional.channel_dropout`."""
 
     kind: ClassVar[str] = "channel"
-
-    def drop(self, inputs: jax.Array, rate: Rate, key: Key) -> jax.Array:
-        """See `thinned.dropout.functional.channel_dropout`."""
-        return channel_dropout(inputs, rate, key, bits=self.bits)
+    function = staticmethod(channel_dropout)
 
 
 class DropPath(SimpleDropout):
-    """Drops whole examples' branches, see `thinned.dropout.functional.drop_path`."""
+    """Drops whole examples' branches, see `thinned.dropout.functional.drop_path`.
+
+    Attributes:
+        rate, broadcast_dims, deterministic, rng_collection, rng, bits: see `SimpleDropout`.
+        scale_by_keep: whether survivors are scaled up, so that the mean is kept.
+    """
 
     kind: ClassVar[str] = "path"
+    function = staticmethod(drop_path)
+    scale_by_keep: bool = True
 
-    def drop(self, inputs: jax.Array, rate: Rate, key: Key) -> jax.Array:
-        """See `thinned.dropout.functional.drop_path`."""
-        return drop_path(inputs, rate, key, bits=self.bits)
+    @nn.nowrap
+    def options(self) -> dict[str, Any]:
+        """What `drop_path` takes besides inputs, rate and key."""
+        return super().options() | {"scale_by_keep": self.scale_by_keep}
 
 
-class DropBlock(DropoutLayer):
+class DropBlock(SimpleDropout):
     """Drops square regions of feature maps, see `thinned.dropout.functional.drop_block`.
 
     Attributes:
         rate: average fraction dropped, 0 to 1.
+        broadcast_dims, deterministic, rng_collection, rng, bits: see `SimpleDropout`.
         block_size: side of a block, in positions, at least 1.
-        deterministic, rng_collection, rng, bits: as for `Dropout`.
     """
 
     kind: ClassVar[str] = "block"
-    rate: Rate
+    function = staticmethod(drop_block)
     block_size: int = 7
-    deterministic: bool | None = None
-    rng_collection: str = "dropout"
-    rng: Key | None = None
-    bits: Bits = "threefry"
 
-    def drop(self, inputs: jax.Array, rate: Rate, key: Key) -> jax.Array:
-        """See `thinned.dropout.functional.drop_block`."""
-        return drop_block(inputs, rate, key, block_size=self.block_size, bits=self.bits)
+    @nn.nowrap
+    def options(self) -> dict[str, Any]:
+        """What `drop_block` takes besides inputs, rate and key."""
+        return super().options() | {"block_size": self.block_size}
 
 
 class GaussianDropout(SimpleDropout):
     """Multiplies by normal noise, see `thinned.dropout.functional.gaussian_dropout`."""
 
     kind: ClassVar[str] = "gaussian"
-
-    def drop(self, inputs: jax.Array, rate: Rate, key: Key) -> jax.Array:
-        """See `thinned.dropout.functional.gaussian_dropout`."""
-        return gaussian_dropout(inputs, rate, key, bits=self.bits)
+    function = staticmethod(gaussian_dropout)
 
 
 class AlphaDropout(SimpleDropout):
     """Dropout for SELU networks, see `thinned.dropout.functional.alpha_dropout`."""
 
     kind: ClassVar[str] = "alpha"
-
-    def drop(self, inputs: jax.Array, rate: Rate, key: Key) -> jax.Array:
-        """See `thinned.dropout.functional.alpha_dropout`."""
-        return alpha_dropout(inputs, rate, key, bits=self.bits)
+    function = staticmethod(alpha_dropout)
 
 
 class ConcreteDropout(DropoutLayer):
@@ -181,7 +180,7 @@ class ConcreteDropout(DropoutLayer):
         examples: number of training examples, by which the regulariser is divided.
         length_scale: of the prior over weights, see `functional.concrete_regulariser`.
         temperature: of the masks, above 0.
-        deterministic, rng_collection, rng, bits: as for `Dropout`.
+        broadcast_dims, deterministic, rng_collection, rng, bits: as for `Dropout`.
     """
 
     kind: ClassVar[str] = "concrete"
@@ -189,6 +188,7 @@ class ConcreteDropout(DropoutLayer):
     examples: int = 1
     length_scale: float = 0.01
     temperature: float = 0.1
+    broadcast_dims: Sequence[int] = ()
     deterministic: bool | None = None
     rng_collection: str = "dropout"
     rng: Key | None = None
@@ -204,18 +204,17 @@ class ConcreteDropout(DropoutLayer):
             RequestError: as `DropoutLayer`, or the rate at the start is 0 or 1, from where no
                 gradient leads away.
         """
-        rate = checked_rate(self.rate, inputs)
-        if not 0 < rate < 1:
-            raise RequestError(f"a learned rate cannot start at {rate}: choose between 0 and 1")
-        logit = self.param("rate_logit", lambda _: jnp.float32(math.log(rate) - math.log1p(-rate)))
-        if _is_off(self, deterministic):
+        start = start_logit(self.rate)
+        logit = self.param("rate_logit", lambda _: jnp.float32(start))
+        if is_off(self, deterministic):
             return inputs
         return concrete_dropout(
             inputs,
             jax.nn.sigmoid(logit),
-            _key_of(self, rng, rate),
+            _key_of(self, rng, self.rate),
             temperature=self.temperature,
             bits=self.bits,
+            broadcast_dims=self.broadcast_dims,
         )
 
     def regularise(self, kernel: jax.Array, gates: int) -> None:
@@ -232,7 +231,7 @@ class ConcreteDropout(DropoutLayer):
 
 
 class DropConnectDense(DropoutLayer):
-    """A dense layer that drops its weights, see `thinned.dropout.functional.drop_connect`.
+    """A dense layer that drops its weights, see `thinned.dropout.functional.connected`.
 
     Parameters are those of `flax.linen.Dense`: ``kernel`` [input, output] and ``bias`` [output],
     which is never dropped.
@@ -240,10 +239,8 @@ class DropConnectDense(DropoutLayer):
     Attributes:
         features: outputs.
         rate: probability of dropping a weight, 0 to 1 inclusive.
-        activation: an elementwise function applied to the outputs, or None. When deterministic, it
-            is averaged over the normal distribution that has the mean and the variance of the
-            outputs over masks (Wan et al. 2013, section 3.2, who sample it; here it is taken at
-            evenly spaced quantiles, so that inference is exact and the same every time).
+        activation: an elementwise function applied to the outputs, or None; see
+            `thinned.dropout.functional.connected` for what it is when deterministic.
         per_example: whether each example has a mask of its own, see `drop_connect`.
         use_bias, kernel_init, bias_init: as for `flax.linen.Dense`.
         deterministic, rng_collection, rng, bits: as for `Dropout`.
@@ -272,45 +269,27 @@ class DropConnectDense(DropoutLayer):
             RequestError: as `DropoutLayer`.
         """
         kernel = self.param("kernel", self.kernel_init, (inputs.shape[-1], self.features))
-        bias: Any = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else 0
-        kernel, bias = kernel.astype(inputs.dtype), jnp.asarray(bias, inputs.dtype)
-        activation = self.activation or (lambda values: values)
-        off, rate = _is_off(self, deterministic), _rate_of(self)
-        if _is_plainly(0, rate) or (off and self.activation is None):
-            return activation(inputs @ kernel + bias)
-        if not off:
-            return activation(self.drop(inputs, rate, _key_of(self, rng, rate)) + bias)
-        mean, variance = drop_connect_moments(inputs, kernel, rate)
-        return expected_activation(activation, mean + bias, variance)
-
-    def drop(self, inputs: jax.Array, rate: Rate, key: Key) -> jax.Array:
-        """The product with a thinned kernel, see `thinned.dropout.functional.drop_connect`."""
-        kernel = self.get_variable("params", "kernel").astype(inputs.dtype)
-        return drop_connect(inputs, kernel, rate, key, per_example=self.per_example, bits=self.bits)
+        bias = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else None
+        off, rate = is_off(self, deterministic), rate_of(self)
+        return connected(
+            inputs,
+            kernel,
+            bias,
+            rate,
+            None if off or is_plainly(0, rate) else _key_of(self, rng, rate),
+            off=off,
+            activation=self.activation,
+            per_example=self.per_example,
+            bits=self.bits,
+        )
 
 
-def expected_activation(
-    activation: Callable[[jax.Array], jax.Array],
-    mean: jax.Array,
-    variance: jax.Array,
-    points: int = 32,
-) -> jax.Array:
-    """The mean of `activation` over normal numbers of these moments, at evenly spaced quantiles.
+def is_off(layer: DropoutLayer, given: bool | None) -> bool:
+    """Whether inputs pass a layer unchanged, as said by its attribute or in its call.
 
-    Args:
-        activation: an elementwise function.
-        mean, variance: float arrays of one shape, variance at least 0.
-        points: how many quantiles; they are scaled to a variance of exactly 1.
+    Raises:
+        RequestError: it is said nowhere or twice, or with something that is no bool.
     """
-    quantiles = jax.scipy.special.ndtri((np.arange(points) + 0.5) / points)
-    quantiles = quantiles / jnp.sqrt(jnp.mean(jnp.square(quantiles)))
-    # A variance of 0 is replaced before the root, or the slope there would be NaN.
-    deviation = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
-    values = [activation(mean + deviation * point.astype(mean.dtype)) for point in quantiles]
-    return sum(values[1:], values[0]) / points
-
-
-def _is_off(layer: DropoutLayer, given: bool | None) -> bool:
     own = cast(Any, layer).deterministic
     if (own is None) == (given is None):
         times = "nowhere" if given is None else "twice"
@@ -328,7 +307,8 @@ def _name(layer: DropoutLayer) -> str:
     return "/".join(layer.path) or type(layer).__name__
 
 
-def _rate_of(layer: DropoutLayer) -> Rate:
+def rate_of(layer: DropoutLayer) -> Rate:
+    """The rate of a layer: of the collection ``rates``, or else its own."""
     if layer.has_variable(RATES, "rate"):
         return layer.get_variable(RATES, "rate")
     rate = cast(Any, layer).rate
@@ -336,13 +316,9 @@ def _rate_of(layer: DropoutLayer) -> Rate:
     return rate if isinstance(rate, jax.Array) else checked_number(rate)
 
 
-def _is_plainly(end: int, rate: Rate) -> bool:
-    return isinstance(rate, int | float) and rate == end
-
-
 def _key_of(layer: DropoutLayer, given: Key | None, rate: Rate) -> Any:
     shell = cast(Any, layer)
-    if _is_plainly(1, rate):
+    if is_plainly(1, rate):
         return None  # Nothing is drawn, and so none is asked for.
     if given is not None or shell.rng is not None:
         return shell.rng if given is None else given

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable
 from functools import cache
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,21 +18,22 @@ from thinned.core.errors import RequestError
 _NEWTON_STEPS = 40
 
 
-def mask_shape(shape: tuple[int, ...], broadcast_dims: Sequence[int]) -> tuple[int, ...]:
+def mask_shape(shape: tuple[int, ...], broadcast_dims: Iterable[int]) -> tuple[int, ...]:
     """`shape` with 1 at each of `broadcast_dims` (which may count from the end).
 
     Raises:
         RequestError: an axis does not exist, or is no whole number.
     """
-    given: Any = broadcast_dims
-    if not isinstance(given, list | tuple) or not all(
-        isinstance(n, int | np.integer) for n in given
-    ):
-        raise RequestError(f"broadcast_dims is {given!r}: must be a list of axes")
-    for axis in broadcast_dims:
+    try:
+        axes = [operator.index(axis) for axis in broadcast_dims]
+    except TypeError as error:
+        raise RequestError(
+            f"broadcast_dims is {broadcast_dims!r}: must be a list of axes"
+        ) from error
+    for axis in axes:
         if not -len(shape) <= axis < len(shape):
             raise RequestError(f"broadcast_dims has axis {axis}, but inputs have {len(shape)} axes")
-    shared = {axis % len(shape) for axis in broadcast_dims}
+    shared = {axis % len(shape) for axis in axes}
     return tuple(1 if axis in shared else size for axis, size in enumerate(shape))
 
 

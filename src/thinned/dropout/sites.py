@@ -155,7 +155,9 @@ def dropout_sites(module: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Sit
 
     def note(run: Any, values: Any, options: Any, context: Any) -> Any:
         layer = context.module
-        if isinstance(layer, DropoutLayer) and context.method_name == "__call__":
+        # One without a kind stands for a layer of another library, whose rate nobody can set.
+        known = isinstance(layer, DropoutLayer) and layer.kind
+        if known and context.method_name == "__call__":
             rate: Any = getattr(layer, "rate", None)
             features: int = getattr(layer, "features", 0)
             inputs = values[0] if values else options["inputs"]

@@ -25,8 +25,11 @@ from thinned.engine.optim import LOSS_NUMBERS, Rule, numbers_at, optimizer, with
 from thinned.engine.plan import Plan
 from thinned.engine.step import TrainState, create_state
 from thinned.models.apply import Normalised
-from thinned.models.catalog import PHOTOS, RESIDUAL, SMALLEST, has_branches, is_own, network
+from thinned.models.catalog import PHOTOS, RESIDUAL, SMALLEST, has_branches, network
+from thinned.models.own import is_own
 from thinned.models.staged import Staged
+
+_FAULTS = (TypeError, ValueError, AttributeError, flax_errors.FlaxError)
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,8 @@ class Built:
             state = create_state(
                 self.model, example(facts), params_key(config), tx, start, self.is_fixed
             )
-        except (TypeError, ValueError, flax_errors.FlaxError) as error:
-            raise self._own(error) from error
+        except _FAULTS as error:
+            raise _explained(config, error) from error
         numbers = numbers_at(config, self.plan.steps_per_epoch)(jnp.int32(0))
         own = {name: numbers[name] for name in numbers if name not in LOSS_NUMBERS}
         state = state.replace(opt_state=with_numbers(state.opt_state, own))
@@ -156,12 +159,6 @@ class Built:
                 **Normalised.statistics(facts.mean, facts.deviation),
             },
         )
-
-    def _own(self, error: Exception) -> Exception:
-        if not is_own(self.config.model):
-            return error
-        reason = " ".join(str(error).split())[:200]
-        return RequestError(f"--model {self.config.model} cannot be initialised: {reason}")
 
 
 def model_name(config: Config, facts: Facts) -> str:
@@ -223,8 +220,19 @@ def params_key(config: Config) -> Key:
     return key_for(config.seed, "params")
 
 
+def _explained(config: Config, error: Exception) -> Exception:
+    """What went wrong in a network of the user's own, in one line."""
+    if not is_own(config.model):
+        return error
+    reason = " ".join(str(error).split())[:200]
+    return RequestError(f"--model {config.model} cannot be initialised: {reason}")
+
+
 def _sites(model: nn.Module, config: Config, facts: Facts) -> Mapping[str, Site]:
-    sites = dropout_sites(model, example(facts), train=True)
+    try:
+        sites = dropout_sites(model, example(facts), train=True)
+    except _FAULTS as error:
+        raise _explained(config, error) from error
     for name in config.dropout.sites:
         if name not in sites:
             raise RequestError(

@@ -195,7 +195,12 @@ class Checkpoints:
 
 
 def _orbax() -> ocp.Checkpointer:
-    return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    # Of several processes one writes; Orbax would wait for the others.
+    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+    )
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _refuse_changed(arrays: Any, progress: dict[str, Any]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,7 +15,7 @@ from thinned.core.errors import RequestError
 from thinned.core.rng import fixed_settings
 from thinned.core.types import Split
 from thinned.data.batch import Batch, class_weights
-from thinned.engine.devices import on_device
+from thinned.engine.layout import ONE_DEVICE, Layout
 from thinned.engine.plan import CHUNK_STEPS, Plan
 from thinned.engine.step import Chunk
 
@@ -70,7 +71,12 @@ class Streamed:
     """
 
     def __init__(
-        self, plan: Plan, split: Split, memory_bytes: float, weights: np.ndarray | None = None
+        self,
+        plan: Plan,
+        split: Split,
+        memory_bytes: float,
+        weights: np.ndarray | None = None,
+        layout: Layout = ONE_DEVICE,
     ) -> None:
         """Prepare to stream.
 
@@ -79,11 +85,13 @@ class Streamed:
             split: the training images.
             memory_bytes: half of it bounds all buffers: two in host memory, two on the device.
             weights: f32 [example] or None, see `Batch`.
+            layout: devices that share the images; this process reads those of its own.
 
         Raises:
             RequestError: see `steps_within`.
         """
         self._plan, self._split, self._weights = plan, split, weights
+        self._layout = layout
         self._batch = plan.config.batch_size
         self.capacity = steps_within(memory_bytes, self._batch, split.images.shape[1:])
         # JAX's settings are each thread's own.
@@ -110,47 +118,68 @@ class Streamed:
 
     def _read(self, step: int, wanted: int) -> tuple[Batch, Chunk, int]:
         chunk, count = self._plan.chunk(step, wanted)
-        rows = np.asarray(chunk.order)[:count].reshape(-1)
+        order = np.asarray(chunk.order)[:count]
+        columns = self._layout.columns(self._batch)
+        if columns is not None:
+            return self._layout.streamed([self._part(order, own) for own in columns]), chunk, count
         full = self.capacity * self._batch
-        images = np.zeros((full, *self._split.images.shape[1:]), self._split.images.dtype)
-        # Sorted, so that the disk is read in one direction.
-        order = np.argsort(rows, kind="stable")
-        images[order] = self._split.images[rows[order]]
-        labels = np.zeros(full, np.int32)
-        labels[: len(rows)] = self._split.labels[rows]
-        weights = None
-        if self._weights is not None:
-            weights = np.zeros(full, np.float32)
-            weights[: len(rows)] = self._weights[rows]
+        rows = np.full(full, -1)
+        rows[: order.size] = order.reshape(-1)
         places = np.arange(CHUNK_STEPS * self._batch, dtype=np.int32) % full
         chunk = chunk._replace(order=jnp.asarray(places.reshape(CHUNK_STEPS, self._batch)))
-        data = Batch(
-            jnp.asarray(images),
-            jnp.asarray(labels),
-            None if weights is None else jnp.asarray(weights),
-        )
-        return data, chunk, count
+        return jax.tree.map(jnp.asarray, self._taken(rows)), chunk, count
+
+    def _part(self, order: np.ndarray, places: np.ndarray) -> Batch:
+        """The images at some places of each step, [step, place, ...]."""
+        rows = np.full((self.capacity, len(places)), -1)
+        rows[: len(order)] = np.where(places >= 0, order[:, places], -1)
+        taken = self._taken(rows.reshape(-1))
+        return jax.tree.map(lambda leaf: leaf.reshape(*rows.shape, *leaf.shape[1:]), taken)
+
+    def _taken(self, rows: np.ndarray) -> Batch:
+        """The images at `rows`, in host memory; zeros for -1."""
+        there = np.flatnonzero(rows >= 0)
+        # Sorted, so that the disk is read in one direction.
+        order = there[np.argsort(rows[there], kind="stable")]
+        images = np.zeros((len(rows), *self._split.images.shape[1:]), self._split.images.dtype)
+        images[order] = self._split.images[rows[order]]
+        labels = np.zeros(len(rows), np.int32)
+        labels[there] = self._split.labels[rows[there]]
+        weights = None
+        if self._weights is not None:
+            weights = np.zeros(len(rows), np.float32)
+            weights[there] = self._weights[rows[there]]
+        held: Any = images, labels, weights
+        return Batch(*held)
 
 
-def feed_of(plan: Plan, split: Split, data: Batch | Split | None = None) -> Feed:
+def feed_of(
+    plan: Plan, split: Split, data: Batch | Split | None = None, layout: Layout = ONE_DEVICE
+) -> Feed:
     """The training images of a plan, on the device or streamed to it as the config wants.
 
     Args:
         plan: the course.
         split: the training images.
         data: the same where they are to be, see `placed`; found out when absent.
+        layout: devices that share them.
     """
-    data = placed(plan.config, split) if data is None else data
+    data = placed(plan.config, split, layout) if data is None else data
     config = plan.config
     weights = class_weights(split.labels) if config.data.balance == "weights" else None
     if isinstance(data, Split):
-        return Streamed(plan, split, config.data.memory_mb * 1e6, weights)
-    return Resident(plan, data if weights is None else data._replace(weights=jnp.asarray(weights)))
+        return Streamed(plan, split, config.data.memory_mb * 1e6, weights, layout)
+    weighted = data if weights is None else data._replace(weights=layout.everywhere(weights))
+    return Resident(plan, weighted)
 
 
-def placed(config: Config, split: Split) -> Batch | Split:
-    """A split on the device, or still on the disk where it does not fit."""
-    return on_device(split) if fits_in_memory(config, split) else split
+def placed(config: Config, split: Split, layout: Layout = ONE_DEVICE) -> Batch | Split:
+    """A split on the device or devices, or still on the disk where it does not fit."""
+    if not fits_in_memory(config, split):
+        return split
+    images = split.images
+    held = images if isinstance(images, np.ndarray) else images[np.arange(len(images))]
+    return Batch(*layout.everywhere((held, split.labels)))
 
 
 def refuse_narrow(config: Config, split: Split) -> None:

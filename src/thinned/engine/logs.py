@@ -74,6 +74,16 @@ def _record(line: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and found.keys() >= _ALWAYS else None
 
 
+class NoLog(MetricsLog):
+    """The log of a process that does not lead its run: it keeps nothing."""
+
+    def append(self, records: Iterable[dict[str, Any]]) -> None:
+        """Do nothing."""
+
+    def keep_until(self, step: int) -> None:
+        """Do nothing."""
+
+
 class TensorBoardLog(MetricsLog):
     """``metrics.jsonl``, and the same numbers as events that TensorBoard shows.
 

@@ -23,12 +23,12 @@ from thinned.data.batch import Batch
 from thinned.engine.best import Best, better, waited_enough
 from thinned.engine.build import Built
 from thinned.engine.checkpoint import Checkpoints, Restored
-from thinned.engine.evaluation import evaluate
 from thinned.engine.feed import Feed
+from thinned.engine.layout import ONE_DEVICE, Layout
 from thinned.engine.logs import MetricsLog, Silent, told_time
 from thinned.engine.metrics import BatchSums, Totals
 from thinned.engine.plan import CHUNK_STEPS, Plan
-from thinned.engine.step import TrainState, collect, train_steps
+from thinned.engine.step import TrainState
 
 STATISTICS_BATCHES = 100
 """Batches over which the statistics of averaged weights are collected, at most an epoch's."""
@@ -101,6 +101,7 @@ class Parts:
         log: where metrics are recorded.
         view: what the person sees.
         rest_s: least time between the checkpoints of epochs, where these are shorter than saving.
+        layout: how the work lies on devices.
     """
 
     folder: Path
@@ -112,6 +113,7 @@ class Parts:
     log: MetricsLog
     view: Silent
     rest_s: float = 0.0
+    layout: Layout = ONE_DEVICE
 
 
 class StopSignal(ExitStack):
@@ -213,23 +215,28 @@ def train(parts: Parts, state: TrainState, progress: Progress, stop: StopSignal)
         if told := pace.forecast(left, -(-left // plan.steps_per_epoch)):
             parts.view.say(told)
         epoch_ended = progress.step % plan.steps_per_epoch == 0
-        since = time.monotonic() - saved_at
-        saving = bool(stop.number) or since >= plan.config.checkpoint_every_s
+        # Of one process alone, clocks and signals would lead the others astray.
+        pace.count, number, since = parts.layout.agreed(
+            pace.count, stop.number or 0, time.monotonic() - saved_at
+        )
+        saving = bool(number) or since >= plan.config.checkpoint_every_s
         if saving or epoch_ended:
-            state = collected(parts.built, parts.feed, state, progress.step)
+            state = collected(parts.built, parts.feed, state, progress.step, parts.layout)
         if epoch_ended:
             progress = _end_epoch(parts, state, progress, pace.lap(plan.steps_per_epoch))
             rested = since >= parts.rest_s or is_over(plan, progress)
             saving = saving or rested or is_best(progress)
         if saving:
-            save(parts.checkpoints, state, progress, parts.best)
+            whole = parts.layout.whole(state)
+            if parts.layout.leads:
+                save(parts.checkpoints, whole, progress, parts.best)
             saved_at = time.monotonic()
-        if stop.number and not is_over(plan, progress):
-            name = signal.Signals(stop.number).name
+        if number and not is_over(plan, progress):
+            name = signal.Signals(number).name
             raise Stopped(
                 f"stopped by {name} at step {progress.step}, saved; go on with "
                 f"thinned train --resume {parts.folder}",
-                stop.number,
+                number,
             )
     return state
 
@@ -289,12 +296,14 @@ def arrays_of(state: TrainState) -> dict[str, Any]:
 
 
 def with_arrays(state: TrainState, restored: Restored) -> TrainState:
-    """The state with the arrays of a checkpoint, on the device."""
+    """The state with the arrays of a checkpoint, on one device."""
     arrays = jax.tree.map(jnp.asarray, restored.arrays)
     return state.replace(**arrays)
 
 
-def collected(built: Built, feed: Feed, state: TrainState, step: int) -> TrainState:
+def collected(
+    built: Built, feed: Feed, state: TrainState, step: int, layout: Layout = ONE_DEVICE
+) -> TrainState:
     """The state with the statistics that its averaged weights have, for what evaluates or loads it.
 
     A pure function of the weights and the step: they are collected anew, from the first batches of
@@ -307,8 +316,8 @@ def collected(built: Built, feed: Feed, state: TrainState, step: int) -> TrainSt
     seen, wanted = 0, min(STATISTICS_BATCHES, plan.steps_per_epoch)
     while seen < wanted:
         data, chunk, count = feed.fetch(first + seen, wanted - seen)
-        counts = jnp.int32(seen), jnp.int32(count)
-        state = state.replace(average_state=collect(state, data, chunk, *counts, built.augment))
+        found = layout.collect(state, data, chunk, seen, count, built.augment)
+        state = state.replace(average_state=found)
         seen += count
     return state
 
@@ -318,7 +327,7 @@ def _advance(
 ) -> tuple[TrainState, Progress]:
     started = time.monotonic()
     data, chunk, count = parts.feed.fetch(progress.step, pace.count)
-    state, sums = train_steps(state, data, chunk, jnp.int32(count), parts.built.augment)
+    state, sums = parts.layout.steps(state, data, chunk, count, parts.built.augment)
     sums = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], sums)
     pace.took(count, time.monotonic() - started)
     _refuse_nonfinite(sums, progress.step, parts.checkpoints)
@@ -337,11 +346,12 @@ def _end_epoch(
     epoch = plan.epoch_of(progress.step - 1)
     results = {"train": progress.totals}
     ended = dataclasses.replace(progress, totals=Totals())
+    variables = parts.layout.whole(state).variables
     # The validation images before the test images, see `Dataset.splits`: they say what is over.
     for split, data in parts.held_out.items():
         if split == "test" and config.test == "end" and not is_over(plan, ended):
             continue
-        found = results[split] = evaluate(state.apply_fn, state.variables, data).totals
+        found = results[split] = parts.layout.evaluate(state.apply_fn, variables, data).totals
         if split == "validation":
             best = better(progress.best, config, epoch, progress.step, found)
             ended = dataclasses.replace(ended, best=best)

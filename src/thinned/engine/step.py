@@ -12,6 +12,8 @@ import optax
 from flax import linen as nn
 from flax import struct
 from flax.training import train_state
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from thinned.core.types import Key, Variables
 from thinned.data.augment import Augment
@@ -21,6 +23,9 @@ from thinned.engine.losses import cross_entropy, disagreement, smoothed
 from thinned.engine.metrics import BatchSums, batch_sums
 from thinned.engine.optim import LOSS_NUMBERS, with_numbers
 from thinned.models.apply import FROZEN, Frozen
+
+AXIS = "devices"
+"""The axis of a mesh over which a batch is shared."""
 
 
 class TrainState(train_state.TrainState):
@@ -146,8 +151,23 @@ def train_step(
     Returns:
         The state after the step, and the sums of the batch as the network saw it, masks included.
     """
-    given = dict(numbers or {})
-    extra = {name: given.pop(name) for name in LOSS_NUMBERS if name in given}
+    grads, model_state, sums = gradients(state, batch, rates, key, numbers)
+    return updated(state, grads, model_state, numbers), sums
+
+
+def gradients(
+    state: TrainState,
+    batch: Batch,
+    rates: Variables,
+    key: Key,
+    numbers: Mapping[str, jax.Array] | None = None,
+) -> tuple[Any, Variables, BatchSums]:
+    """The first half of a step: gradients, the new `model_state`, and the sums of the batch.
+
+    Args:
+        state, batch, rates, key, numbers: as for `train_step`.
+    """
+    extra = numbers or {}
     size = len(batch.labels)
 
     def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
@@ -185,13 +205,30 @@ def train_step(
         return learned.mean() + total, (losses, logits[:size], updates)
 
     grads, (losses, logits, updates) = jax.grad(loss_of, has_aux=True)(state.params)
-    updated = {name: updates[name] for name in state.model_state}
-    if given:
-        state = state.replace(opt_state=with_numbers(state.opt_state, given))
-    state = state.apply_gradients(grads=grads, model_state=updated)
-    if "ema" in extra:
-        state = state.replace(average=_averaged(state, extra["ema"]))
-    return state, batch_sums(losses, logits, batch.labels)
+    model_state = {name: updates[name] for name in state.model_state}
+    return grads, model_state, batch_sums(losses, logits, batch.labels)
+
+
+def updated(
+    state: TrainState,
+    grads: Any,
+    model_state: Variables,
+    numbers: Mapping[str, jax.Array] | None = None,
+) -> TrainState:
+    """The second half of a step: the state after it.
+
+    Args:
+        state, numbers: as for `train_step`.
+        grads, model_state: of its batch, see `gradients`.
+    """
+    given = dict(numbers or {})
+    own = {name: given[name] for name in given if name not in LOSS_NUMBERS}
+    if own:
+        state = state.replace(opt_state=with_numbers(state.opt_state, own))
+    state = state.apply_gradients(grads=grads, model_state=model_state)
+    if "ema" in given:
+        state = state.replace(average=_averaged(state, given["ema"]))
+    return state
 
 
 def _averaged(state: TrainState, decay: jax.Array) -> Any:
@@ -203,13 +240,14 @@ def _averaged(state: TrainState, decay: jax.Array) -> Any:
     )
 
 
-@partial(jax.jit, donate_argnames="state", static_argnames="augment")
+@partial(jax.jit, donate_argnames="state", static_argnames=("augment", "mesh"))
 def train_steps(
     state: TrainState,
     data: Batch,
     chunk: Chunk,
     count: jax.Array,
     augment: Augment | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, BatchSums]:
     """The first `count` steps of a chunk as one compiled call.
 
@@ -222,6 +260,8 @@ def train_steps(
         chunk: orders, keys and rates, padded to a fixed number of steps.
         count: i32 [], at most the number of steps in `chunk`.
         augment: how images are varied before each step.
+        mesh: devices that share each batch; `data` may then be those of the chunk alone, with axes
+            [device, step, its images].
 
     Returns:
         The state after `count` steps, and sums with a leading axis [step], zero beyond `count`.
@@ -235,7 +275,7 @@ def train_steps(
 
     def body(index: jax.Array, carry: tuple[TrainState, BatchSums]) -> tuple[TrainState, BatchSums]:
         state, sums = carry
-        batch, own = _at(index, data, chunk, augment)
+        batch, own = _at(index, data, chunk, augment, mesh)
         state, step_sums = train_step(state, batch, own.rates, own.keys, own.numbers)
         return state, jax.tree.map(lambda total, one: total.at[index].set(one), sums, step_sums)
 
@@ -243,18 +283,28 @@ def train_steps(
 
 
 def _at(
-    index: jax.Array, data: Batch, chunk: Chunk, augment: Augment | None
+    index: jax.Array, data: Batch, chunk: Chunk, augment: Augment | None, mesh: Mesh | None
 ) -> tuple[Batch, Chunk]:
     """What one step of a chunk looks at, and its own part of the chunk."""
     own = jax.tree.map(lambda leaf: leaf[index], chunk)
-    batch = jax.tree.map(lambda leaf: leaf[own.order], data)
-    if augment is not None:
-        images, targets = augment(as_float(batch.images), batch.labels, own.augment_keys)
-        batch = batch._replace(images=images, targets=targets)
-    return batch, own
+    if data.labels.ndim == 1:
+        batch = jax.tree.map(lambda leaf: leaf[own.order], data)
+    else:
+        batch = jax.tree.map(lambda leaf: leaf[:, index].reshape(-1, *leaf.shape[3:]), data)
+    if mesh is not None:
+        batch = jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, P(AXIS)))
+    return varied(batch, own, augment), own
 
 
-@partial(jax.jit, static_argnames="augment")
+def varied(batch: Batch, own: Chunk, augment: Augment | None, first: jax.Array | int = 0) -> Batch:
+    """The images of a step, or those from position `first` on, as that step varies them."""
+    if augment is None or own.augment_keys is None:
+        return batch
+    images, targets = augment(as_float(batch.images), batch.labels, own.augment_keys, first)
+    return batch._replace(images=images, targets=targets)
+
+
+@partial(jax.jit, static_argnames=("augment", "mesh"))
 def collect(
     state: TrainState,
     data: Batch,
@@ -262,6 +312,7 @@ def collect(
     seen: jax.Array,
     count: jax.Array,
     augment: Augment | None = None,
+    mesh: Mesh | None = None,
 ) -> Variables:
     """Go on collecting the batch statistics of the averaged weights (Izmailov et al. 2018, 3.2).
 
@@ -273,7 +324,7 @@ def collect(
 
     Args:
         state: with an `average`; its `average_state` is the mean over the batches seen so far.
-        data, chunk, augment: as for `train_steps`.
+        data, chunk, augment, mesh: as for `train_steps`.
         seen: i32 [], batches seen so far; with 0, nothing is left of the statistics before.
         count: i32 [], at most the number of steps in `chunk`.
 
@@ -282,25 +333,40 @@ def collect(
     """
 
     def body(index: jax.Array, collected: Variables) -> Variables:
-        batch, own = _at(index, data, chunk, augment)
-        variables = {"params": state.average, **collected, **state.constants}
-        if own.rates:
-            variables["rates"] = own.rates
-        before = (seen + index).astype(jnp.float32)
-        with nn.intercept_methods(partial(_with_momentum, before / (before + 1))):
-            _, updates = state.apply_fn(
-                variables,
-                as_float(batch.images),
-                train=True,
-                rngs={"dropout": own.keys},
-                mutable=[*collected, LOSSES],
-            )
-        return {
-            name: jax.tree.map(lambda new, old: new.astype(old.dtype), updates[name], held)
-            for name, held in collected.items()
-        }
+        batch, own = _at(index, data, chunk, augment, mesh)
+        return statistics(state, collected, batch, own, seen + index)
 
     return jax.lax.fori_loop(0, count, body, state.average_state)
+
+
+def statistics(
+    state: TrainState, collected: Variables, batch: Batch, own: Chunk, seen: jax.Array
+) -> Variables:
+    """The mean of batch statistics with one more batch, see `collect`.
+
+    Args:
+        state: with an `average`.
+        collected: the mean over the batches before.
+        batch: the batch.
+        own: its part of a chunk.
+        seen: i32 [], how many were before.
+    """
+    variables = {"params": state.average, **collected, **state.constants}
+    if own.rates:
+        variables["rates"] = own.rates
+    before = seen.astype(jnp.float32)
+    with nn.intercept_methods(partial(_with_momentum, before / (before + 1))):
+        _, updates = state.apply_fn(
+            variables,
+            as_float(batch.images),
+            train=True,
+            rngs={"dropout": own.keys},
+            mutable=[*collected, LOSSES],
+        )
+    return {
+        name: jax.tree.map(lambda new, old: new.astype(old.dtype), updates[name], held)
+        for name, held in collected.items()
+    }
 
 
 def _with_momentum(

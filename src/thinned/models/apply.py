@@ -10,8 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jax import export
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from thinned.core.errors import RequestError
 from thinned.core.types import Variables
 from thinned.data.batch import as_float
 
@@ -111,11 +115,11 @@ def logits_of(apply_fn: Callable[..., Any], variables: Variables, images: jax.Ar
     return in_pieces(lambda part: apply_fn(variables, as_float(part), train=False), images)
 
 
-def in_pieces(function: Callable[[jax.Array], jax.Array], images: jax.Array) -> jax.Array:
+def in_pieces(function: Callable[[jax.Array], Any], images: jax.Array) -> Any:
     """What a function makes of a batch; of photos on a CPU, in pieces whose maps stay in the cache.
 
     Args:
-        function: of [batch, height, width, channel], each image for itself, to [batch, ...].
+        function: of [batch, height, width, channel], each image for itself, to arrays [batch, ...].
         images: such a batch.
     """
     if export.is_symbolic_dim(images.shape[0]):
@@ -124,7 +128,7 @@ def in_pieces(function: Callable[[jax.Array], jax.Array], images: jax.Array) -> 
     if not large or jax.default_backend() != "cpu":
         return function(images)
     made = jax.lax.map(function, images.reshape(-1, _PIECE, *images.shape[1:]))
-    return made.reshape(-1, *made.shape[2:])
+    return jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), made)
 
 
 def padded_batches(size: int, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -175,5 +179,138 @@ def logits_by_batch(
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[np.ndarray]:
     """The same batch by batch, f32 [batch, class], for networks of very many classes."""
-    for rows, mask in padded_batches(len(images), min(batch_size, max(len(images), 1))):
-        yield np.asarray(logits_of(apply_fn, variables, jnp.asarray(images[rows])))[mask]
+    size = min(batch_size, max(len(images), 1))
+    for found, mask in shared_out(logits_of, (apply_fn,), (variables,), images, size):
+        yield found[mask]
+
+
+def shared_out(
+    work: Callable[..., Any],
+    fixed: tuple[Any, ...],
+    arrays: tuple[Any, ...],
+    images: Any,
+    batch_size: int,
+) -> Iterator[tuple[Any, np.ndarray]]:
+    """What `work` makes of images, batch by batch; the devices of this process take them in turn.
+
+    Each device computes a whole batch, so that their number changes no bits.
+
+    Args:
+        work: a compiled function, called as ``work(*fixed, *arrays, images of a batch)``.
+        fixed: hashable.
+        arrays: pytrees.
+        images: [image, ...], or anything that reads so by indexing.
+        batch_size: images of a batch.
+
+    Returns:
+        For each batch a pytree in host memory, and mask bool [batch], False for padding.
+    """
+    devices = jax.local_devices()
+    batches = list(padded_batches(len(images), batch_size))
+    if len(devices) == 1:
+        for rows, mask in batches:
+            yield jax.device_get(work(*fixed, *arrays, jnp.asarray(images[rows]))), mask
+        return
+    mesh = Mesh(np.asarray(devices), ("batch",))
+    held = jax.device_put(arrays, NamedSharding(mesh, P()))
+    for start in range(0, len(batches), len(devices)):
+        here = batches[start : start + len(devices)]
+        # A device for which no batch is left repeats the first one.
+        rows = np.stack([rows for rows, _ in here] + [here[0][0]] * (len(devices) - len(here)))
+        parts = np.asarray(images[rows.reshape(-1)])
+        found = _on_each(work, fixed, mesh, held, parts.reshape(*rows.shape, *parts.shape[1:]))
+        made = jax.device_get(found)
+        for index, (_, mask) in enumerate(here):
+            yield jax.tree.map(lambda leaf, index=index: leaf[index], made), mask
+
+
+@partial(jax.jit, static_argnames=("work", "fixed", "mesh"))
+def _on_each(
+    work: Callable[..., Any],
+    fixed: tuple[Any, ...],
+    mesh: Mesh,
+    arrays: tuple[Any, ...],
+    images: jax.Array,
+) -> Any:
+    def local(arrays: tuple[Any, ...], images: jax.Array) -> Any:
+        return jax.tree.map(lambda leaf: leaf[None], work(*fixed, *arrays, images[0]))
+
+    places = (P(), P("batch"))
+    return jax.shard_map(local, mesh=mesh, in_specs=places, out_specs=P("batch"), check_vma=False)(
+        arrays, images
+    )
+
+
+def features_by_batch(
+    apply_fn: Callable[..., Any], variables: Variables, images: Any, batch_size: int = BATCH_SIZE
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What enters the last dense layer, and the logits, with dropout off, batch by batch.
+
+    Args:
+        apply_fn, variables, images, batch_size: as for `predict`.
+
+    Yields:
+        f32 [batch, feature] and f32 [batch, class].
+
+    Raises:
+        RequestError: as `last_dense`.
+    """
+    last_dense(apply_fn, variables, images[:1])
+    size = min(batch_size, max(len(images), 1))
+    shared = shared_out(_features_and_logits, (apply_fn,), (variables,), images, size)
+    for (features, logits), mask in shared:
+        yield features[mask], logits[mask]
+
+
+def last_dense(
+    apply_fn: Callable[..., Any], variables: Variables, images: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel f32 [feature, class] and bias f32 [class] of the layer whose outputs are the logits.
+
+    Raises:
+        RequestError: the network does not end in a dense layer of Linen.
+    """
+    watched = _Watched()
+    jax.eval_shape(partial(watched, apply_fn), variables, jnp.asarray(images))
+    held: Any = with_frozen(variables)["params"]
+    for name in watched.path:
+        held = held[name]
+    kernel = np.asarray(held["kernel"])
+    bias = np.asarray(held["bias"]) if "bias" in held else np.zeros(kernel.shape[1], np.float32)
+    return kernel, bias
+
+
+@partial(jax.jit, static_argnames="apply_fn")
+def _features_and_logits(
+    apply_fn: Callable[..., Any], variables: Variables, images: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return in_pieces(partial(_Watched(), apply_fn, variables), images)
+
+
+class _Watched:
+    """Calls a network, and sees what enters the dense layer that makes its logits."""
+
+    def __init__(self) -> None:
+        self.path: tuple[str, ...] = ()
+
+    def __call__(
+        self, apply_fn: Callable[..., Any], variables: Variables, images: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Features f32 [batch, feature], logits f32 [batch, class]."""
+        calls: list[tuple[tuple[str, ...], Any, Any]] = []
+
+        def intercept(call: Any, args: Any, options: Any, context: Any) -> Any:
+            made = call(*args, **options)
+            if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
+                calls.append((context.module.path, args[0], made))
+            return made
+
+        with nn.intercept_methods(intercept):
+            logits = apply_fn(variables, as_float(images), train=False)
+        for self.path, features, made in reversed(calls):
+            if made is logits and features.ndim == 2:
+                return features, logits
+        raise RequestError(
+            "this network does not end in a dense layer of Linen: what enters it cannot be seen, "
+            "and only energy tells how strange an image is"
+        )

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-import inspect
 import re
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import jax
 from flax import linen as nn
-from flax import nnx
 
 from thinned.core.config import MlpConfig
 from thinned.core.errors import RequestError
@@ -24,6 +18,7 @@ from thinned.models.convnet import ConvNet
 from thinned.models.efficientnet import EfficientNetLite
 from thinned.models.mlp import MLP
 from thinned.models.mobilenet import MobileNetV2
+from thinned.models.own import is_own, own
 from thinned.models.resnet import ResNet
 from thinned.models.resnet_imagenet import ImageNetResNet
 from thinned.models.staged import Staged
@@ -74,6 +69,15 @@ SIDES: Mapping[str, int] = {
     "efficientnet-lite2": 260,
 }
 """Side of the images, in pixels, that published weights were trained with."""
+FINE_SIDES: Mapping[str, int] = {
+    name: side * 8 // 7 for name, side in SIDES.items() if not name.startswith("vit")
+}
+"""Side of the images where the whole network goes on training, on random crops.
+
+What a crop shows is larger than in a whole photo of the same side, so that networks see best at a
+side larger than that of their crops (Touvron et al. 2019, "Fixing the train-test resolution
+discrepancy"). ViT's embedded places are of one side.
+"""
 
 _WIDE = re.compile("wide-resnet-([1-9][0-9]{1,2})-([1-9][0-9]?)")
 
@@ -112,7 +116,7 @@ def network(
     if staged:
         return staged(classes=classes, dropout=dropout, frozen_statistics=frozen_statistics)
     if is_own(name):
-        return _own(name, classes)
+        return own(name, classes)
     if name == "mlp":
         return MLP(classes, dropout, tuple(mlp.hidden), mlp.units, mlp.pieces)
     if name == "lenet":
@@ -153,74 +157,3 @@ def _staged(name: str) -> Callable[..., Staged] | None:
             f"--model {name}: the depth of a wide residual network is 6 n + 4: 10, 16, 22, 28, 40"
         )
     return partial(WideResNet, depth=depth, widening=widening)
-
-
-def is_own(name: str) -> bool:
-    """Whether a name stands for a network of the user's."""
-    return ":" in name
-
-
-class Adapted(nn.Module):
-    """A network of the user's, called as all others are; its variables keep their own paths.
-
-    Attributes:
-        inner: called with images, and with `mode` where that is not empty.
-        mode: the name of its argument that says whether it is trained: ``train``, ``training``, or
-            ``deterministic``, which means the opposite.
-    """
-
-    inner: nn.Module
-    mode: str
-
-    def setup(self) -> None:
-        """Let the network live where this shell does."""
-        nn.share_scope(self, self.inner)
-
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Logits f32 [batch, class] of images f32 [batch, height, width, channel]."""
-        inner: Any = self.inner
-        if not self.mode:
-            return inner(images)
-        return inner(images, **{self.mode: train != (self.mode == "deterministic")})
-
-
-class Switched(nnx.Module):
-    """An NNX network of the user's, switched to training or evaluation in every call."""
-
-    def __init__(self, kind: Any, options: Mapping[str, Any], *, rngs: nnx.Rngs) -> None:
-        # Initialisation has the stream `params` alone; other layers ask for theirs there, too.
-        every = rngs if "default" in rngs else nnx.Rngs(rngs.params())
-        self.inner = kind(**options, rngs=every)
-
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Logits f32 [batch, class] of images f32 [batch, height, width, channel]."""
-        (self.inner.train if train else self.inner.eval)()
-        return self.inner(images)
-
-
-def _own(name: str, classes: int) -> nn.Module:
-    module, _, attribute = name.partition(":")
-    # As `python -m` does: a module beside where one works is found.
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        kind = getattr(importlib.import_module(module), attribute)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RequestError(f"--model {name}: {type(error).__name__}: {reason}") from error
-    if not inspect.isclass(kind) or not issubclass(kind, nn.Module | nnx.Module):
-        raise RequestError(f"--model {name} is no flax.linen.Module and no flax.nnx.Module")
-    accepted = inspect.signature(kind.__init__).parameters
-    counts = [each for each in ("classes", "num_classes") if each in accepted]
-    options = {counts[0]: classes} if counts else {}
-    try:
-        if issubclass(kind, nnx.Module):
-            return Adapted(nnx.bridge.to_linen(Switched, kind, options), "train")
-        modes = inspect.signature(kind.__call__).parameters
-        known = ("train", "training", "deterministic")
-        return Adapted(kind(**options), next((mode for mode in known if mode in modes), ""))
-    except TypeError as error:
-        raise RequestError(
-            f"--model {name} cannot be made: {error}; give every attribute but classes a default"
-        ) from error

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 from flax import linen as nn
+from jax import lax
 
 from thinned.models.convolution import conv_general_dilated
 from thinned.models.staged import Passing, Style
@@ -31,6 +34,14 @@ class ConvNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, passing: Passing) -> jax.Array:
         """Maps f32 [batch, height / stride, width / stride, features], rounded up."""
+        # Statistics that stand still are a scale and a shift of each channel: laid into the kernel,
+        # they cost nothing, and a step keeps and reads half as many maps.
+        folds = passing.average and not self.is_initializing()
+        scale, shift = self._affine() if folds else (1.0, 0.0)
+
+        def convolve(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+            return conv_general_dilated(x, kernel * scale, *args, **kwargs)
+
         x = nn.Conv(
             self.features,
             (self.size, self.size),
@@ -38,11 +49,18 @@ class ConvNorm(nn.Module):
             padding=self.style.padding(self.size, self.stride),
             feature_group_count=self.features if self.depthwise else 1,
             use_bias=False,
-            conv_general_dilated=conv_general_dilated,
+            conv_general_dilated=convolve,
             name="conv",
         )(x)
-        x = self.style.norm(passing, "norm")(x)
+        x = x + shift if folds else self.style.norm(passing, "norm")(x)
         return self.style.activation(x) if self.active else x
+
+    def _affine(self) -> tuple[jax.Array, jax.Array]:
+        """What normalisation by the running statistics multiplies by and adds, f32 [features]."""
+        learned = self.variables["params"]["norm"]
+        collected = self.variables["batch_stats"]["norm"]
+        scale = learned["scale"] * lax.rsqrt(collected["var"] + self.style.epsilon)
+        return scale, learned["bias"] - collected["mean"] * scale
 
 
 class InvertedResidual(nn.Module):

@@ -74,7 +74,8 @@ def _is_flax_layout(images: jax.Array, kernel: jax.Array, numbers: Any) -> bool:
     if kernel.ndim != 4:
         return False
     given, usual = (
-        lax.conv_dimension_numbers(images.shape, kernel.shape, each) for each in (numbers, _LAYOUT)
+        lax.conv_dimension_numbers(images.shape, kernel.shape, layout)
+        for layout in (numbers, _LAYOUT)
     )
     return given == usual
 

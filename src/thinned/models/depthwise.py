@@ -92,7 +92,7 @@ def _kernel_gradient(padded: jax.Array, gradient: jax.Array, side: int, stride: 
 
     zero = _wide(jnp.zeros((side, columns, channels), gradient.dtype))
     sums = lax.fori_loop(0, batch * rows, body, [zero] * side)
-    taps = jnp.stack([_sum_of_columns(each) for each in sums], 1)
+    taps = jnp.stack([_sum_of_columns(column) for column in sums], 1)
     return taps[:, :, None].astype(gradient.dtype)
 
 

@@ -56,10 +56,10 @@ class EfficientNetLite(Staged):
 
     def stages(self) -> Mapping[str, Stage]:
         """See `Staged.stages`."""
-        found: dict[str, Stage] = {"stem": partial(ConvNorm, 32, 3, 2, STYLE)}
+        body: dict[str, Stage] = {"stem": partial(ConvNorm, 32, 3, 2, STYLE)}
         for count, (_, size, stride, expansion, features) in zip(self.rows(), STAGES, strict=True):
             for index in range(count):
-                found[f"blocks_{len(found) - 1}"] = partial(
+                body[f"blocks_{len(body) - 1}"] = partial(
                     InvertedResidual,
                     multiple_of_8(features * self.width),
                     expansion,
@@ -67,7 +67,7 @@ class EfficientNetLite(Staged):
                     1 if index else stride,
                     STYLE,
                 )
-        return {**found, "neck": partial(ConvNorm, 1280, style=STYLE)}
+        return {**body, "neck": partial(ConvNorm, 1280, style=STYLE)}
 
 
 def multiple_of_8(features: float) -> int:

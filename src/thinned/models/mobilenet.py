@@ -41,10 +41,10 @@ class MobileNetV2(Staged):
 
     def stages(self) -> Mapping[str, Stage]:
         """See `Staged.stages`."""
-        found: dict[str, Stage] = {"stem": partial(ConvNorm, 32, 3, 2, STYLE)}
+        body: dict[str, Stage] = {"stem": partial(ConvNorm, 32, 3, 2, STYLE)}
         for count, stride, expansion, features in STAGES:
             for index in range(count):
-                found[f"blocks_{len(found) - 1}"] = partial(
+                body[f"blocks_{len(body) - 1}"] = partial(
                     InvertedResidual, features, expansion, 3, 1 if index else stride, STYLE
                 )
-        return {**found, "neck": partial(ConvNorm, 1280, style=STYLE)}
+        return {**body, "neck": partial(ConvNorm, 1280, style=STYLE)}

@@ -81,20 +81,20 @@ class ImageNetResNet(Staged):
 
     def stages(self) -> Mapping[str, Stage]:
         """See `Staged.stages`."""
-        found: dict[str, Stage] = {"stem": Stem}
+        body: dict[str, Stage] = {"stem": Stem}
         for row, count in enumerate(self.rows()):
             for index in range(count):
                 stride = 2 if row and not index else 1
-                found[f"blocks_{len(found) - 1}"] = partial(
+                body[f"blocks_{len(body) - 1}"] = partial(
                     Residual, 64 * 2**row, stride, self.depth >= 50
                 )
-        return found
+        return body
 
 
 def _largest(x: jax.Array, axis: int) -> jax.Array:
     """The maximum over windows of 3 at stride 2, one position of padding on both sides."""
     # Zeros pad as well as minus infinity does: what comes from ReLU is never less.
-    padded = jnp.pad(x, [(1, 1) if each == axis else (0, 0) for each in range(x.ndim)])
+    padded = jnp.pad(x, [(1, 1) if dimension == axis else (0, 0) for dimension in range(x.ndim)])
     length = x.shape[axis]
     # A reduction over windows would be differentiated by a scatter, slow on a CPU.
     first, second, third = (

@@ -66,8 +66,8 @@ class Attention(nn.Module):
         mixed = nn.Dense(3 * width, name="qkv")(x)
         mixed = mixed.reshape(batch, tokens, 3, self.heads, width // self.heads)
         query, key, value = (mixed[:, :, part] for part in range(3))
-        found = jax.nn.dot_product_attention(query, key, value)
-        return nn.Dense(width, name="project")(found.reshape(x.shape))
+        attended = jax.nn.dot_product_attention(query, key, value)
+        return nn.Dense(width, name="project")(attended.reshape(x.shape))
 
 
 class Block(nn.Module):

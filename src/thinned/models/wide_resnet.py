@@ -95,12 +95,12 @@ class WideResNet(Staged):
 
     def stages(self) -> Mapping[str, Stage]:
         """See `Staged.stages`."""
-        found: dict[str, Stage] = {"stem": Stem}
+        body: dict[str, Stage] = {"stem": Stem}
         for row, count in enumerate(self.rows()):
             for index in range(count):
                 stride, features = 2 if row and not index else 1, 16 * 2**row * self.widening
-                found[f"blocks_{len(found) - 1}"] = partial(Wide, features, stride, self.dropout)
-        return {**found, "neck": Neck}
+                body[f"blocks_{len(body) - 1}"] = partial(Wide, features, stride, self.dropout)
+        return {**body, "neck": Neck}
 
 
 def _convolution(features: int, size: int, stride: int, name: str) -> nn.Conv:

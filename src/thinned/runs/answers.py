@@ -9,16 +9,10 @@ from typing import Any
 import numpy as np
 
 from thinned.data.decode import Fit
-from thinned.runs.predictions import (
-    Known,
-    known_below,
-    predictions_of,
-    selection_for,
-    sets_for,
-)
+from thinned.runs.ood import Known, known_below, strangeness
+from thinned.runs.predictions import predictions_of, selection_for, sets_for
 from thinned.runs.run import Run
 from thinned.trust.conformal import Conformal, SetKind
-from thinned.trust.ood import ood_scores
 from thinned.trust.sampling import Predictions
 from thinned.trust.selection import Selection
 
@@ -36,6 +30,7 @@ class Answers:
         selection: marks answers as unsure.
         sets: of classes.
         known: marks images as none of the classes.
+        strangeness: of images, from them and their predictions, by the score of `known`.
     """
 
     classes: tuple[str, ...]
@@ -46,6 +41,7 @@ class Answers:
     selection: Selection | None = None
     sets: Conformal | None = None
     known: Known | None = None
+    strangeness: Callable[[np.ndarray, Predictions], np.ndarray] = lambda _, found: found.energy
 
     @property
     def promises(self) -> list[str]:
@@ -53,10 +49,11 @@ class Answers:
         given = (self.selection, self.sets, self.known)
         return [str(promise) for promise in given if promise is not None]
 
-    def rows(self, found: Predictions) -> list[dict[str, Any]]:
+    def rows(self, images: np.ndarray, found: Predictions) -> list[dict[str, Any]]:
         """What is said of each image.
 
         Args:
+            images: u8 [image, height, width, channel].
             found: what `predict` made of them.
 
         Returns:
@@ -80,7 +77,7 @@ class Answers:
         if self.sets is not None:
             columns["set"] = self._named(p, self.sets.sets(p))
         if self.known is not None:
-            strange = ood_scores(self.known.score, found)
+            strange = self.strangeness(images, found)
             columns[self.known.score] = strange.tolist()
             columns["known"] = (strange <= self.known.threshold).tolist()
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -117,4 +114,5 @@ def answers_of(
         None if risk is None else selection_for(runs, risk, confidence, *way),
         None if coverage is None else sets_for(runs, coverage, sets, per_class, *way),
         None if ood_fpr is None else known_below(runs, ood_fpr, ood_score, *way),
+        lambda images, found: strangeness(runs, ood_score, images, found),
     )

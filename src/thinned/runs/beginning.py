@@ -66,7 +66,7 @@ def beginning_of(folder: Path) -> Callable[[], Variables]:
 def recorded_weights(folder: Path) -> dict[str, Any] | None:
     """What a run's folder says of the weights that it began with; None where it says nothing."""
     try:
-        found = json.loads(read_regular(folder / _RECORD))
+        record = json.loads(read_regular(folder / _RECORD))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return record if isinstance(record, dict) else None

@@ -67,7 +67,7 @@ def fit(probabilities: np.ndarray, labels: np.ndarray) -> Calibration:
     return Calibration(temperature, before, then, len(labels), doubt)
 
 
-def keep(runs: Sequence[Run], samples: int, found: Calibration) -> None:
+def keep(runs: Sequence[Run], samples: int, calibration: Calibration) -> None:
     """Save a temperature with each of the runs; others of the same weights stay.
 
     Raises:
@@ -76,13 +76,13 @@ def keep(runs: Sequence[Run], samples: int, found: Calibration) -> None:
     entry = {
         "samples": samples,
         "runs": _members(runs),
-        "temperature": found.temperature,
-        "images": found.images,
-        "nll": [found.before, found.after],
+        "temperature": calibration.temperature,
+        "images": calibration.images,
+        "nll": [calibration.before, calibration.after],
     }
     for run in runs:
-        others = [each for each in _kept(run) if run.weights in _weights(each)]
-        others = [each for each in others if not _is_of(each, runs, samples)]
+        others = [kept for kept in _kept(run) if run.weights in _weights(kept)]
+        others = [kept for kept in others if not _is_of(kept, runs, samples)]
         text = json.dumps({"temperatures": [*others, entry]}, indent=2)
         write_whole(run.folder / _FILE, text + "\n")
 
@@ -97,10 +97,12 @@ def temperature_of(runs: Sequence[Run], samples: int = 0) -> float:
     for entry in kept:
         if _is_of(entry, runs, samples):
             return float(entry["temperature"])
-    alike = [each for each in kept if (each["samples"], len(each["runs"])) == (samples, len(runs))]
+    alike = [
+        entry for entry in kept if (entry["samples"], len(entry["runs"])) == (samples, len(runs))
+    ]
     names = " ".join(str(run.folder) for run in runs)
     words = f"thinned calibrate {names}" + (f" --samples {samples}" if samples else "")
-    if alike and not any(runs[0].weights in _weights(each) for each in alike):
+    if alike and not any(runs[0].weights in _weights(entry) for entry in alike):
         steps = ", ".join(str(member["step"]) for member in alike[-1]["runs"])
         raise RequestError(
             f"{names}: the temperature is that of other weights (step {steps}): run {words}"
@@ -120,7 +122,7 @@ def _members(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def _is_of(entry: dict[str, Any], runs: Sequence[Run], samples: int) -> bool:
     """Whether an entry is of these runs, in whatever order, and so many samples."""
-    members = sorted((each["weights"], each["seed"]) for each in entry["runs"])
+    members = sorted((member["weights"], member["seed"]) for member in entry["runs"])
     wanted = sorted((run.weights, run.config.seed) for run in runs)
     return entry["samples"] == samples and members == wanted
 
@@ -133,7 +135,7 @@ def _kept(run: Run) -> list[dict[str, Any]]:
     """The entries of a run's file that are whole; none where there is none, or it is damaged."""
     try:
         entries = json.loads(read_regular(run.folder / _FILE))["temperatures"]
-        return [each for each in entries if _is_whole(each)]
+        return [entry for entry in entries if _is_whole(entry)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
 

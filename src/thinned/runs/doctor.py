@@ -24,7 +24,7 @@ from thinned.engine.devices import on_device
 from thinned.engine.plan import Plan
 from thinned.engine.step import TrainState, train_steps
 from thinned.models.apply import INPUT_STATISTICS, with_frozen
-from thinned.runs.features import shortened
+from thinned.runs.features import entering, shortened
 from thinned.runs.prepare import Prepared
 from thinned.runs.run import Run, note_best
 
@@ -50,22 +50,35 @@ def diagnose(target: Path | str, draws: int = 64) -> Audit:
         RequestError: `target` is neither, or its options or data do not allow a run.
     """
     case = _Case.open(target)
-    built, plan = case.built, case.built.plan
-    state = case.state
+    own = (*_schedule_checks(case.built.plan), _order_check(case.built.plan))
+    found = audited(case.built, case.state, draws)
+    return replace(found, checks=(*found.checks, *own, _learning_rate_check(case)))
+
+
+def audited(built: Built, state: TrainState, draws: int) -> Audit:
+    """Audit a network alone, in a state of its training; errors as for `thinned.audit`.
+
+    Of one whose first stages stand still, and so drop nothing, only the rest.
+    """
+    plan, images, modes = built.plan, example(built.facts, AUDIT_EXAMPLES), {}
+    if built.cut:
+        images = jnp.ones((AUDIT_EXAMPLES, *entering(built, built.cut)))
+        modes = {
+            name: {"train": name == "train", "begin": built.cut} for name in ("train", "evaluate")
+        }
     held = {"params": state.params, **state.model_state, **state.constants}
     variables = {kind: part for kind, part in with_frozen(held).items() if kind != INPUT_STATISTICS}
     if plan.peak_rates:
         variables["rates"] = rates_collection(plan.peak_rates)
-    found = audit(
+    return audit(
         built.model,
-        example(built.facts, AUDIT_EXAMPLES),
+        images,
+        **modes,
         variables=variables,
         rngs=lambda step: {"dropout": plan.dropout_key(step)},
         init_rngs=params_key(built.config),
         draws=draws,
     )
-    own = (*_schedule_checks(plan), _order_check(plan), _learning_rate_check(case))
-    return replace(found, checks=(*found.checks, *own))
 
 
 def _schedule_checks(plan: Plan) -> list[Check]:
@@ -123,8 +136,8 @@ def _first_loss(case: _Case, factor: float, steps: int) -> float:
         chunk = chunk._replace(order=chunk.order % len(data.labels), numbers=numbers)
         state, sums = train_steps(state, data, chunk, jnp.int32(count), built.augment)
         losses += (np.asarray(sums.loss) / np.maximum(sums.count, 1))[:count].tolist()
-    found = float(np.mean(losses[steps // 2 :]))
-    return found if math.isfinite(found) else math.inf
+    loss = float(np.mean(losses[steps // 2 :]))
+    return loss if math.isfinite(loss) else math.inf
 
 
 @dataclass(frozen=True)

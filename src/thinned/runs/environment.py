@@ -98,7 +98,11 @@ def refuse_other_settings(path: Path) -> None:
             )
 
 
-def fix_threads(environment: Path | None = None) -> None:
+EXACT_THREADS = 8
+"""Of new runs whose bits must not depend on the cores that there are."""
+
+
+def fix_threads(environment: Path | None = None, *, exact: bool = False) -> None:
     """Start JAX with the threads that a run was begun with: they shape the sums, and so the bits.
 
     One core of many threads then ends with the bits of many cores. Without effect once JAX runs.
@@ -106,12 +110,14 @@ def fix_threads(environment: Path | None = None) -> None:
     Args:
         environment: the record of the run to go on with; None for as many threads as this process
             may use cores, or as the variable ``PJRT_NPROC`` says.
+        exact: whether it is `EXACT_THREADS` instead of the number of cores.
     """
     if _has_started():
         return
     recorded = _record(environment).get("cpu_threads") if environment else None
     before = os.environ.get(_THREADS)
-    _IN_FORCE[:] = [recorded if isinstance(recorded, int) and recorded > 0 else _threads_in_force()]
+    usual = EXACT_THREADS if exact and before is None else _threads_in_force()
+    _IN_FORCE[:] = [recorded if isinstance(recorded, int) and recorded > 0 else usual]
     os.environ[_THREADS] = str(_IN_FORCE[0])
     try:
         jax.devices()
@@ -156,15 +162,15 @@ def _has_started() -> bool:
 def _record(path: Path) -> dict[str, Any]:
     """What an environment.json says; nothing where it cannot be read."""
     try:
-        found = json.loads(read_regular(path))
+        record = json.loads(read_regular(path))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
 def _of(record: dict[str, Any], name: str) -> dict[str, Any]:
-    found = record.get(name)
-    return found if isinstance(found, dict) else {}
+    part = record.get(name)
+    return part if isinstance(part, dict) else {}
 
 
 def recorded_digest(run: Path) -> str | None:
@@ -195,7 +201,7 @@ def git_revision(package: Path) -> str | None:
     places = [f"--git-dir={root / '.git'}", f"--work-tree={root}"]
     command = ["git", *places, "describe", "--always", "--dirty"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        described = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return described.stdout.strip() or None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
+from scipy import stats
+
 from thinned.core.types import Split
-from thinned.data.damage import CORRUPTIONS, SEVERITIES, corrupted
+from thinned.data.damage import corrupted, corruptions_for
+from thinned.runs.ood import measures_of
 from thinned.runs.predictions import (
     appraise,
     common_test,
@@ -18,6 +22,8 @@ from thinned.runs.predictions import (
 from thinned.runs.run import Run
 from thinned.trust.appraisal import Appraisal, told_apart
 from thinned.trust.conformal import SetKind, SetScores
+
+_OF_KINDS = ("accuracy", "nll", "ece")
 
 
 def evaluate_runs(
@@ -42,13 +48,15 @@ def evaluate_runs(
         samples, calibrated: see `thinned.runs.predictions.predictions_of`; ``auto`` takes as many
             samples as are needed, see `thinned.runs.predictions.enough_samples`.
         ood: other images, to be told from the test images.
-        corrupt: whether to score damaged images, too.
+        corrupt: whether to score damaged images, too, see `thinned.data.damage.corruptions_for`.
         coverage, sets, per_class: whether, and how, to score sets of classes as well, see
             `thinned.runs.predictions.sets_for`.
 
     Returns:
         Everything as plain values for JSON: those of `thinned.trust.appraisal.Appraisal.as_values`,
-        ``runs``, ``samples``, ``calibrated``, and ``sets``, ``ood`` and ``damage`` where asked for.
+        ``runs``, ``samples``, ``calibrated``, and ``sets``, ``ood`` and ``damage`` where asked for:
+        of that the ``set``, ``rows`` with every kind and severity, ``kinds`` with means over
+        severities, and ``over_kinds`` with the mean of these and Student's 95 % interval.
 
     Raises:
         RequestError: see `common_test`, `predictions_of` and `other_images` in
@@ -63,25 +71,33 @@ def evaluate_runs(
     made = None
     if coverage is not None:
         made = sets_for(runs, coverage, sets, per_class, samples, calibrated)
-    found = appraise(runs, test, samples, calibrated)
-    say(str(found))
+    appraisal = appraise(runs, test, samples, calibrated)
+    say(str(appraisal))
     values: dict[str, Any] = {
         "runs": [str(run.folder) for run in runs],
         "samples": samples,
         "calibrated": calibrated,
-        **found.as_values(),
+        **appraisal.as_values(),
     }
     if made is not None:
-        scored = SetScores.of(made, found.probabilities, test.labels, found.classes)
+        scored = SetScores.of(made, appraisal.probabilities, test.labels, appraisal.classes)
         values["sets"] = scored.as_values()
         say(f"\n{scored}")
     if other is not None:
         outside = predictions_of(runs, other.images, samples, calibrated)
-        told = told_apart(found.predictions, outside)
+        told = told_apart(
+            measures_of(runs, test.images, appraisal.predictions),
+            measures_of(runs, other.images, outside),
+        )
         values["ood"] = {"data": ood, "images": len(other), "measures": told}
         say(f"\n{len(other):,} other images ({ood}), told apart by")
         for name, score in told.items():
-            say(f"{name:<22}AUROC {score['auroc']:.4f}, FPR95 {score['fpr95']:.4f}")
+            shown = (
+                f"{told_as} {score[key]:.4f} "
+                f"({score[f'{key}_low']:.4f} to {score[f'{key}_high']:.4f})"
+                for key, told_as in (("auroc", "AUROC"), ("fpr95", "FPR95"))
+            )
+            say(f"{name:<22}{', '.join(shown)}")
     if corrupt:
         values["damage"] = _damaged(
             test, say, lambda split: appraise(runs, split, samples, calibrated)
@@ -91,15 +107,38 @@ def evaluate_runs(
 
 def _damaged(
     test: Split, say: Callable[[str], None], appraised: Callable[[Split], Appraisal]
-) -> list[dict[str, Any]]:
+) -> dict[str, Any]:
+    chosen = corruptions_for(test.images.shape)
     rows: list[dict[str, Any]] = []
-    say(f"\n{'damage':<11}severity  accuracy    NLL     ECE")
-    for kind in CORRUPTIONS:
-        for severity in SEVERITIES:
-            score = appraised(corrupted(test, kind, severity)).scores
-            rows.append({"kind": kind, "severity": severity, "scores": score})
-            say(
-                f"{kind:<11}{severity:>8}{score['accuracy']:>10.2%}{score['nll']:>8.4f}"
-                f"{score['ece']:>8.4f}"
-            )
-    return rows
+    kinds: dict[str, dict[str, float]] = {}
+    say(f"\n{chosen.name:<20}accuracy     NLL     ECE")
+    for name, kind in chosen.kinds.items():
+        severities = range(1, len(kind.levels) + 1)
+        found = [appraised(corrupted(test, kind, severity)).scores for severity in severities]
+        rows += [
+            {"kind": name, "severity": severity, "scores": scores}
+            for severity, scores in zip(severities, found, strict=True)
+        ]
+        kinds[name] = {
+            score: float(np.mean([each[score] for each in found])) for score in _OF_KINDS
+        }
+        say(_row(name, kinds[name]))
+    over = {score: _over(np.array([each[score] for each in kinds.values()])) for score in _OF_KINDS}
+    for title, end in (
+        ("mean of the kinds", "mean"),
+        ("  95 % from", "low"),
+        ("         to", "high"),
+    ):
+        say(_row(title, {score: over[score][end] for score in _OF_KINDS}))
+    return {"set": chosen.name, "rows": rows, "kinds": kinds, "over_kinds": over}
+
+
+def _row(title: str, scores: Mapping[str, float]) -> str:
+    return f"{title:<20}{scores['accuracy']:>8.2%}{scores['nll']:>8.4f}{scores['ece']:>8.4f}"
+
+
+def _over(values: np.ndarray) -> dict[str, float]:
+    """The mean with Student's 95 % interval."""
+    mean = float(values.mean())
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return {"mean": mean, "low": mean - half, "high": mean + half}

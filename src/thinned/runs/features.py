@@ -67,29 +67,31 @@ class Trunk:
         apply_fn: Any = Frozen(Stages(built.model.apply, stop=count))
         if built.facts.mean is not None:
             apply_fn = Normalised(apply_fn)
-        shape = _entering(built, count)
+        shape = entering(built, count)
         used = _only(state.variables, built.parts[:count])
         told = f"2 {jax.__version__} {built.model} {count} {built.facts.image_shape} {digest(used)}"
         return cls(apply_fn, used, shape, _short(told.encode()))
 
 
-def _entering(built: Built, count: int) -> tuple[int, ...]:
+def entering(built: Built, count: int) -> tuple[int, ...]:
+    """The shape of what the stages before `count` make of one image."""
+
     def run(images: Any) -> Any:
         return built.model.init_with_output(jax.random.key(0), images, stop=count)[0]
 
-    found: Any = jax.eval_shape(run, example(built.facts))
-    return tuple(found.shape[1:])
+    entering: Any = jax.eval_shape(run, example(built.facts))
+    return tuple(entering.shape[1:])
 
 
 def _only(variables: Variables, names: Collection[str]) -> Variables:
     """The variables without the parameters and statistics of other stages."""
-    found: dict[str, Any] = {}
+    own: dict[str, Any] = {}
     for kind, held in variables.items():
         if kind == INPUT_STATISTICS:
-            found[kind] = held
+            own[kind] = held
         else:
-            found[kind] = {name: part for name, part in held.items() if name in names}
-    return found
+            own[kind] = {name: part for name, part in held.items() if name in names}
+    return own
 
 
 def shortened(
@@ -206,7 +208,7 @@ class _Way:
 
     def features(self, split: Split, quiet: bool) -> np.ndarray:
         """f32 [example, ...], each computed at most once."""
-        digests = [each.hex()[:_DIGEST] for each in image_digests(split)]
+        digests = [digest.hex()[:_DIGEST] for digest in image_digests(split)]
         known = self._kept()
         # Equal images have equal features.
         first = {name: row for row, name in reversed(list(enumerate(digests)))}
@@ -220,27 +222,27 @@ class _Way:
 
     def _kept(self) -> dict[str, np.ndarray]:
         """Image digest -> features, of all packs that were made in this way."""
-        found: dict[str, np.ndarray] = {}
+        by_digest: dict[str, np.ndarray] = {}
         for kept in packs_in(cache_folder("features")):
             pack = open_pack(kept.folder) if kept.folder.name.startswith(self.digest) else None
             if pack is not None:
                 rows = pack.images[np.arange(len(pack.images))].view(np.float32)
                 shaped = rows.reshape(-1, *self.trunk.shape)
-                found.update(zip(pack.beside["digests"], shaped, strict=True))
-        return found
+                by_digest.update(zip(pack.beside["digests"], shaped, strict=True))
+        return by_digest
 
     def _computed(self, split: Split, own: dict[str, int], view: Silent) -> dict[str, np.ndarray]:
         """Image digest -> features, computed now, and kept."""
-        digests, found = list(own), dict[str, np.ndarray]()
+        digests, by_digest = list(own), dict[str, np.ndarray]()
 
         def made() -> Iterator[tuple[int, np.ndarray]]:
             for place, features in enumerate(self._run(split, own, view)):
-                found[digests[place]] = features
+                by_digest[digests[place]] = features
                 yield place, np.ascontiguousarray(features).reshape(-1).view(np.uint8)
 
         folder = cache_folder("features") / f"{self.digest}-{_short(' '.join(own).encode())[:8]}"
         write_pack(folder, (4 * math.prod(self.trunk.shape),), made(), {"digests": digests})
-        return found
+        return by_digest
 
     def _run(self, split: Split, own: dict[str, int], view: Silent) -> Iterator[np.ndarray]:
         """The features of rows of a split, batch by batch; says how long the rest will take."""

@@ -10,19 +10,32 @@ from typing import Any
 import jax
 import numpy as np
 
-from thinned.core.pages import INK, Plots, plain
+from thinned.core.pages import INK, PRINTED, Plots, plain, scrolled
 from thinned.runs.run import Run
-from thinned.trust import scores
-from thinned.trust.appraisal import WIDEST, Appraisal
+from thinned.runs.verdicts import confusions
+from thinned.trust.appraisal import Appraisal
 
 _SPLITS = {"train": ("C0", "o"), "validation": ("C2", "s"), "test": ("C1", "^")}
 """Colour and marker of each split."""
+_UNITS = {"loss": "loss (nats)", "accuracy": "right (%)"}
 _LINES = ("-", "--", ":", "-.")
+_MATRIX = 100
+"""Classes of a confusion matrix on the page: those that are mistaken most."""
+_DRAWN = 50
+"""Classes up to which it is drawn in a file."""
+_PAIRS = 5
+_DARKEST = 60
+"""Per cent of the shade's colour in the darkest cell: text stays readable on it."""
 
 
-def learning_curves(runs: Sequence[Run], plots: Plots) -> str:
-    """Loss and accuracy by epoch: a colour for each split, a line style for each run."""
-    return "".join(_curve(quantity, runs, plots) for quantity in ("loss", "accuracy"))
+def loss_curve(runs: Sequence[Run], plots: Plots) -> str:
+    """Loss by epoch: a colour for each split, a line style for each run."""
+    return _curve("loss", runs, plots)
+
+
+def accuracy_curve(runs: Sequence[Run], plots: Plots) -> str:
+    """Accuracy by epoch, likewise."""
+    return _curve("accuracy", runs, plots)
 
 
 def _curve(quantity: str, runs: Sequence[Run], plots: Plots) -> str:
@@ -42,13 +55,10 @@ def _curve(quantity: str, runs: Sequence[Run], plots: Plots) -> str:
                         color=colour,
                         label=plain(label),
                     )
-            shared = [epoch for epoch in curves["train"] if epoch in curves["test"]]
-            low, high = ([curves[split][epoch] for epoch in shared] for split in ("train", "test"))
             if run.best is not None:
                 axes.axvline(run.best.epoch, linestyle=":", color="C7", linewidth=1)
-            axes.fill_between(shared, low, high, color="C7", alpha=0.2, linewidth=0)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set(xlabel="epoch", ylabel=f"{quantity}{' (nats)' if quantity == 'loss' else ''}")
+        axes.set(xlabel="epoch", ylabel=_UNITS[quantity])
         axes.legend(frameon=False)
 
     told = [_ending(run, quantity) for run in runs]
@@ -59,74 +69,126 @@ def _curve(quantity: str, runs: Sequence[Run], plots: Plots) -> str:
 
 
 def _points(run: Run, split: str, quantity: str) -> dict[int, float]:
-    return {record["epoch"]: record[quantity] for record in run.metrics if record["split"] == split}
+    scale = 100 if quantity == "accuracy" else 1
+    return {
+        record["epoch"]: scale * record[quantity]
+        for record in run.metrics
+        if record["split"] == split
+    }
 
 
 def _ending(run: Run, quantity: str) -> str:
-    ends = {record["split"]: record[quantity] for record in run.metrics}
-    told = "at the end " + ", ".join(f"{split} {value:.4f}" for split, value in ends.items())
-    if run.best is not None:
-        told = f"kept is {run.best}; {told}"
-    if "test" not in ends or "train" not in ends:
-        return told
-    return f"{told}; test less train {ends['test'] - ends['train']:+.4f}"
+    form = "{:.2f} %" if quantity == "accuracy" else "{:.3f}"
+    ends = {split: list(_points(run, split, quantity).values())[-1:] for split in _SPLITS}
+    told = "at the end " + ", ".join(
+        f"{split} {form.format(value)}" for split, values in ends.items() for value in values
+    )
+    return told if run.best is None else f"kept is {run.best}; {told}"
 
 
 def confusion(found: Appraisal, plots: Plots, name: str) -> str:
-    """The confusion matrix; shades are parts of each true class. Of too many, only words."""
-    caption = f"Confusion matrix; {_mistaken(found)}"
-    if len(found.classes) > WIDEST:
-        return f"<p>{html.escape(caption)}</p>"
+    """What is taken for what: the most frequent mistakes, and the matrix, the worst class first.
+
+    Of more than `_MATRIX` classes only those with most mistakes have a place in the matrix.
+    """
+    if len(found.classes) <= _DRAWN:
+        plots.keep(f"{name}-confusion", lambda axes: _paint_confusion(axes, found), PRINTED)
+    names = found.classes
+    images = np.bincount(found.labels, minlength=len(names))
+    pairs = confusions(found)
+    listed = "".join(
+        f"<li>{html.escape(_taken(names, images, *pair))}</li>" for pair in pairs[:_PAIRS].tolist()
+    )
+    mistakes = np.zeros(len(names), np.int64)
+    for side in (0, 1):
+        np.add.at(mistakes, pairs[:, side], pairs[:, 2])
+    shown = np.argsort(-mistakes, kind="stable")[:_MATRIX].tolist()
+    few = "" if len(shown) == len(names) else f"; the {_MATRIX} of {len(names):,} with most of them"
+    matrix = scrolled(_matrix(found, shown, images), "Confusion matrix", "matrix")
+    return (
+        f'<p class="quiet">A row for each class, those with most mistakes first{few}; a column for '
+        "each answer. The stronger the shade, the more of a class is mistaken so.</p>"
+        f'<div class="flow">{matrix}<ol>{listed}</ol></div>'
+    )
+
+
+def _taken(names: Sequence[str], images: np.ndarray, true: int, said: int, count: int) -> str:
+    how = "is right" if true == said else f"is taken for {names[said]}"
+    part = count / max(images[true], 1)
+    return f"{names[true]} {how}: {count:,} of {images[true]:,} ({part:.0%})"
+
+
+def _matrix(found: Appraisal, shown: Sequence[int], images: np.ndarray) -> str:
+    names, recall = found.classes, found.per_class[:, 1]
+    cells = {(true, said): count for true, said, count in found.confused.tolist()}
+    parts = {pair: count / images[pair[0]] for pair, count in cells.items()}
+    worst = max((part for pair, part in parts.items() if pair[0] != pair[1]), default=1)
+    heads = "".join(
+        f'<th scope="col"><span>{html.escape(names[each])}</span></th>' for each in shown
+    )
+
+    def cell(true: int, said: int) -> str:
+        if (true, said) not in cells:
+            return "<td></td>"
+        count = cells[true, said]
+        told = html.escape(_taken(names, images, true, said, count))
+        if true == said:
+            return f'<td class="right" title="{told}">{count}</td>'
+        shade = max(_DARKEST * parts[true, said] / worst, 5)
+        return f'<td style="--part:{shade:.0f}%" title="{told}">{count}</td>'
+
+    rows = "".join(
+        f'<tr><th scope="row">{html.escape(names[true])}</th><td>{_percent(recall[true])}</td>'
+        + "".join(cell(true, said) for said in shown)
+        + "</tr>"
+        for true in shown
+    )
+    return (
+        f'<table><thead><tr><td></td><th scope="col"><span>right</span></th>{heads}</tr></thead>'
+        f"<tbody>{rows}</tbody></table>"
+    )
+
+
+def _percent(part: float) -> str:
+    return "-" if np.isnan(part) else f"{part:.0%}"
+
+
+def _paint_confusion(axes: Any, found: Appraisal) -> None:
+    """The matrix for a file, in the order of the classes; shades are parts of each true class."""
     cells = found.confusion
     shares = cells / np.maximum(cells.sum(1, keepdims=True), 1)
-
-    def paint(axes: Any) -> None:
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        places = range(len(found.classes))
-        names = [plain(name) for name in found.classes]
-        axes.set_xticks(places, names, rotation=60, ha="right")
-        axes.set_yticks(places, names)
-        axes.set(xlabel="predicted", ylabel="true")
-        if len(found.classes) <= 20:
-            for row in places:
-                for column in places:
-                    if cells[row, column]:
-                        ink = "white" if shares[row, column] > 0.5 else "#1a1a1a"
-                        axes.text(
-                            column,
-                            row,
-                            str(cells[row, column]),
-                            ha="center",
-                            va="center",
-                            color=ink,
-                            fontsize=8,
-                        )
-
-    return plots.draw(f"{name}-confusion", caption, paint, 5.2)
-
-
-def _mistaken(found: Appraisal) -> str:
-    wrong = found.confused[found.confused[:, 0] != found.confused[:, 1]]
-    if not len(wrong):
-        return "no class is taken for another"
-    true, predicted, count = wrong[wrong[:, 2].argmax()]
-    names = found.classes[true], found.classes[predicted]
-    return f"most often {names[0]} is taken for {names[1]} ({count} times)"
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    places, names = range(len(found.classes)), [plain(name) for name in found.classes]
+    axes.set_xticks(places, names, rotation=60, ha="right")
+    axes.set_yticks(places, names)
+    axes.set(xlabel="predicted", ylabel="true")
+    for row, column in np.argwhere(cells).tolist():
+        ink = "white" if shares[row, column] > 0.5 else "#1a1a1a"
+        words = {"ha": "center", "va": "center", "fontsize": 8}
+        axes.text(column, row, str(cells[row, column]), color=ink, **words)
 
 
 def reliability(found: Appraisal, plots: Plots, name: str) -> str:
-    """Accuracy against confidence, bin by bin."""
+    """Accuracy against confidence, bin by bin, below how many answers each bin holds."""
     bins = found.bins
+    middles, width = (bins.edges[1:] + bins.edges[:-1]) / 2, 1 / len(bins.count)
 
     def paint(axes: Any) -> None:
-        middles = (bins.edges[1:] + bins.edges[:-1]) / 2
-        axes.bar(middles, np.nan_to_num(bins.accuracy), 1 / len(bins.count), alpha=0.5)
+        axes.bar(middles, np.nan_to_num(bins.accuracy), 0.9 * width, alpha=0.5)
         axes.plot([0, 1], [0, 1], "--", color=INK, linewidth=1)
-        axes.plot(bins.confidence, bins.accuracy, ".", color="C1")
+        axes.plot(bins.confidence, bins.accuracy, "o", color="C1", markersize=4)
         axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+        above = axes.inset_axes((0, 1.04, 1, 0.3))
+        above.spines[["top", "right"]].set_visible(False)
+        above.bar(middles, bins.count, 0.9 * width, color="C7")
+        above.set(xlim=(0, 1), xticks=[], ylabel="answers")
 
-    caption = f"Reliability: accuracy by confidence; ECE {bins.error:.4f} ({scores.BINS} bins)"
-    return plots.draw(f"{name}-reliability", caption, paint)
+    sure = int(bins.count[-1])
+    caption = (
+        f"Accuracy by confidence, and how many answers have it: {sure:,} of {bins.count.sum():,} "
+        f"are at {bins.edges[-2]:.0%} or more; ECE {bins.error:.3g}"
+    )
+    return plots.draw(f"{name}-reliability", caption, paint, (4.6, 3.8))
 
 
 def selective(found: Appraisal, plots: Plots, name: str) -> str:
@@ -140,8 +202,8 @@ def selective(found: Appraisal, plots: Plots, name: str) -> str:
         axes.set(xlabel="part that is answered", ylabel="error among the answers", xlim=(0, 1))
 
     caption = (
-        f"Risk and coverage; accuracy {curve.accuracy_at(0.9):.2%} on the surest 90 %, "
-        f"AURC {curve.area:.5f}"
+        f"The error among the surest part of the answers: of the surest 90 %, "
+        f"{curve.accuracy_at(0.9):.2%} are right; AURC {curve.area:.3g}"
     )
     return plots.draw(f"{name}-selective", caption, paint)
 
@@ -170,7 +232,7 @@ def entropies(found: Appraisal, other: np.ndarray | None, plots: Plots, name: st
 
 
 def rates(run: Run, plots: Plots, name: str) -> str:
-    """The rate of each dropout site over a run."""
+    """The rate of each dropout site over a run; empty where all stay as they are."""
     plan = run.built.plan
     steps = np.unique(np.linspace(0, max(plan.total_steps - 1, 0), 200).astype(int))
     params = run.state.params
@@ -179,15 +241,17 @@ def rates(run: Run, plots: Plots, name: str) -> str:
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         if "rate_logit" in jax.tree_util.keystr(path)
     ]
+    curves = plan.rates_at(steps)
+    if not learned and all(np.ptp(curve) == 0 for curve in curves.values()):
+        return ""
 
     def paint(axes: Any) -> None:
-        for site, rates in plan.rates_at(steps).items():
-            axes.plot(steps / plan.steps_per_epoch, rates, label=plain(site))
+        for site, curve in curves.items():
+            axes.plot(steps / plan.steps_per_epoch, curve, label=plain(site))
         for rate in learned:
             axes.axhline(rate, linestyle="--", label=f"learned {rate:.3f}")
         axes.set(xlabel="epoch", ylabel="rate", ylim=(0, 1))
-        if learned or plan.sites:
-            axes.legend(frameon=False)
+        axes.legend(frameon=False)
 
     kind = run.config.dropout.kind
     caption = f"Dropout ({kind}): the rate of each site over the run"

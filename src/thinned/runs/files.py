@@ -56,7 +56,7 @@ def predict_files(
         coverage, sets, per_class: how often the set of classes holds the right one, of which kind
             it is, and whether that is so of each class, see `thinned.runs.predictions.sets_for`.
         ood_fpr: the part of the images of the classes that may be marked as none of them, by
-            `ood_score`, see `thinned.runs.predictions.known_below`.
+            `ood_score`, see `thinned.runs.ood.known_below`.
 
     Yields:
         For each file ``path``, ``class``, ``probability``; with samples ``entropy``,
@@ -118,7 +118,10 @@ def answer_files(answers: Answers, inputs: Sequence[Path]) -> Iterator[dict[str,
 def _rows(answers: Answers, files: Sequence[Path]) -> Iterator[dict[str, Any]]:
     read = _read(answers.image_shape, answers.fit, files)
     images = [image for image in read if not isinstance(image, str)]
-    rows = iter(answers.rows(answers.predict(np.stack(images))) if images else ())
+    rows: Iterator[dict[str, Any]] = iter(())
+    if images:
+        together = np.stack(images)
+        rows = iter(answers.rows(together, answers.predict(together)))
     for path, image in zip(files, read, strict=True):
         rest = {"error": str(image)} if isinstance(image, str) else next(rows)
         yield {"path": _text(path), **rest}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import logsumexp, softmax
 
 from thinned.core.config import DataConfig
 from thinned.core.errors import RequestError
@@ -25,10 +24,10 @@ from thinned.runs.run import Run, fitting_images, note_best
 from thinned.trust import scores
 from thinned.trust.appraisal import Appraisal
 from thinned.trust.conformal import Conformal, SetKind, fewest_images
-from thinned.trust.ood import ood_scores, threshold_at
 from thinned.trust.sampling import (
     Predictions,
     averaged,
+    certain,
     entropy_of,
     joined,
     sample_predictions,
@@ -60,8 +59,8 @@ def predictions_of(
     if samples < 0:
         raise RequestError(f"--samples is {samples}: must be at least 0")
     temperature = temperature_of(runs, samples) if calibrated else None
-    found = averaged(members_of(runs, images, samples, draw))
-    return found if temperature is None else tempered(found, temperature)
+    predictions = averaged(members_of(runs, images, samples, draw))
+    return predictions if temperature is None else tempered(predictions, temperature)
 
 
 def members_of(
@@ -84,7 +83,7 @@ def _member(run: Run, images: Any, samples: int, draw: int) -> Predictions:
     state, images = read_by(run.built, run.state, images)
     if samples == 0:
         batches = logits_by_batch(state.apply_fn, state.variables, images)
-        return joined(map(_certain, batches), len(images))
+        return joined(map(certain, batches), len(images))
     variables = dict(state.variables)
     rates = run.built.plan.full_rates
     if rates and not any(rates.values()):
@@ -99,18 +98,11 @@ def _member(run: Run, images: Any, samples: int, draw: int) -> Predictions:
         raise RequestError(f"{run.folder}: {error}") from error
 
 
-def _certain(logits: np.ndarray) -> Predictions:
-    """What a single pass says, from its logits f32 [image, class]."""
-    wide = logits.astype(np.float64)
-    mean, energy = softmax(wide, 1), -np.asarray(logsumexp(wide, 1))
-    return Predictions(mean, np.zeros(len(mean)), entropy_of(mean), energy, 1)
-
-
-def tempered(found: Predictions, temperature: float) -> Predictions:
+def tempered(predictions: Predictions, temperature: float) -> Predictions:
     """Predictions whose mean is tempered; what samples disagree about, and the energy, stay."""
-    scaled = scores.with_temperature(found.probabilities, temperature)
-    rest = scores.by_parts(entropy_of, scaled) - found.mutual_information
-    return found._replace(probabilities=scaled, expected_entropy=rest)
+    scaled = scores.with_temperature(predictions.probabilities, temperature)
+    rest = scores.by_parts(entropy_of, scaled) - predictions.mutual_information
+    return predictions._replace(probabilities=scaled, expected_entropy=rest)
 
 
 def calibrate(runs: Sequence[Run], samples: int = 0) -> Calibration:
@@ -120,9 +112,9 @@ def calibrate(runs: Sequence[Run], samples: int = 0) -> Calibration:
         RequestError: as `fitted`.
         ThinnedError: it cannot be saved.
     """
-    found = fitted(runs, samples)
-    keep(runs, samples, found)
-    return found
+    calibration = fitted(runs, samples)
+    keep(runs, samples, calibration)
+    return calibration
 
 
 def fitted(runs: Sequence[Run], samples: int = 0) -> Calibration:
@@ -186,12 +178,12 @@ def selection_for(
         RequestError: there are no validation images, or too few for such a promise; or the runs
             held out different ones.
     """
-    _refuse_no_part("--risk", risk)
-    _refuse_no_part("--confidence", level)
+    refuse_no_part("--risk", risk)
+    refuse_no_part("--confidence", level)
     held = held_alike(runs, "--risk")
     needed = least_images(risk, level)
     if len(held) < needed:
-        raise _too_few(f"--risk {risk:g} --confidence {level:g}", needed, runs, held)
+        raise too_few(f"--risk {risk:g} --confidence {level:g}", needed, runs, held)
     found = predictions_of(runs, held.images, samples, calibrated).probabilities
     return select(found.max(1), found.argmax(1) == held.labels, risk, level)
 
@@ -216,90 +208,39 @@ def sets_for(
     Raises:
         RequestError: as `selection_for`.
     """
-    _refuse_no_part("--coverage", coverage)
+    refuse_no_part("--coverage", coverage)
     held = held_alike(runs, "--coverage")
     needed = fewest_images(1 - coverage)
     most = int(np.bincount(held.labels).max()) if per_class else len(held)
     if most < needed:
         each = " of a class" if per_class else ""
-        raise _too_few(f"--coverage {coverage:g}", needed, runs, held, each)
+        raise too_few(f"--coverage {coverage:g}", needed, runs, held, each)
     found = predictions_of(runs, held.images, samples, calibrated).probabilities
     return Conformal.of(kind, coverage, found, held.labels, per_class)
 
 
-def _refuse_no_part(flag: str, value: float) -> None:
+def refuse_no_part(flag: str, value: float) -> None:
+    """Raises a `RequestError` where an option is not above 0 and below 1."""
     if not 0 < value < 1:
         raise RequestError(f"{flag} is {value:g}: must be a number above 0 and below 1")
 
 
-def _too_few(
-    asked: str, needed: int, runs: Sequence[Run], held: Split, each: str = ""
+def too_few(
+    asked: str, needed: int, runs: Sequence[Run], held: Split, of_what: str = ""
 ) -> RequestError:
+    """The error where a promise takes more validation images than there are."""
     return RequestError(
-        f"{asked} takes at least {needed:,} validation images{each}, and {runs[0].folder} has "
+        f"{asked} takes at least {needed:,} validation images{of_what}, and {runs[0].folder} has "
         f"{len(held):,}: promise less, or train with more --data.validation"
     )
-
-
-class Known(NamedTuple):
-    """What counts as an image of the classes that a run knows; its text is a line for people.
-
-    Attributes:
-        score: name of the score, see `thinned.trust.ood.OOD_SCORES`.
-        threshold: an image whose score is above it is probably none of the classes.
-        images: validation images by which it was chosen.
-        marked: how many of these are above.
-    """
-
-    score: str
-    threshold: float
-    images: int
-    marked: int
-
-    def __str__(self) -> str:
-        """Above what images are none of the classes, and how many of the known ones are."""
-        return (
-            f"none of the classes above an {self.score} of {self.threshold:.4f}: "
-            f"{self.marked:,} of the {self.images:,} validation images are above"
-        )
-
-
-def known_below(
-    runs: Sequence[Run], fpr: float, score: str, samples: int, calibrated: bool
-) -> Known:
-    """Above which score an image is marked as none of the classes, by the validation images.
-
-    Args:
-        runs: one, or several as an ensemble, that held out the same images.
-        fpr: the part of new images of the classes that may be marked, on average.
-        score: one of `thinned.trust.ood.OOD_SCORES`.
-        samples, calibrated: see `predictions_of`.
-
-    Raises:
-        RequestError: no such score; there are no validation images, or too few for so small a part;
-            or the runs held out different ones.
-    """
-    _refuse_no_part("--ood-fpr", fpr)
-    held = held_alike(runs, "--ood-fpr")
-    needed = fewest_images(fpr)
-    if len(held) < needed:
-        raise _too_few(f"--ood-fpr {fpr:g}", needed, runs, held)
-    return known_by(predictions_of(runs, held.images, samples, calibrated), score, fpr)
-
-
-def known_by(found: Predictions, score: str, fpr: float) -> Known:
-    """As `known_below`, from predictions of validation images."""
-    strange = ood_scores(score, found)
-    threshold = threshold_at(strange, fpr)
-    return Known(score, threshold, len(strange), int(np.sum(strange > threshold)))
 
 
 def appraise(
     runs: Sequence[Run], test: Split, samples: int = 0, calibrated: bool = False
 ) -> Appraisal:
     """Score runs, as an ensemble where they are several, on labelled images."""
-    found = predictions_of(runs, test.images, samples, calibrated)
-    return Appraisal(found, test.labels, runs[0].facts.classes)
+    predictions = predictions_of(runs, test.images, samples, calibrated)
+    return Appraisal(predictions, test.labels, runs[0].facts.classes)
 
 
 def same_images(one: Split, two: Split) -> bool:
@@ -357,8 +298,8 @@ def other_images(run: Run, data: str, test: Split) -> Split:
     if isinstance(source, ImageFolder):
         other = source.unlabelled()
     else:
-        found = load_to_look_at(source)
-        other = everything(found) if found.drawn else found.test
+        dataset = load_to_look_at(source)
+        other = everything(dataset) if dataset.drawn else dataset.test
     if set(image_digests(other)) <= set(image_digests(test)):
         raise RequestError(f"--ood {data}: these are the test images themselves")
     return other

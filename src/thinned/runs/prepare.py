@@ -9,6 +9,7 @@ from thinned.core.types import Dataset
 from thinned.data.facts import Facts
 from thinned.data.sources.load import load_data
 from thinned.engine.build import Built
+from thinned.engine.layout import with_parallel
 from thinned.runs.beginning import Beginning
 from thinned.runs.pretrained import facts_of, read_beginning, resolved
 
@@ -38,6 +39,7 @@ class Prepared:
         Raises:
             RequestError: the data or the weights cannot be read, or do not fit the config.
         """
+        config = with_parallel(config)
         notes: tuple[str, ...] = ()
         if dataset is None:
             config, notes = resolved(config)

@@ -17,7 +17,7 @@ from thinned.data.sources.load import decodes_files, median_side, open_source
 from thinned.engine.build import build_model, example, model_name
 from thinned.engine.step import TrainState
 from thinned.models.apply import INPUT_STATISTICS, with_frozen
-from thinned.models.catalog import PHOTOS, SIDES
+from thinned.models.catalog import FINE_SIDES, PHOTOS, SIDES
 from thinned.models.staged import Staged
 from thinned.models.weights.load import IMAGENET, fitted, has_imagenet, read_weights
 from thinned.runs.beginning import Beginning
@@ -71,7 +71,8 @@ def _sized(config: Config) -> Config:
     data = config.data
     if data.size is not None or not decodes_files(open_source(data, config.split_seed)):
         return config
-    return replace(config, data=replace(data, size=SIDES.get(config.model), channels=3))
+    sides = FINE_SIDES if config.finetune == "all" and config.model in FINE_SIDES else SIDES
+    return replace(config, data=replace(data, size=sides.get(config.model), channels=3))
 
 
 def _like_run(config: Config) -> Config:
@@ -111,16 +112,16 @@ def read_beginning(config: Config, facts: Facts) -> Beginning:
     name = model_name(config, facts)
     weights = read_weights(config.pretrained, name)
     height, width, channels = facts.image_shape
-    found = fitted(weights, name, model, (height, width, channels))
+    fitted_weights = fitted(weights, name, model, (height, width, channels))
     record = {
         "network": name,
         "origin": weights.origin,
         "sha256": weights.sha256,
         "source": weights.source,
         "licence": weights.licence,
-        "head": "theirs" if found.head else "new",
+        "head": "theirs" if fitted_weights.head else "new",
     }
-    return Beginning(found.variables, record)
+    return Beginning(fitted_weights.variables, record)
 
 
 def _of_run(config: Config, model: Any, facts: Facts) -> Beginning:
@@ -153,15 +154,15 @@ def _adopted(
         if before[:-1] == after[:-1] and (before[-1:], after[-1:]) == ((counts[0],), (counts[1],)):
             return {}, where
         return None, f"{where} is {before} there and {after} here: it is another network"
-    found: dict[str, Any] = {}
+    adopted: dict[str, Any] = {}
     for name, part in wanted.items():
         path = f"{where}/{name}" if where else str(name)
         if name not in held:
             return None, f"{path} is missing there: it is another network"
-        found[name], why = _adopted(held[name], part, counts, same, path)
-        if found[name] is None:
+        adopted[name], why = _adopted(held[name], part, counts, same, path)
+        if adopted[name] is None:
             return None, why
-    return {name: part for name, part in found.items() if not isinstance(part, dict) or part}, ""
+    return {name: part for name, part in adopted.items() if not isinstance(part, dict) or part}, ""
 
 
 def variables_of(state: TrainState) -> dict[str, Any]:

@@ -6,42 +6,77 @@ import base64
 import html
 import io
 import json
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from PIL import Image
 
 from thinned.core.config import to_json
 from thinned.core.disk import read_regular
-from thinned.core.pages import Plots, table, write_page
-from thinned.core.rng import a_few, key_for
-from thinned.data.batch import as_float
-from thinned.dropout.audit.watch_linen import dropout_on
-from thinned.dropout.sites import rates_collection
-from thinned.runs import figures
-from thinned.runs.predictions import appraise, other_images, predictions_of, same_images, sets_for
+from thinned.core.errors import RequestError
+from thinned.core.pages import Plots, card, cards, folded, lead, points, table, text, write_page
+from thinned.core.types import Dataset
+from thinned.data.inspect import Place, duplicates, namer
+from thinned.data.sources.load import open_source
+from thinned.dropout.audit.findings import Audit
+from thinned.runs import figures, verdicts
+from thinned.runs.doctor import audited
+from thinned.runs.predictions import (
+    appraise,
+    fitted,
+    other_images,
+    predictions_of,
+    same_images,
+    sets_for,
+    tempered,
+)
 from thinned.runs.run import Run
 from thinned.trust import scores
-from thinned.trust.appraisal import COVERAGES, Appraisal, told_apart
+from thinned.trust.appraisal import COVERAGES, Appraisal, told_apart, uncertainties
 from thinned.trust.conformal import Conformal, SetKind, SetScores
 from thinned.trust.sampling import Predictions
 
 _DEFINITIONS = {
-    "top5": "accuracy, the label among the top 5",
     "nll": "NLL (nats per image)",
     "brier": "Brier score (summed over classes, 0 to 2)",
     "ece": f"ECE ({scores.BINS} bins of equal width)",
     "adaptive_ece": f"adaptive ECE ({scores.BINS} bins of equal count)",
     "aurc": "AURC (mean error over all coverages)",
 }
-_SHOWN = 24
-_WATCHED = 200
-_EXACT, _THUMB = 64, 160
+_SHOWN = 12
+_TOP = 3
+_LISTED = 20
+"""Classes up to which a table of them is not folded."""
+_DRAWS = 16
+_EXACT, _THUMB = 64, 224
+_LOOKED_THROUGH = 4 << 30
+"""Bytes of images up to which equal ones are looked for: each has to be read."""
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A run, with all that its part of the page is made of.
+
+    Attributes:
+        run: which.
+        found: what its answers to the test images are worth.
+        outside: its answers to other images, if there are any.
+        sets: how sets of classes are made, if they are.
+        audit: of its dropout, or why there is none.
+        warmer: its answers after a temperature that validation images chose, and that; if there is.
+    """
+
+    run: Run
+    found: Appraisal
+    outside: Predictions | None
+    sets: Conformal | None
+    audit: Audit | str
+    warmer: tuple[Appraisal, float] | None
 
 
 def write_report(
@@ -77,152 +112,280 @@ def write_report(
         None if coverage is None else sets_for([run], coverage, sets, False, samples, False)
         for run in runs
     ]
-    found = [appraise([run], run.test_images(), samples) for run in runs]
-    outside = [
-        None if images is None else predictions_of([run], images, samples)
-        for run, images in zip(runs, others, strict=True)
+    shown = [
+        _shown(run, images, promised, samples)
+        for run, images, promised in zip(runs, others, made, strict=True)
     ]
-    parts = [_summary(runs, found, samples), _differences(runs, found)]
-    if ood is not None:
-        parts.append(_outsiders(runs, found, outside, ood))
-    curves = figures.learning_curves(runs, plots)
-    parts.append(f'<h2>Learning curves</h2><div class="grid">{curves}</div>')
-    each_run = zip(runs, found, outside, made, strict=True)
-    for number, (run, appraisal, other, promised) in enumerate(each_run, 1):
-        entropy = None if other is None else other.entropy
-        head = f"<h1>{html.escape(run.folder.name)}</h1>" if len(runs) > 1 else ""
-        parts += [head, *_one(run, appraisal, entropy, promised, plots, f"run{number}")]
-    title = "Thinned: " + ", ".join(run.folder.name for run in runs)
-    write_page(out, title, parts)
+    both = [card("Loss", figures.loss_curve(runs, plots)), _scores(shown, samples)]
+    own = [_cards(each, plots, f"run{number}", ood) for number, each in enumerate(shown, 1)]
+    if len(runs) == 1:
+        parts = [_first(shown[0], plots), cards(*both, *own[0])]
+    else:
+        parts = [_compared(shown, plots), cards(*both)]
+        for run, found in zip(runs, own, strict=True):
+            parts += [f"<h2>{html.escape(run.folder.name)}</h2>", cards(*found)]
+    write_page(out, "Thinned: " + ", ".join(run.folder.name for run in runs), parts)
     plots.write_files()
     return out
 
 
-def _summary(runs: Sequence[Run], found: Sequence[Appraisal], samples: int) -> str:
+def _shown(run: Run, others: np.ndarray | None, sets: Conformal | None, samples: int) -> _Shown:
+    found = appraise([run], run.test_images(), samples)
+    outside = None if others is None else predictions_of([run], others, samples)
+    return _Shown(run, found, outside, sets, _audit(run), _warmer(run, found, samples))
+
+
+def _audit(run: Run) -> Audit | str:
+    try:
+        return audited(run.built, run.state, _DRAWS)
+    except RequestError as error:
+        return str(error)
+
+
+def _warmer(run: Run, found: Appraisal, samples: int) -> tuple[Appraisal, float] | None:
+    if not run.dataset.validation:
+        return None
+    chosen = fitted([run], samples)
+    if chosen.doubt:
+        return None
+    answers = tempered(found.predictions, chosen.temperature)
+    return Appraisal(answers, found.labels, found.classes), chosen.temperature
+
+
+def _first(shown: _Shown, plots: Plots) -> str:
+    """The first screen of the page of one run."""
+    run, found = shown.run, shown.found
+    audit = None if isinstance(shown.audit, str) else shown.audit
+    records = run.metrics
+    warmer = shown.warmer
+    verdict = [
+        verdicts.calibration(found, *(warmer or ())),
+        verdicts.mistakes(found),
+        verdicts.dropout(audit),
+    ]
+    trained = verdicts.Trained(
+        shlex.quote(str(run.folder)),
+        run.config.epochs,
+        bool(run.dataset.validation),
+        audit,
+        run.best is None and verdicts.falls(records),
+        verdicts.learned_by_heart(records, found),
+        verdicts.needs_temperature(found, warmer and warmer[0]),
+    )
+    title = (
+        f"{run.folder.name}: {_network(run)}, trained on {run.facts.train_size:,} images of "
+        f"{run.facts.name} ({len(run.facts.classes):,} classes)"
+    )
+    picture = figures.accuracy_curve([run], plots)
+    return lead(title, verdicts.headline(found), verdict, verdicts.next_steps(trained), picture)
+
+
+def _network(run: Run) -> str:
+    named = run.config.model
+    return type(run.built.model).__name__ if named == "auto" else named
+
+
+def _compared(shown: Sequence[_Shown], plots: Plots) -> str:
+    """The first screen of the page of several runs."""
+    base, *rest = shown
+    test = base.run.test_images()
+    verdict = []
+    for each in rest:
+        names = each.run.folder.name, base.run.folder.name
+        if not same_images(each.run.test_images(), test):
+            verdict.append(f"{names[0]} is not compared: other test images.")
+            continue
+        difference = each.found.right.astype(float) - base.found.right.astype(float)
+        low, high = scores.bootstrap(difference)
+        verdict.append(verdicts.difference(*names, float(difference.mean()), low, high))
+    runs = [each.run for each in shown]
+    title = "Compared: " + ", ".join(run.folder.name for run in runs)
+    told = ", ".join(verdicts.headline(each.found)[0] for each in shown)
+    below = "of the test images right; differences by a paired bootstrap over images"
+    return lead(title, (told, below), verdict, (), figures.accuracy_curve(runs, plots))
+
+
+def _scores(shown: Sequence[_Shown], samples: int) -> str:
     passes = "1 sample" if samples == 1 else f"{samples} samples"
     how = f"{passes} of each network by MC dropout" if samples else "dropout off, one pass"
-    named = [dict(_scores(appraisal)) for appraisal in found]
+    named = [dict(_named(each.found)) for each in shown]
     rows = [
         [name, *(each.get(name, "-") for each in named)]
         for name in dict.fromkeys(name for each in named for name in each)
     ]
-    held = table(["score", *(run.folder.name for run in runs)], rows)
-    counts = ", ".join(dict.fromkeys(f"{len(each.labels):,}" for each in found))
+    held = table(["score", *(each.run.folder.name for each in shown)], rows)
+    counts = ", ".join(dict.fromkeys(f"{len(each.found.labels):,}" for each in shown))
     kept = "".join(
-        f" Of {html.escape(run.folder.name)}, {run.best} is used."
-        for run in runs
-        if run.best is not None
+        f" Of {html.escape(each.run.folder.name)}, {each.run.best} is used."
+        for each in shown
+        if each.run.best is not None
     )
-    return f"<h2>Scores</h2><p>{counts} test images; {how}.{kept}</p>{held}"
+    return card("Scores", f"<p>{counts} test images; {how}.{kept}</p>{held}")
 
 
-def _scores(found: Appraisal) -> Iterator[tuple[str, str]]:
+def _named(found: Appraisal) -> Iterator[tuple[str, str]]:
     """Each score's name with its definition, and its value."""
     score = found.scores
-    interval = f"{score['accuracy_low']:.4f} to {score['accuracy_high']:.4f}"
-    yield "accuracy (Wilson's 95 % interval)", f"{score['accuracy']:.4f} ({interval})"
-    for name, text in _DEFINITIONS.items():
-        if name in score:
-            yield text, f"{score[name]:.4f}"
+    low, high = score["accuracy_low"], score["accuracy_high"]
+    told = points([score["accuracy"], low, high], (high - low) / 2)
+    yield "accuracy, % (Wilson's 95 % interval)", f"{told[0]} ({told[1]} to {told[2]})"
     for coverage in COVERAGES:
-        yield f"accuracy on the surest {coverage:.0%}", f"{score[f'accuracy_at_{coverage:g}']:.4f}"
+        (part,) = points([score[f"accuracy_at_{coverage:g}"]], (high - low) / 2)
+        yield f"accuracy on the surest {coverage:.0%}, %", part
+    if "top5" in score:
+        (part,) = points([score["top5"]], (high - low) / 2)
+        yield "accuracy, the label among the top 5, %", part
+    for name, words in _DEFINITIONS.items():
+        yield words, f"{score[name]:.3g}"
 
 
-def _outsiders(
-    runs: Sequence[Run],
-    found: Sequence[Appraisal],
-    outside: Sequence[Predictions | None],
-    ood: str,
-) -> str:
-    rows = [
-        [run.folder.name, name, f"{score['auroc']:.4f}", f"{score['fpr95']:.4f}"]
-        for run, appraisal, other in zip(runs, found, outside, strict=True)
-        if other is not None
-        for name, score in told_apart(appraisal.predictions, other).items()
-    ]
-    held = table(["run", "told apart by", "AUROC (ties half)", "FPR95"], rows)
-    return f"<h2>Other images: {html.escape(ood)}</h2>{held}"
-
-
-def _differences(runs: Sequence[Run], found: Sequence[Appraisal]) -> str:
-    if len(runs) == 1:
-        return ""
-    lines = []
-    test = runs[0].test_images()
-    for run, other in zip(runs[1:], found[1:], strict=True):
-        if not same_images(run.test_images(), test):
-            lines.append([run.folder.name, "not compared: other test images", ""])
-            continue
-        difference = other.right.astype(float) - found[0].right.astype(float)
-        low, high = scores.bootstrap(difference)
-        lines.append([run.folder.name, f"{difference.mean():+.4f}", f"{low:+.4f} to {high:+.4f}"])
-    compared = table(
-        [f"accuracy against {runs[0].folder.name}", "difference", "95 % (paired bootstrap)"], lines
-    )
-    return f"<h2>Differences</h2>{compared}"
-
-
-def _one(
-    run: Run,
-    found: Appraisal,
-    other: np.ndarray | None,
-    made: Conformal | None,
-    plots: Plots,
-    name: str,
-) -> list[str]:
+def _cards(shown: _Shown, plots: Plots, name: str, ood: str | None) -> Iterator[str]:
+    run, found, outside = shown.run, shown.found, shown.outside
     drawn = [
-        figures.confusion(found, plots, name),
         figures.reliability(found, plots, name),
+        figures.entropies(found, outside and outside.entropy, plots, name),
         figures.selective(found, plots, name),
-        figures.entropies(found, other, plots, name),
-        figures.rates(run, plots, name),
     ]
-    return [
-        f'<h2>What it gets right, and what it knows</h2><div class="grid">{"".join(drawn)}</div>',
-        _sets(found, made),
-        _pictures(run, found, made),
-        _filters(run),
-        _silence(run),
-        _repeat(run),
-    ]
+    calibrated = verdicts.calibration(found, *(shown.warmer or ()))
+    beside = f'<div class="beside">{"".join(drawn)}</div>'
+    yield card("How sure it is", _said(calibrated), beside, wide=True)
+    yield card("What it mistakes", figures.confusion(found, plots, name), wide=True)
+    yield from _pictures(shown)
+    alone = shown.sets is None or outside is None
+    yield card("Sets of classes", _sets(shown), wide=alone)
+    if outside is not None:
+        yield card(f"Other images: {ood}", _outsiders(found, outside), wide=alone)
+    yield card("Dropout", *_dropout(shown, plots, name))
+    yield card("Data", *_data(run.dataset))
+    yield card("Filters of the first layer", _filters(run), wide=True)
+    yield card("To repeat it", _repeat(run), wide=True)
 
 
-def _sets(found: Appraisal, made: Conformal | None) -> str:
-    if made is None:
+def _said(words: str) -> str:
+    return f"<p>{html.escape(words)}</p>"
+
+
+def _outsiders(found: Appraisal, outside: Predictions) -> str:
+    told_by = told_apart(uncertainties(found.predictions), uncertainties(outside))
+    rows = [
+        [name]
+        + [
+            f"{score[key]:.3f} ({score[f'{key}_low']:.3f} to {score[f'{key}_high']:.3f})"
+            for key in ("auroc", "fpr95")
+        ]
+        for name, score in told_by.items()
+    ]
+    told = f"How well {len(outside.probabilities):,} other images are told from the test images."
+    return _said(told) + table(["told apart by", "AUROC (95 %)", "FPR95 (95 %)"], rows)
+
+
+def _sets(shown: _Shown) -> str:
+    if shown.sets is None:
         return ""
-    scored = SetScores.of(made, found.probabilities, found.labels, found.classes)
-    return f"<h2>Sets of classes</h2><pre>{html.escape(str(scored))}</pre>"
+    found = shown.found
+    scored = SetScores.of(shown.sets, found.probabilities, found.labels, found.classes)
+    return text(str(scored))
 
 
-def _pictures(run: Run, found: Appraisal, made: Conformal | None) -> str:
-    test = run.test_images()
+def _pictures(shown: _Shown) -> Iterator[str]:
+    found, test = shown.found, shown.run.test_images()
     confidence = found.probabilities.max(1)
     wrong = np.flatnonzero(~found.right)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:_SHOWN]
     unsure = np.argsort(confidence, kind="stable")[:_SHOWN]
-    held = None if made is None else made.sets(found.probabilities)
-    parts = []
+    named = _named_files(shown.run)
     for title, chosen in (("The worst mistakes", worst), ("The least sure", unsure)):
+        held = None if shown.sets is None else shown.sets.sets(found.probabilities[chosen])
         tiles = "".join(
-            _tile(test.images[[int(row)]][0], int(row), found, None if held is None else held[row])
-            for row in chosen
+            _tile(test.images[[row]][0], row, named(row), found, None if held is None else held[at])
+            for at, row in enumerate(chosen.tolist())
         )
-        parts.append(f'<h2>{title}</h2><div class="tiles">{tiles or "none"}</div>')
-    return "".join(parts)
+        yield card(title, f'<div class="tiles">{tiles}</div>' if tiles else "", wide=True)
 
 
-def _tile(image: np.ndarray, row: int, found: Appraisal, held: np.ndarray | None) -> str:
-    p = found.probabilities[row]
-    best, label = int(p.argmax()), int(found.labels[row])
+def _named_files(run: Run) -> Callable[[int], str]:
+    """What each test image is called: by its file within the data, where these are files."""
+    named = namer(open_source(run.config.data, run.config.seed), run.dataset.splits)
+    labels, folder = run.dataset.test.labels, f"{run.config.data.path}/"
+    return lambda row: named(Place("test", row, int(labels[row]))).removeprefix(folder)
+
+
+def _tile(image: np.ndarray, row: int, name: str, found: Appraisal, held: np.ndarray | None) -> str:
+    p, label = found.probabilities[row], int(found.labels[row])
     names = found.classes
-    says = f"says {names[best]} ({p[best]:.0%}), is {names[label]} ({p[label]:.0%})"
+    says = f"is {names[label]}"
     if held is not None:
         says += f"; set: {', '.join(names[each] for each in np.flatnonzero(held)) or 'none'}"
-    shown = html.escape(says)
-    return (
-        f'<div class="tile"><img src="{_data_url(image)}" alt="test image {row}: {shown}">'
-        f"{shown}</div>"
+    likely = np.argsort(-p, kind="stable")[:_TOP].tolist()
+    bars = "".join(
+        f'<p class="bar" style="--part:{p[each]:.0%}"><span>{html.escape(names[each])}</span>'
+        f"<span>{p[each]:.0%}</span></p>"
+        for each in dict.fromkeys([*likely, label])
     )
+    photo = ' class="photo"' if min(image.shape[:2]) > _EXACT else ""
+    alt = f"test image {row}: says {names[likely[0]]}, {says}"
+    return (
+        f'<div class="tile"><img{photo} src="{_data_url(image)}" alt="{html.escape(alt)}">'
+        f'<p class="quiet">{html.escape(name)}</p>'
+        f"<p><strong>{html.escape(says)}</strong></p>{bars}</div>"
+    )
+
+
+def _dropout(shown: _Shown, plots: Plots, name: str) -> Iterator[str]:
+    audit = shown.audit
+    drawn = figures.rates(shown.run, plots, name)
+    if isinstance(audit, str):
+        yield _said(f"{verdicts.dropout(None)} {audit}")
+        yield drawn
+        return
+    yield _said(verdicts.dropout(audit))
+    rows = [
+        [
+            site.name,
+            site.kind,
+            verdicts.rate(site.rate),
+            verdicts.rate(site.effective),
+            "wrong" if audit.failures(site.name) else "right" if site.seen else "not seen",
+        ]
+        for site in audit.sites
+    ]
+    if rows:
+        yield table(["site", "kind", "rate", "measured", "audit"], rows)
+    yield drawn
+    yield folded(f"The audit, over {_DRAWS} steps", text(str(audit)))
+
+
+def _data(data: Dataset) -> Iterator[str]:
+    splits, size = data.splits, len(data.classes)
+    counts = {name: np.bincount(split.labels, minlength=size) for name, split in splits.items()}
+    form = " x ".join(map(str, data.train.images.shape[1:]))
+    yield _said(f"{verdicts.classes(counts, data.classes)} Images are {form}.")
+    names, columns = [*data.classes, "all"], [[*each, each.sum()] for each in counts.values()]
+    rows = [[name, *map("{:,}".format, row)] for name, *row in zip(names, *columns, strict=True)]
+    held = table(["class", *counts], rows)
+    yield held if size <= _LISTED else folded("Images of each class", held)
+    yield from _repeats(data)
+    if data.left_out:
+        yield _said(f"{len(data.left_out):,} files cannot be read and were left out.")
+    yield "".join(map(_said, data.notes))
+
+
+def _repeats(data: Dataset) -> Iterator[str]:
+    """How many images are there more than once, and where."""
+    if sum(split.images.nbytes for split in data.splits.values()) > _LOOKED_THROUGH:
+        yield _said("Equal images were not looked for in so many: thinned data inspect does.")
+        return
+    found = duplicates(data.splits)
+    lines = [
+        f"{count:,} images of {two} are in {one}, too." for (one, two), count in found.leaks.items()
+    ]
+    if found.conflicts:
+        lines.append(f"{found.conflicts:,} images equal one of another class.")
+    yield "".join(f'<p class="warn">{html.escape(line)}</p>' for line in lines)
+    if not found.leaks:
+        yield _said("No image is in two splits.")
+    for split, count in found.repeats.items():
+        yield _said(f"{count:,} images of {split} equal another one of {split}.")
 
 
 def _filters(run: Run) -> str:
@@ -239,52 +402,11 @@ def _filters(run: Run) -> str:
     low, high = kernel.min(), kernel.max()
     scaled = np.rint((kernel - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
     tiles = "".join(
-        f'<div class="tile" style="width:3rem"><img src="{_data_url(scaled[..., index])}" '
+        f'<div class="tile"><img src="{_data_url(scaled[..., index])}" '
         f'alt="filter {index} of the first layer"></div>'
         for index in range(scaled.shape[3])
     )
-    return f'<h2>Filters of the first layer</h2><div class="tiles">{tiles}</div>'
-
-
-def _silence(run: Run) -> str:
-    """How sparse activations are; Srivastava et al. (2014), section 7.2: dropout makes them so.
-
-    A table of the layers whose outputs ReLU silences where they are not above 0. Empty where a part
-    of the network stands still: what was learned elsewhere is as sparse as it is.
-    """
-    if run.built.cut:
-        return ""
-    variables, rngs = dict(run.state.variables), {"dropout": key_for(run.config.seed, "sample")}
-    rates = run.built.plan.full_rates
-    if rates:
-        variables["rates"] = rates_collection(rates)
-    off = _shares(run, run.state.variables, {})
-    with dropout_on():
-        on = _shares(run, variables, rngs)
-    rows = [[layer, f"{off[layer]:.1%}", f"{on[layer]:.1%}"] for layer in off]
-    held = table(["layer", "dropout off", "dropout on"], rows)
-    return (
-        f"<h2>Silent units</h2>{held}<p>Outputs at or below 0, which a ReLU behind the layer would "
-        f"silence; behind the last layer, and where units are of another kind, there is none. "
-        f"Up to {_WATCHED} test images, drawn from all; with dropout on, one draw.</p>"
-    )
-
-
-def _shares(run: Run, variables: Any, rngs: dict[str, Any]) -> dict[str, float]:
-    shares: dict[str, float] = {}
-
-    def note(call: Any, values: Any, options: Any, context: Any) -> Any:
-        outputs = call(*values, **options)
-        layer = context.module
-        if isinstance(layer, nn.Conv | nn.Dense | nn.BatchNorm) and layer.path:
-            shares["/".join(layer.path)] = float(np.mean(np.asarray(outputs) <= 0))
-        return outputs
-
-    test = run.test_images()
-    images = as_float(jnp.asarray(test.images[a_few(len(test), _WATCHED, run.config.seed)]))
-    with nn.intercept_methods(note):
-        run.state.apply_fn(variables, images, train=False, rngs=rngs)
-    return shares
+    return f'<div class="tiles small">{tiles}</div>'
 
 
 def _repeat(run: Run) -> str:
@@ -292,13 +414,10 @@ def _repeat(run: Run) -> str:
         environment = json.loads(read_regular(run.folder / "environment.json"))
     except (OSError, ValueError):
         environment = {}
-    shown = html.escape(json.dumps(environment, indent=2))
-    return (
-        "<h2>To repeat it</h2>"
-        f"<pre>thinned train -c {html.escape(str(run.folder / 'config.json'))}</pre>"
-        f"<details><summary>Configuration</summary><pre>{html.escape(to_json(run.config))}</pre>"
-        f"</details><details><summary>Environment</summary><pre>{shown}</pre></details>"
-    )
+    shown = text(json.dumps(environment, indent=2))
+    command = text(f"thinned train -c {shlex.quote(str(run.folder / 'config.json'))}")
+    configuration = folded("Configuration", text(to_json(run.config)))
+    return folded("Command, configuration, environment", command, configuration, shown)
 
 
 def _data_url(image: np.ndarray) -> str:

@@ -27,8 +27,9 @@ from thinned.engine.best import Best
 from thinned.engine.build import Built
 from thinned.engine.checkpoint import KEPT, Checkpoints, Restored, digest
 from thinned.engine.devices import use_compilation_cache
-from thinned.engine.evaluation import Evaluation, evaluate
+from thinned.engine.evaluation import Evaluation
 from thinned.engine.feed import placed
+from thinned.engine.layout import all_here
 from thinned.engine.logs import MetricsLog, warn
 from thinned.engine.loop import Progress, arrays_of, to_predict, with_arrays
 from thinned.engine.step import TrainState
@@ -122,18 +123,18 @@ class Run:
         """
         use_compilation_cache()
         state = self.built.initial_state()
-        found = self._newest(arrays_of(state))
-        for reason in found.skipped:
+        newest = self._newest(arrays_of(state))
+        for reason in newest.skipped:
             warn(f"checkpoint {reason}; using the one before it")
-        best = Progress.from_json(found.progress).best
+        best = Progress.from_json(newest.progress).best
         if best is not None:
             try:
                 kept = self.best_checkpoints.restore(to_predict(arrays_of(state)), best.step)
             except ThinnedError as error:
                 warn(f"{error}; using the last epoch instead of the best")
             else:
-                found = kept or found
-        return with_arrays(state, found)
+                newest = kept or newest
+        return with_arrays(state, newest)
 
     @cached_property
     def weights(self) -> str:
@@ -154,14 +155,14 @@ class Run:
         """
         if self.config.keep_best == "no":
             return None
-        found = self._newest(arrays_of(self.built.initial_state()))
-        return Progress.from_json(found.progress).best
+        newest = self._newest(arrays_of(self.built.initial_state()))
+        return Progress.from_json(newest.progress).best
 
     def _newest(self, template: Any) -> Restored:
-        found = self.checkpoints.restore(template)
-        if found is None:
+        newest = self.checkpoints.restore(template)
+        if newest is None:
             raise RequestError(f"{self.folder} has no checkpoint yet: train it first")
-        return found
+        return newest
 
     @fixed_settings()
     def evaluate(
@@ -180,7 +181,9 @@ class Run:
         test = self.test_images(path) if dataset is None else matched(dataset, self.facts)
         state, images = read_by(self.built, self.state, test.images)
         test = Split(images, test.labels)
-        return evaluate(state.apply_fn, state.variables, placed(self.config, test))
+        layout = all_here()
+        data = placed(self.config, test, layout)
+        return layout.evaluate(state.apply_fn, layout.everywhere(state.variables), data)
 
     def test_images(self, path: Path | str | None = None) -> Split:
         """The test images of the run's own data, or of others, with the run's labels.
@@ -202,16 +205,16 @@ class Run:
         if decodes_files(source) and height == width:
             # Photos of any size are brought to the run's; arrays have to fit.
             source = open_source(self.facts.form_of(data), self.config.seed)
-        found = load_to_look_at(source)
-        own = _same_data(self, replace(self.config, data=there)) if found.drawn else None
+        dataset = load_to_look_at(source)
+        own = _same_data(self, replace(self.config, data=there)) if dataset.drawn else None
         if own is not None:
             return matched(own, self.facts)
-        if found.drawn:
-            count = len(whole := everything(found))
-            found = replace(found, test=whole)
+        if dataset.drawn:
+            count = len(whole := everything(dataset))
+            dataset = replace(dataset, test=whole)
             note = f"note: {path} names no test images: all {count:,} are evaluated"
             print(note, file=sys.stderr, flush=True)
-        return matched(found, self.facts)
+        return matched(dataset, self.facts)
 
     @fixed_settings()
     def predict(self, images: np.ndarray) -> np.ndarray:

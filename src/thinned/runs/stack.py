@@ -92,15 +92,15 @@ def examine(trials: Sequence[Trial] | None = None) -> Stack:
     return Stack(errors, tuple(wrong))
 
 
-def _error(found: Any, right: Any) -> float:
-    pairs = list(zip(jax.tree.leaves(found), jax.tree.leaves(right), strict=True))
+def _error(computed: Any, right: Any) -> float:
+    pairs = list(zip(jax.tree.leaves(computed), jax.tree.leaves(right), strict=True))
     return max(_difference(np.asarray(one), np.asarray(two)) for one, two in pairs)
 
 
-def _difference(found: np.ndarray, right: np.ndarray) -> float:
-    if found.shape != right.shape or not np.all(np.isfinite(found)):
+def _difference(computed: np.ndarray, right: np.ndarray) -> float:
+    if computed.shape != right.shape or not np.all(np.isfinite(computed)):
         return float("inf")
-    gap = np.abs(found.astype(np.float64) - right.astype(np.float64)).max()
+    gap = np.abs(computed.astype(np.float64) - right.astype(np.float64)).max()
     return float(gap / max(np.abs(right.astype(np.float64)).max(), 1e-30))
 
 
@@ -110,8 +110,8 @@ def _numbers(*shape: int) -> np.ndarray:
 
 def _rows() -> Answer:
     rows = _numbers(32_769, 3)
-    found = jax.jit(jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2)))(rows)
-    return found, np.square(rows, dtype=np.float64).sum(1)
+    sums = jax.jit(jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2)))(rows)
+    return sums, np.square(rows, dtype=np.float64).sum(1)
 
 
 def _padding() -> Answer:
@@ -156,13 +156,13 @@ def _division() -> Answer:
 
 
 def _products() -> Answer:
-    found: list[Any] = []
+    products: list[Any] = []
     right: list[Any] = []
     for rows, inner, columns in ((1, 3, 5), (7, 65, 33), (100, 3136, 10), (257, 129, 64)):
         left, other = _numbers(rows, inner), _numbers(inner, columns)
-        found.append(jax.jit(jnp.matmul)(left, other))
+        products.append(jax.jit(jnp.matmul)(left, other))
         right.append(left.astype(np.float64) @ other)
-    return found, right
+    return products, right
 
 
 def _products_in_a_scan() -> Answer:
@@ -175,8 +175,8 @@ def _products_in_a_scan() -> Answer:
 
         return lax.scan(add, jnp.zeros((33, 17)), (left, right))[0], left @ right
 
-    each = left.astype(np.float64) @ right
-    return both(left, right), (each.sum(0), each)
+    product = left.astype(np.float64) @ right
+    return both(left, right), (product.sum(0), product)
 
 
 def _correlated(images: np.ndarray, kernel: np.ndarray) -> np.ndarray:
@@ -184,7 +184,7 @@ def _correlated(images: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     wide, edge = images.astype(np.float64), kernel.shape[0] // 2
     padded = np.pad(wide, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
     kernels = np.moveaxis(kernel.astype(np.float64), -1, 0)
-    maps = [[correlate(image, each, "valid")[..., 0] for each in kernels] for image in padded]
+    maps = [[correlate(image, channel, "valid")[..., 0] for channel in kernels] for image in padded]
     return np.moveaxis(np.asarray(maps), 1, -1)
 
 
@@ -206,12 +206,12 @@ _CONVOLUTIONS = (((3, 9, 7, 1), 3, 8), ((2, 14, 14, 9), 3, 16), ((2, 8, 8, 3), 5
 
 def _convolutions() -> Answer:
     """Convolutions as JAX has them and as ours, with strides, and in a scan."""
-    found: list[Any] = []
+    maps: list[Any] = []
     right: list[Any] = []
     layout = ("NHWC", "HWIO", "NHWC")
 
     @jax.jit
-    def each(images: jax.Array, kernel: jax.Array) -> Any:
+    def convolved(images: jax.Array, kernel: jax.Array) -> Any:
         plain = lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=layout)
         edge = kernel.shape[0] // 2
         strided = lax.conv_general_dilated(
@@ -223,18 +223,18 @@ def _convolutions() -> Answer:
     for shape, size, features in _CONVOLUTIONS:
         images, kernel = _numbers(*shape), _numbers(size, size, shape[-1], features)
         expected = _correlated(images, kernel)
-        found.append(each(images, kernel))
+        maps.append(convolved(images, kernel))
         right.append((expected, expected[:, ::2, ::2], expected))
-    return found, right
+    return maps, right
 
 
 def _gradients() -> Answer:
     """Gradients of our convolution, as they are and in the loop of a training step."""
-    found: list[Any] = []
+    gradients: list[Any] = []
     right: list[Any] = []
 
     @jax.jit
-    def each(images: jax.Array, kernel: jax.Array, gradient: jax.Array) -> Any:
+    def pulled_back(images: jax.Array, kernel: jax.Array, gradient: jax.Array) -> Any:
         def pulled(_: Any, turn: jax.Array) -> tuple[None, Any]:
             return None, jax.vjp(same_convolution, images * turn, kernel)[1](gradient)
 
@@ -248,9 +248,9 @@ def _gradients() -> Answer:
         gradient = _numbers(*shape[:-1], features)
         flipped = kernel[::-1, ::-1].swapaxes(2, 3)
         expected = _correlated(gradient, flipped), _kernel_gradient(images, gradient, size)
-        found.append(each(images, kernel, gradient))
+        gradients.append(pulled_back(images, kernel, gradient))
         right.append((expected, expected))
-    return found, right
+    return gradients, right
 
 
 def _pools() -> Answer:
@@ -258,7 +258,7 @@ def _pools() -> Answer:
     windows = images.reshape(3, 3, 2, 4, 2, 5)
     spread = np.full(images.shape, 0.25)
     chosen = windows == windows.max((2, 4), keepdims=True)
-    found = [
+    pooled = [
         jax.jit(jax.value_and_grad(lambda x, pool=pool: pool(x).sum()))(images)
         for pool in (average_pool, max_pool)
     ]
@@ -266,7 +266,7 @@ def _pools() -> Answer:
         (windows.mean((2, 4), dtype=np.float64).sum(), spread),
         (windows.max((2, 4)).sum(dtype=np.float64), chosen.reshape(images.shape)),
     ]
-    return found, right
+    return pooled, right
 
 
 THREEFRY_WORDS = (0xAC91290B, 0xF9807E00, 0x4C65C188, 0x44455121)
@@ -279,8 +279,8 @@ def _words() -> Answer:
     key = jax.random.key(7, impl="threefry2x32")
     drawn = [draw(key, (17, 59), bits).ravel() for bits in ("threefry", "fast")]
     places = np.asarray([0, 1, 1001, 1002])
-    found = [np.asarray(words)[places] for words in drawn]
-    return found, [np.asarray(THREEFRY_WORDS), np.asarray(FAST_WORDS)]
+    chosen = [np.asarray(words)[places] for words in drawn]
+    return chosen, [np.asarray(THREEFRY_WORDS), np.asarray(FAST_WORDS)]
 
 
 def _steps() -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -10,16 +11,26 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 
-from thinned.core.config import Config, changed_options, to_json, with_split_of
+from thinned.core.config import (
+    Config,
+    changed_options,
+    recipe,
+    to_json,
+    with_split_of,
+    with_values,
+)
 from thinned.core.disk import Busy, held, write_whole
 from thinned.core.errors import RequestError, printable
 from thinned.core.rng import fixed_settings
 from thinned.core.types import Dataset
 from thinned.core.validation import refuse_idle, validate
 from thinned.data.facts import Facts
+from thinned.data.sources.load import load_data
 from thinned.data.split import fingerprint
 from thinned.engine.best import refuse_blind
 from thinned.engine.build import Built, model_name
@@ -27,8 +38,10 @@ from thinned.engine.checkpoint import Checkpoints, Restored
 from thinned.engine.devices import memory_told, use_compilation_cache
 from thinned.engine.feed import feed_of, fits_in_memory, placed, refuse_narrow
 from thinned.engine.head import fitted_head, with_head
+from thinned.engine.layout import Layout, layout_of, with_parallel
 from thinned.engine.logs import (
     MetricsLog,
+    NoLog,
     Plain,
     Silent,
     TensorBoardLog,
@@ -36,8 +49,10 @@ from thinned.engine.logs import (
     view_for,
 )
 from thinned.engine.loop import (
+    Diverged,
     Parts,
     Progress,
+    Stopped,
     StopSignal,
     arrays_of,
     save,
@@ -47,6 +62,14 @@ from thinned.engine.loop import (
 )
 from thinned.engine.loop import train as run_loop
 from thinned.engine.plan import Plan
+from thinned.engine.processes import (
+    Refused,
+    from_first,
+    heard,
+    leading,
+    met,
+    told,
+)
 from thinned.engine.step import TrainState
 from thinned.models.staged import HEAD, Staged
 from thinned.runs.beginning import recorded_weights
@@ -99,20 +122,26 @@ def train(
         raise RequestError(f"{folder} is a study: give the run another --name")
     if folder is not None and (folder / "config.json").exists():
         return resume(folder, config, quiet=quiet, dataset=dataset)
-    fix_threads()
-    refuse_idle(config)
-    refuse_missing_log(config.log)
-    prepared = Prepared.of(config, dataset)
-    config, dataset = prepared.built.config, prepared.dataset
-    refuse_blind(config, dataset)
-    refuse_narrow(config, dataset.train)
-    made = (
-        _made(folder)
-        if folder is not None
-        else _new_folder(Path(runs), config, prepared.built.facts)
-    )
-    with _begun(made, prepared, Silent() if quiet else Plain()) as run:
-        return _train_in(run, dataset, prepared.built, quiet)
+    config = with_parallel(config)
+    fix_threads(exact=config.parallel == "exact")
+    if met():
+        return _follow(dataset)
+    with leading() as say:
+        refuse_idle(config)
+        refuse_missing_log(config.log)
+        prepared = Prepared.of(config, dataset)
+        config, dataset = prepared.built.config, prepared.dataset
+        layout = layout_of(config)
+        refuse_blind(config, dataset)
+        refuse_narrow(config, dataset.train)
+        made = (
+            _made(folder)
+            if folder is not None
+            else _new_folder(Path(runs), config, prepared.built.facts)
+        )
+        with _begun(made, prepared, Silent() if quiet else Plain()) as run:
+            say(_orders(run, prepared.built, dataset))
+            return _train_in(run, dataset, prepared.built, layout, quiet)
 
 
 @fixed_settings()
@@ -141,15 +170,53 @@ def resume(
         if config is None
         else with_split_of(run.config, as_recorded(validate(config), run.config))
     )
+    if config.parallel == "auto":
+        config = replace(config, parallel=run.config.parallel)
     _refuse_changes(run, config)
     refuse_missing_log(config.log)
     fix_threads(run.folder / "environment.json")
-    if dataset is None:
-        dataset = loaded_again(run, config)
-    # Not from where the run's own config says that its data are: they may have moved.
-    built = Built.of(config, facts_by(run, config, dataset), dataset.train.labels, run.start)
-    with _continued(run, built, dataset, Silent() if quiet else Plain()) as run:
-        return _train_in(run, dataset, built, quiet)
+    if met():
+        return _follow(dataset)
+    with leading() as say:
+        layout = layout_of(config)
+        if dataset is None:
+            dataset = loaded_again(run, config)
+        # Not from where the run's own config says that its data are: they may have moved.
+        built = Built.of(config, facts_by(run, config, dataset), dataset.train.labels, run.start)
+        with _continued(run, built, dataset, Silent() if quiet else Plain()) as run:
+            say(_orders(run, built, dataset))
+            return _train_in(run, dataset, built, layout, quiet)
+
+
+def _orders(run: Run, built: Built, dataset: Dataset) -> dict[str, Any]:
+    """What the other processes of a run need to know, see `_follow`."""
+    return {
+        "folder": str(run.folder.absolute()),
+        "config": dataclasses.asdict(run.config),
+        "facts": built.facts.to_json(),
+        "data": fingerprint(dataset) if jax.process_count() > 1 else "",
+    }
+
+
+def _follow(dataset: Dataset | None) -> Run:
+    """Take part in the run that process 0 leads; writes nothing, and says nothing but errors.
+
+    Raises:
+        SystemExit: the run has ended early, and process 0 has said why.
+        ThinnedError: this process cannot take part.
+    """
+    try:
+        said = heard()
+        config = with_values(recipe(said["config"]["recipe"]), said["config"], "process 0")
+        run = Run(Path(said["folder"]), config)
+        dataset = load_data(config) if dataset is None else dataset
+        if fingerprint(dataset) != said["data"]:
+            raise RequestError(f"{dataset.name} is not what process 0 has: give all the same data")
+        facts = Facts.from_json(said["facts"])
+        built = Built.of(config, facts, dataset.train.labels, run.start)
+        return _train_in(run, dataset, built, layout_of(config), quiet=True)
+    except (Refused, Stopped, Diverged) as error:
+        raise SystemExit(error.exit_code) from error
 
 
 def named(runs: Path, name: str) -> Path:
@@ -217,11 +284,11 @@ def _continued(run: Run, built: Built, dataset: Dataset, view: Silent) -> Genera
         for line in environment_changes(run.folder / "environment.json", now):
             view.warn(line)
         refuse_changed(run, config, now["data"]["sha256"])
-        found = replace(Facts.of(dataset, config), name=facts.name)
+        current = replace(Facts.of(dataset, config), name=facts.name)
         if config.is_pretrained:
             # Inputs are scaled as the weights want them, whatever the data.
-            found = replace(found, mean=facts.mean, deviation=facts.deviation)
-        if found != facts:
+            current = replace(current, mean=facts.mean, deviation=facts.deviation)
+        if current != facts:
             raise RequestError(
                 f"{run.folder} cannot go on: its data are no longer what it began with "
                 f"({facts.train_size:,} training images, {len(facts.classes)} classes)"
@@ -236,25 +303,31 @@ def _continued(run: Run, built: Built, dataset: Dataset, view: Silent) -> Genera
 
 
 @memory_told()
-def _train_in(run: Run, dataset: Dataset, built: Built, quiet: bool) -> Run:
+def _train_in(run: Run, dataset: Dataset, built: Built, layout: Layout, quiet: bool) -> Run:
     use_compilation_cache()
     state, progress = built.initial_state(), Progress()
     # One object: what it passes over is removed once something later is saved.
     checkpoints = run.checkpoints
-    restored = checkpoints.restore(arrays_of(state))
+    restored = checkpoints.restore(arrays_of(state)) if layout.leads else None
     if restored is not None:
         state, progress = with_arrays(state, restored), Progress.from_json(restored.progress)
     elif _begins_with_fitted_head(run, built):
         state = _with_fitted_head(built, state, dataset, quiet)
         # Or it would be fitted anew after a kill, on a machine that may round otherwise.
-        save(checkpoints, state, progress, run.best_checkpoints)
+        if layout.leads:
+            save(checkpoints, state, progress, run.best_checkpoints)
+    # One process has read it, and all go on from there.
+    progress = Progress.from_json(told(dataclasses.asdict(progress)))
+    state = state.replace(**jax.tree.map(from_first, arrays_of(state)))
     built, state, dataset = shortened(built, state, dataset, quiet)
-    parts = _parts(run, dataset, built, checkpoints, progress.step)
+    parts = _parts(run, dataset, built, checkpoints, progress.step, layout)
     batch, total = run.config.batch_size, built.plan.total_steps
     with view_for(quiet, progress.step * batch, total * batch) as view:
         _announce(view, run, dataset, restored, progress, built.plan)
+        if layout.about:
+            view.say(layout.about)
         with StopSignal() as stop:
-            run_loop(replace(parts, view=view), state, progress, stop)
+            run_loop(replace(parts, view=view), layout.placed(state), progress, stop)
     return run
 
 
@@ -272,18 +345,27 @@ def _with_fitted_head(built: Built, state: TrainState, dataset: Dataset, quiet: 
     return with_head(state, fitted_head(features, dataset.train.labels, len(dataset.classes)))
 
 
-def _parts(run: Run, dataset: Dataset, built: Built, checkpoints: Checkpoints, step: int) -> Parts:
+def _parts(
+    run: Run,
+    dataset: Dataset,
+    built: Built,
+    checkpoints: Checkpoints,
+    step: int,
+    layout: Layout,
+) -> Parts:
     """What a run works with from that step on; what was recorded after it is forgotten."""
     config = run.config
-    where = {name: placed(config, split) for name, split in dataset.splits.items() if len(split)}
+    where = {
+        name: placed(config, split, layout) for name, split in dataset.splits.items() if len(split)
+    }
     train = where.pop("train")
     kind = TensorBoardLog if config.log == "tensorboard" else MetricsLog
-    log = kind(run.folder / "metrics.jsonl")
+    log = (kind if layout.leads else NoLog)(run.folder / "metrics.jsonl")
     log.keep_until(step)
     return Parts(
         folder=run.folder,
         built=built,
-        feed=feed_of(built.plan, dataset.train, train),
+        feed=feed_of(built.plan, dataset.train, train, layout),
         held_out=where,
         checkpoints=checkpoints,
         best=run.best_checkpoints,
@@ -291,6 +373,7 @@ def _parts(run: Run, dataset: Dataset, built: Built, checkpoints: Checkpoints, s
         view=Silent(),
         # An epoch of kept features is over in less time than it takes to save it.
         rest_s=_REST_S if built.on_features else 0.0,
+        layout=layout,
     )
 
 
@@ -308,18 +391,18 @@ def _announce(
     view: Silent,
     run: Run,
     dataset: Dataset,
-    found: Restored | None,
+    restored: Restored | None,
     progress: Progress,
     plan: Plan,
 ) -> None:
-    for reason in found.skipped if found else ():
+    for reason in restored.skipped if restored else ():
         view.warn(f"checkpoint {reason}; going on from the one before it")
-    if found and found.step >= plan.total_steps:
-        view.say(f"{run.folder} is finished: {plan.config.epochs} epochs, {found.step} steps")
+    if restored and restored.step >= plan.total_steps:
+        view.say(f"{run.folder} is finished: {plan.config.epochs} epochs, {restored.step} steps")
     elif stopped_early(plan, progress):
         view.say(f"{run.folder} {told_stop(progress, plan.config)}")
-    elif found:
-        view.say(f"resuming {run.folder} at step {found.step} of {plan.total_steps}")
+    elif restored:
+        view.say(f"resuming {run.folder} at step {restored.step} of {plan.total_steps}")
     else:
         view.say(f"{run.folder}: {dataset.name}, {len(dataset.train):,} training images")
         for note in dataset.notes:

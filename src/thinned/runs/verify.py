@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import random
+import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from thinned.core.config import Config, to_json
-from thinned.core.errors import ThinnedError
+from thinned.core.errors import RequestError, ThinnedError
 from thinned.core.validation import refuse_idle, validate
 from thinned.engine.best import Best
 from thinned.engine.checkpoint import digest
@@ -41,38 +47,141 @@ def verify_resume(config: Config, kills: int) -> bool:
         (folder / "config.json").write_text(to_json(config), encoding="utf-8")
         print("training without interruption", flush=True)
         started = time.monotonic()
-        _finish(_start(folder, "whole"))
+        finish(start(folder, "whole"))
         duration = time.monotonic() - started
-        _train_with_kills(folder, kills, duration)
+        train_with_kills(folder, kills, duration)
         return _equal(Run.open(folder / "whole"), Run.open(folder / "killed"))
 
 
-def _start(folder: Path, name: str) -> subprocess.Popen[str]:
+_FATE_S = 150.0
+"""JAX takes up to 100 s to notice that a peer is gone."""
+
+
+class Shape(NamedTuple):
+    """How many processes share a run, and how many devices each has."""
+
+    processes: int
+    devices: int
+
+    @classmethod
+    def of(cls, text: str) -> Shape:
+        """From DEVICES, or PROCESSESxDEVICES.
+
+        Raises:
+            RequestError: it is neither.
+        """
+        found = re.fullmatch(r"(?:([1-9]\d*)x)?([1-9]\d*)", text, re.ASCII)
+        if found is None:
+            raise RequestError(f"--layouts {text}: expected DEVICES, or PROCESSESxDEVICES")
+        return cls(int(found[1] or 1), int(found[2]))
+
+    def __str__(self) -> str:
+        """For people."""
+        return (
+            f"{self.processes} x {self.devices} devices"
+            if self.processes > 1
+            else (f"{self.devices} device{'s' * (self.devices > 1)}")
+        )
+
+
+def verify_layout(config: Config, shapes: Sequence[Shape], kills: int) -> bool:
+    """Train on several layouts, once more with a kill between each two, and compare the results.
+
+    On a CPU, which passes for as many devices as are wanted.
+
+    Args:
+        config: what to train, by ``--parallel exact``.
+        shapes: the layouts, the first of which the others are compared with.
+        kills: how often a run, whose layout changes each time, is killed with SIGKILL.
+
+    Returns:
+        Whether all ended with the same bits. A line for each run is printed.
+    """
+    config = replace(validate(config), parallel="exact")
+    refuse_idle(config)
+    with tempfile.TemporaryDirectory(prefix="thinned-verify-") as base:
+        folder = Path(base)
+        (folder / "config.json").write_text(to_json(config), encoding="utf-8")
+        started = time.monotonic()
+        for index, shape in enumerate(shapes):
+            finish(start(folder, str(index), shape))
+            print(f"trained on {shape}", flush=True)
+        train_with_kills(folder, kills, (time.monotonic() - started) / len(shapes), shapes)
+        first, *others = (Run.open(folder / str(index)) for index in range(len(shapes)))
+        moved = f"a run that was killed {kills} times and moved" if kills else "a run that moved"
+        named = [
+            *zip(map(str, shapes[1:]), others, strict=True),
+            (moved, Run.open(folder / "killed")),
+        ]
+        verdicts = {name: differing(first, run) for name, run in named}
+        for name, wrong in verdicts.items():
+            print(f"{'DIFFERS' if wrong else 'equal'}  {name}{', '.join(['', *wrong[:3]])}")
+        return not any(verdicts.values())
+
+
+def start(folder: Path, name: str, shape: Shape | None = None) -> list[subprocess.Popen[str]]:
+    """Begin, or go on with, the run of that name, by the config beside it; on that layout."""
     command = [sys.executable, "-m", "thinned", "train", "--quiet"]
     command += ["-c", str(folder / "config.json"), "--runs", str(folder), "--name", name]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    if shape is None:
+        return [subprocess.Popen(command, stderr=subprocess.PIPE, text=True)]
+    command += ["--devices", "all"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    flags = environment.get("XLA_FLAGS", "")
+    count = f"--xla_force_host_platform_device_count={shape.devices}"
+    environment["XLA_FLAGS"] = f"{flags} {count}".strip()
+    several: list[list[str]] = [[]]
+    if shape.processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            place = f"127.0.0.1:{free.getsockname()[1]}"
+        together = ["--coordinator", place, "--processes", str(shape.processes), "--process"]
+        several = [[*together, str(index)] for index in range(shape.processes)]
+    return [
+        subprocess.Popen([*command, *own], stderr=subprocess.PIPE, text=True, env=environment)
+        for own in several
+    ]
 
 
-def _finish(process: subprocess.Popen[str]) -> None:
-    _, errors = process.communicate()
-    if process.returncode:
-        raise ThinnedError(f"training failed: {errors.strip().splitlines()[-1:]}")
+def finish(processes: Sequence[subprocess.Popen[str]]) -> None:
+    """Wait for the processes of a run.
+
+    Raises:
+        ThinnedError: it failed.
+    """
+    said = [process.communicate()[1] for process in processes]
+    wrong = [text for process, text in zip(processes, said, strict=True) if process.returncode]
+    if wrong:
+        raise ThinnedError(f"training failed: {wrong[0].strip().splitlines()[-1:]}")
 
 
-def _train_with_kills(folder: Path, kills: int, duration: float) -> None:
-    done = 0
+def train_with_kills(
+    folder: Path, kills: int, duration: float, shapes: Sequence[Shape | None] = (None,)
+) -> None:
+    """Train the run ``killed``, one process of which is killed so often; layouts take turns."""
+    done, turns = 0, itertools.cycle(shapes)
     while done < kills:
-        process = _start(folder, "killed")
+        processes = start(folder, "killed", next(turns))
         try:
-            process.communicate(timeout=duration * random.uniform(0.2, 0.8))
+            processes[0].communicate(timeout=duration * random.uniform(0.2, 0.8))
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
+            random.choice(processes).send_signal(signal.SIGKILL)
+            for process in processes:
+                _end(process)
             done += 1
             print(f"killed {done} of {kills}: {_where(folder / 'killed')}", flush=True)
         else:
             break
-    _finish(_start(folder, "killed"))
+    finish(start(folder, "killed", next(turns)))
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Wait for a process whose peer was killed, not for ever: it may not have met it yet."""
+    try:
+        process.communicate(timeout=_FATE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
 
 
 def _where(folder: Path) -> str:
@@ -115,10 +224,10 @@ def _kept(run: Run) -> tuple[Best | None, str]:
 
 
 def _leaves(run: Run, template: Any) -> dict[str, np.ndarray]:
-    found = run.checkpoints.restore(template)
-    if found is None:
+    newest = run.checkpoints.restore(template)
+    if newest is None:
         raise ThinnedError(f"{run.folder} has no checkpoint")
-    leaves = jax.tree_util.tree_leaves_with_path(found.arrays)
+    leaves = jax.tree_util.tree_leaves_with_path(newest.arrays)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 

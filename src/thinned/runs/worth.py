@@ -12,11 +12,13 @@ import numpy as np
 from thinned.core.errors import RequestError
 from thinned.core.types import Split
 from thinned.runs.calibration import fit
+from thinned.runs.ood import last_layer_of, seen_by, some_training_images
 from thinned.runs.predictions import common_test, held_alike, predictions_of, tempered
 from thinned.runs.run import Run
 from thinned.trust import scores
 from thinned.trust.appraisal import Appraisal
-from thinned.trust.sampling import Predictions
+from thinned.trust.laplace import Laplace
+from thinned.trust.sampling import Predictions, certain
 
 _DRAWS = 5
 _SHOWN = ("accuracy", "nll", "ece", "aurc")
@@ -75,11 +77,15 @@ class Comparison:
 
 
 class _Way(NamedTuple):
-    """Runs that are averaged, so many samples of each, and what people call it."""
+    """Runs that are averaged, so many samples of each, and what people call it.
+
+    With a posterior of the last layer, one run's mean over that.
+    """
 
     name: str
     runs: Sequence[Run]
     samples: int
+    posterior: Laplace | None = None
 
 
 class _Seen(NamedTuple):
@@ -111,22 +117,26 @@ def compare(
         RequestError: see `common_test` and `predictions_of` in `thinned.runs.predictions`.
     """
     test, one, notes = common_test(runs, data), runs[:1], list[str]()
-    found: dict[str, tuple[_Seen, _Seen | None]] = {}
+    ways: dict[str, tuple[_Seen, _Seen | None]] = {}
 
     def look(way: _Way) -> float:
-        found[way.name] = _both(way, test, draws, notes)
-        return found[way.name][0].seconds
+        ways[way.name] = _both(way, test, draws, notes)
+        return ways[way.name][0].seconds
 
     look(_Way("plain pass", one, 0))
+    try:
+        look(_Way("Laplace, last layer", one, 0, _posterior(runs[0])))
+    except RequestError as error:
+        notes.append(f"no Laplace: {error}")
     times = [look(_sampled(one, count)) for count in counts]
     if len(runs) > 1:
         taken = look(_Way(f"ensemble of {len(runs)}", runs, 0))
         look(_sampled(one, _affordable(counts, times, taken), ", as long"))
-    plain, even = found["plain pass"]
-    as_they_are = tuple(_compared(name, seen, plain, plain) for name, (seen, _) in found.items())
+    plain, even = ways["plain pass"]
+    as_they_are = tuple(_compared(name, seen, plain, plain) for name, (seen, _) in ways.items())
     own = tuple(
         _compared(name, seen, even, plain)
-        for name, (_, seen) in found.items()
+        for name, (_, seen) in ways.items()
         if seen is not None and even is not None
     )
     if even is not None:
@@ -145,14 +155,14 @@ def _both(way: _Way, test: Split, draws: int, notes: list[str]) -> tuple[_Seen, 
     classes, times, cool_times = way.runs[0].facts.classes, list[float](), list[float]()
     plain, cool, temperatures = list[Appraisal](), list[Appraisal](), list[float]()
     for draw in range(draws):
-        found, taken = _timed(lambda draw=draw: _predicted(way, test, draw))
+        predicted, taken = _timed(lambda draw=draw: _predicted(way, test, draw))
         times.append(taken)
         if draw and not way.samples:
             continue  # Nothing is drawn: only the time is wanted.
-        plain.append(Appraisal(found, test.labels, classes))
+        plain.append(Appraisal(predicted, test.labels, classes))
         if held is not None:
             temperature = fit(_predicted(way, held, draw).probabilities, held.labels).temperature
-            after, taken = _timed(lambda found=found, t=temperature: tempered(found, t))
+            after, taken = _timed(lambda predicted=predicted, t=temperature: tempered(predicted, t))
             temperatures.append(temperature)
             cool_times.append(taken)
             cool.append(Appraisal(after, test.labels, classes))
@@ -163,14 +173,26 @@ def _both(way: _Way, test: Split, draws: int, notes: list[str]) -> tuple[_Seen, 
     return seen, None if held is None else _seen(cool, seconds + more, temperatures)
 
 
-def _seen(found: Sequence[Appraisal], seconds: float, temperatures: Sequence[float]) -> _Seen:
-    losses, right = ([getattr(each, name) for each in found] for name in ("losses", "right"))
-    shown = [{name: each.scores[name] for name in _SHOWN} for each in found]
+def _seen(appraisals: Sequence[Appraisal], seconds: float, temperatures: Sequence[float]) -> _Seen:
+    losses, right = (
+        [getattr(appraisal, name) for appraisal in appraisals] for name in ("losses", "right")
+    )
+    shown = [{name: appraisal.scores[name] for name in _SHOWN} for appraisal in appraisals]
     return _Seen(np.stack(losses), np.stack(right), shown, seconds, float(np.mean(temperatures)))
 
 
 def _predicted(way: _Way, split: Split, draw: int) -> Predictions:
+    if way.posterior is not None:
+        seen = seen_by(way.runs[0], split.images)
+        return certain(seen.logits, way.posterior.probabilities(seen))
     return predictions_of(way.runs, split.images, way.samples, draw=draw)
+
+
+def _posterior(run: Run) -> Laplace:
+    some = some_training_images(run)
+    last = last_layer_of(run, some.images)
+    count = len(run.dataset.train)
+    return Laplace.of(seen_by(run, some.images), some.labels, last, count)
 
 
 def _timed(work: Callable[[], Predictions]) -> tuple[Predictions, float]:
@@ -184,7 +206,7 @@ def _compared(name: str, seen: _Seen, base: _Seen, plain: _Seen) -> Method:
         name,
         seen.seconds / plain.seconds,
         seen.temperature,
-        {score: float(np.mean([each[score] for each in seen.scores])) for score in _SHOWN},
+        {score: float(np.mean([shown[score] for shown in seen.scores])) for score in _SHOWN},
         scores.crossed_interval(seen.losses - base.losses),
         _mcnemar(base.right[0], seen.right[0]),
     )

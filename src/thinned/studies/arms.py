@@ -69,14 +69,14 @@ class Arm:
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    nested: dict[str, Any] = {}
     for name, value in values.items():
-        place = found
+        place = nested
         *path, last = name.split(".")
         for part in path:
             place = place.setdefault(part, {})
         place[last] = value
-    return found
+    return nested
 
 
 def varied(words: Sequence[str], base: Config) -> dict[str, list[Any]]:
@@ -98,7 +98,7 @@ def varied(words: Sequence[str], base: Config) -> dict[str, list[Any]]:
     """
     known = {name: value for name, _, value in options(base)}
     hints = _hints(type(base))
-    found: dict[str, list[Any]] = {}
+    choices: dict[str, list[Any]] = {}
     for word in words:
         name, equals, text = word.partition("=")
         name = name.removeprefix("--").replace("-", "_")
@@ -109,14 +109,14 @@ def varied(words: Sequence[str], base: Config) -> dict[str, list[Any]]:
             raise RequestError(f"--vary {name}: {_FIXED[name]}")
         if not equals or not text:
             raise RequestError(f"--vary {word}: give values, as in {name}=A,B or {name}=0:1:0.1")
-        if name in found:
+        if name in choices:
             raise RequestError(f"--vary {name} is given twice")
         hint: Any = float if site else hints[name]
         values = list(_values(name, text, hint))
         if len({json.dumps(value) for value in values}) < len(values):
             raise RequestError(f"--vary {name} names a value twice")
-        found[name] = values
-    return found
+        choices[name] = values
+    return choices
 
 
 def grid(varied: Mapping[str, Sequence[Any]]) -> list[Arm]:
@@ -215,10 +215,10 @@ def _number(text: str) -> float | None:
 
 def _hints(kind: Any, prefix: str = "") -> dict[str, Any]:
     """The type of every option by its dotted name."""
-    found: dict[str, Any] = {}
+    hints: dict[str, Any] = {}
     for name, hint in typing.get_type_hints(kind).items():
         if hasattr(hint, "__dataclass_fields__"):
-            found |= _hints(hint, f"{prefix}{name}.")
+            hints |= _hints(hint, f"{prefix}{name}.")
         else:
-            found[f"{prefix}{name}"] = hint
-    return found
+            hints[f"{prefix}{name}"] = hint
+    return hints

@@ -90,7 +90,7 @@ def paired_differences(
     if isinstance(bases, str):
         bases = {name: bases for name in arms if name != bases}
     pairs = {name: _Pairs.of(arms[name], arms[base], planned) for name, base in bases.items()}
-    p_values = {name: each.p_value for name, each in pairs.items()}
+    p_values = {name: pair.p_value for name, pair in pairs.items()}
     corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     tests = max(sum(not math.isnan(value) for value in p_values.values()), 1)
     return {
@@ -161,12 +161,12 @@ class _Pairs:
 
     @classmethod
     def of(
-        cls, found: Mapping[int, float], base: Mapping[int, float], planned: Sequence[int] | None
+        cls, own: Mapping[int, float], base: Mapping[int, float], planned: Sequence[int] | None
     ) -> _Pairs:
         if planned is None:
-            planned = [seed for seed in found if seed in base]
-        over = all(seed in found and seed in base for seed in planned)
-        return cls(_paired(found, base, found), _paired(found, base, planned if over else ()))
+            planned = [seed for seed in own if seed in base]
+        over = all(seed in own and seed in base for seed in planned)
+        return cls(_paired(own, base, own), _paired(own, base, planned if over else ()))
 
     @property
     def p_value(self) -> float:
@@ -175,10 +175,10 @@ class _Pairs:
         if _without_spread(self.values):
             # A score that moves in steps, not a certainty.
             return 1.0 if abs(self.values[0]) <= _SAME else math.nan
-        found = any_time_p(self.values) / (1 - SPENT)
+        p = any_time_p(self.values) / (1 - SPENT)
         if not _without_spread(self.planned):
-            found = min(found, planned_p(self.planned) / SPENT)
-        return min(found, 1.0)
+            p = min(p, planned_p(self.planned) / SPENT)
+        return min(p, 1.0)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -195,9 +195,9 @@ class _Pairs:
 
 
 def _paired(
-    found: Mapping[int, float], base: Mapping[int, float], seeds: Iterable[int]
+    own: Mapping[int, float], base: Mapping[int, float], seeds: Iterable[int]
 ) -> np.ndarray:
-    values = np.asarray([found[seed] - base[seed] for seed in seeds if seed in base], float)
+    values = np.asarray([own[seed] - base[seed] for seed in seeds if seed in base], float)
     return values[~np.isnan(values)]
 
 

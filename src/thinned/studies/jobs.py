@@ -43,7 +43,8 @@ def left_of(folder: Path, jobs: Sequence[Job]) -> list[Job]:
     return [
         (seed, arm)
         for seed, arm in jobs
-        if (found := read_outcome(place_of(folder, arm, seed))) is None or found.status == "failed"
+        if (outcome := read_outcome(place_of(folder, arm, seed))) is None
+        or outcome.status == "failed"
     ]
 
 

@@ -124,11 +124,11 @@ def scored(run: Run, dataset: Dataset) -> Outcome:
     if loss > _ASTRAY * guessing:
         told = f"the training loss of the last epoch is {loss:.3g}, that of guessing {guessing:.3g}"
         return Outcome("diverged", f"{told}; try a smaller --learning-rate")
-    found: dict[str, dict[str, float]] = {}
+    by_split: dict[str, dict[str, float]] = {}
     for name, split in dataset.splits.items():
         if name != "train" and len(split):
             scores = appraise([run], split).scores
-            found[name] = {score: scores[score] for score in SCORES}
+            by_split[name] = {score: scores[score] for score in SCORES}
     times = [s for record in trained if (s := record.get("epoch_s")) is not None]
     epoch_s = statistics.median(times) if times else None
-    return Outcome("finished", "", found, epoch_s, trained[-1]["epoch"])
+    return Outcome("finished", "", by_split, epoch_s, trained[-1]["epoch"])

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-import html
 import math
 import statistics
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from thinned.core.pages import Plots, plain, table, write_page
-from thinned.studies.comparison import interval
-from thinned.studies.outcomes import SCORES, Row
+from thinned.core.pages import (
+    Plots,
+    card,
+    cards,
+    folded,
+    lead,
+    plain,
+    points,
+    table,
+    text,
+    write_page,
+)
+from thinned.studies.comparison import Difference, interval
+from thinned.studies.outcomes import SCORES, Row, accuracies_of
 from thinned.studies.study import Study, curves_of
 
+_NAME = 50
+"""Letters of an arm's name in a figure."""
 LABELS = {"accuracy": "test accuracy", "nll": "NLL (nats)", "ece": "ECE"}
 _MANY = 10
+_SAME = 1e-6
 _DECADES = 100
 """From this ratio of an option's values on, its axis is logarithmic."""
 _NOTE = (
@@ -43,36 +56,45 @@ def write_study_page(
     """
     plots = Plots(figures)
     scored = [row for row in rows if row.values("accuracy")]
-    parts = [f"<p>{html.escape(verdict(study, rows))}</p>"]
-    drawn = []
+    arms = _arms(study, scored, plots)
+    title = f"Study {folder.name}: {len(rows):,} arms, {len(study.seeds):,} seeds"
+    parts = [lead(title, headline(study, rows), sentences(study, rows), (), arms)]
     if scored:
-        parts += [_table(study, rows)]
-        drawn += [_differences(study, scored, plots), _cost(study, scored, plots)]
+        beside = [("Over training", _curves(folder, study, scored, plots))]
+        beside += [("What it costs", _cost(study, scored, plots))]
+        wide = sum(bool(part) for _, part in beside) == 1
+        parts.append(cards(*(card(name, part, wide=wide) for name, part in beside)))
         for option in _numeric(study):
-            drawn += [_against(option, score, scored, plots) for score in SCORES]
-        drawn += [_curves(folder, study, scored, split, plots) for split in ("train", "validation")]
-    parts.append(f'<h2>Figures</h2><div class="grid">{"".join(filter(None, drawn))}</div>')
+            drawn = [_against(option, score, scored, plots) for score in SCORES]
+            held = f'<div class="beside">{"".join(drawn)}</div>'
+            parts.append(cards(card(f"By {option}", held, wide=True)))
+    definition = folded("Definition", text(study.to_json()))
+    held = [_table(study, rows), folded("As text", text(told(study, rows))), definition]
+    parts.append(cards(card("Not finished", _lost(rows), wide=True), card("All", *held, wide=True)))
+    write_page(folder / "study.html", f"Study: {folder.name}", parts)
+    return folder / "study.html"
+
+
+def _lost(rows: Sequence[Row]) -> str:
     lost = [
         [row.arm.name, str(seed), outcome.status, outcome.reason]
         for row in rows
         for seed, outcome in row.outcomes.items()
         if outcome.status != "finished"
     ]
-    if lost:
-        parts.append(f"<h2>Not finished</h2>{table(['arm', 'seed', 'what', 'why'], lost)}")
-    parts.append(f"<h2>As text</h2><pre>{html.escape(told(study, rows))}</pre>")
-    definition = html.escape(study.to_json())
-    parts.append(f"<details><summary>Definition</summary><pre>{definition}</pre></details>")
-    write_page(folder / "study.html", f"Study: {folder.name}", parts)
-    return folder / "study.html"
+    return table(["arm", "seed", "what", "why"], lost) if lost else ""
 
 
 def draw_against(
-    axes: Any, option: str, score: str, rows: Sequence[Row], error: bool = False
+    axes: Any,
+    option: str,
+    score: str,
+    rows: Sequence[Row],
+    form: Callable[[float], float] = lambda value: value,
 ) -> None:
     """A score's mean over a numeric option, with intervals; a line for each rest of an arm.
 
-    With `error`, an accuracy is shown as an error in %.
+    The axis shows of each value what `form` makes of it.
     """
     series: dict[str, list[Row]] = {}
     rows = [row for row in rows if isinstance(row.arm.changes.get(option), int | float)]
@@ -89,9 +111,7 @@ def draw_against(
     for name, members in series.items():
         members.sort(key=lambda row: row.arm.changes[option])
         places = [row.arm.changes[option] for row in members]
-        values = [row.values(score) for row in members]
-        if error:
-            values = [[100 - 100 * value for value in each] for each in values]
+        values = [list(map(form, row.values(score))) for row in members]
         means = [statistics.fmean(each) for each in values]
         draw_bars(axes, places, means, values, "o-", name)
     axes.set(xlabel=plain(option))
@@ -148,29 +168,76 @@ def _table(study: Study, rows: Sequence[Row]) -> str:
         cells.append(line)
     header = ["arm", "runs", *(f"{LABELS[score]} (95 %)" for score in SCORES)]
     header += ["validation accuracy", "against baseline (95 %)", "p, corrected"]
-    return f"<h2>Arms</h2>{table(header, cells)}<p>{_NOTE}</p>"
+    return folded("Table", table(header, cells), f"<p>{_NOTE}</p>")
 
 
-def _differences(study: Study, rows: Sequence[Row], plots: Plots) -> str:
-    compared = [row for row in rows if row.difference is not None and row.difference.seeds]
+def _arms(study: Study, rows: Sequence[Row], plots: Plots) -> str:
+    """Each arm's differences from its baseline, seed by seed, with their mean and interval."""
+    by_name = {row.arm.name: row for row in rows}
+    compared = [
+        (row.arm.name, row.difference, _gains(row, by_name[study.baselines[row.arm.name]]))
+        for row in rows
+        if row.difference is not None and row.difference.seeds
+    ]
     if not compared:
         return ""
+    low, high = window(
+        [0.0, *(gain for _, _, gains in compared for gain in gains)],
+        [100 * end for _, found, _ in compared for end in (found.low, found.high)],
+    )
 
     def paint(axes: Any) -> None:
-        for place, row in enumerate(reversed(compared)):
-            found = row.difference
-            assert found is not None
-            # Of two looks together the interval need not lie evenly about the mean.
+        across = axes.get_yaxis_transform()
+        for place, (name, found, gains) in enumerate(reversed(compared)):
+            axes.plot(gains, [place] * len(gains), "o", color="C1", alpha=0.7, markersize=4)
+            axes.plot(100 * found.mean, place, "D", color="C0")
             if not math.isnan(found.low):
-                axes.plot([found.low, found.high], [place] * 2, "|-", color="C0")
-            axes.plot(found.mean, place, "o", color="C0")
-        axes.set_yticks(range(len(compared)), [plain(row.arm.name) for row in reversed(compared)])
+                _interval(axes, place, 100 * found.low, 100 * found.high, (low, high))
+            told = name if len(name) <= _NAME else f"{name[:_NAME]} ..."
+            axes.text(0, place + 0.22, plain(told), transform=across, fontsize=10)
+            axes.text(1, place - 0.34, _gain(found), transform=across, fontsize=10, ha="right")
         axes.axvline(0, linewidth=1, color="C7")
-        axes.set(xlabel="test accuracy less the baseline's")
+        axes.spines["left"].set_visible(False)
+        axes.set(yticks=[], ylim=(-0.5, len(compared) - 0.3), xlim=(low, high))
+        axes.set(xlabel="points of test accuracy over the baseline")
 
     base = study.baseline if study.within is None else f"the baseline of each {study.within}"
-    caption = f"Differences from {base}, paired by seed, with 95 % intervals"
-    return plots.draw("differences", caption, paint, max(2.5, 0.35 * len(compared) + 1))
+    caption = f"What each arm wins over {base}: its seeds, their mean, and the 95 % interval"
+    if any(100 * found.low < low or 100 * found.high > high for _, found, _ in compared):
+        caption += "; arrows lead to where the axis ends before the interval does"
+    return plots.draw("differences", caption, paint, (4.6, 0.65 * len(compared) + 0.8))
+
+
+def _gains(row: Row, base: Row) -> list[float]:
+    """By how many points of test accuracy each seed of an arm is better than its baseline."""
+    first, second = accuracies_of(row.outcomes), accuracies_of(base.outcomes)
+    gains = (100 * (first[seed] - second[seed]) for seed in first if seed in second)
+    return [gain for gain in gains if not math.isnan(gain)]
+
+
+def _interval(axes: Any, place: float, low: float, high: float, ends: tuple[float, float]) -> None:
+    shown = max(low, ends[0]), min(high, ends[1])
+    axes.plot(shown, [place] * 2, "-", color="C0")
+    marks = ("|" if low >= ends[0] else "<"), ("|" if high <= ends[1] else ">")
+    for end, mark in zip(shown, marks, strict=True):
+        axes.plot(end, place, mark, color="C0", markersize=7, clip_on=False)
+
+
+def window(values: Sequence[float], reach: Sequence[float]) -> tuple[float, float]:
+    """The ends of an axis on which values can be told apart, however far intervals reach.
+
+    Args:
+        values: all of them are shown, with some room.
+        reach: ends of intervals, shown where they lie no further from the values than these from
+            one another; NaN for none.
+    """
+    low, high = min(values), max(values)
+    # Values that differ by rounding alone are one.
+    span = high - low if high - low > _SAME else abs(high) or 1.0
+    known = [end for end in reach if not math.isnan(end)]
+    least, most = min([low, *known]), max([high, *known])
+    room = 0.08 * span
+    return max(least, low - span) - room, min(most, high + span) + room
 
 
 def _cost(study: Study, rows: Sequence[Row], plots: Plots) -> str:
@@ -181,37 +248,51 @@ def _cost(study: Study, rows: Sequence[Row], plots: Plots) -> str:
 
     def paint(axes: Any) -> None:
         for row in timed:
-            axes.plot(cost[row.arm.name], row.mean("accuracy"), "o", label=plain(row.arm.name))
-        axes.set(xlabel="time of training, over the baseline's", ylabel="test accuracy")
+            right = 100 * row.mean("accuracy")
+            axes.plot(cost[row.arm.name], right, "o", label=plain(row.arm.name))
+        axes.set(xlabel="time of training, over the baseline's", ylabel="right in test (%)")
         if len(timed) <= _MANY:
             _legend(axes)
 
-    return plots.draw("cost", "Cost against gain", paint)
+    return plots.draw("cost", "What is right against the time that training takes", paint)
 
 
 def _against(option: str, score: str, rows: Sequence[Row], plots: Plots) -> str:
+    form = (lambda value: 100 * value) if score == "accuracy" else (lambda value: value)
+    values = [list(map(form, row.values(score))) for row in rows]
+
     def paint(axes: Any) -> None:
-        draw_against(axes, option, score, rows)
-        axes.set(ylabel=LABELS[score])
+        draw_against(axes, option, score, rows, form)
+        reach = [end for each in values for end in interval(each)]
+        axes.set(
+            ylabel=LABELS[score], ylim=window([value for each in values for value in each], reach)
+        )
 
     name = f"{score}-{option.replace('.', '-')}"
     return plots.draw(name, f"{LABELS[score]} by {option}: mean and 95 % interval", paint)
 
 
-def _curves(folder: Path, study: Study, rows: Sequence[Row], split: str, plots: Plots) -> str:
-    curves = {row.arm.name: mean_curve(folder, study, row, split) for row in rows[:_MANY]}
-    if not any(curves.values()):
-        return ""
+def _curves(folder: Path, study: Study, rows: Sequence[Row], plots: Plots) -> str:
+    """Accuracy by epoch, of validation images where any were held out."""
+    for split in ("validation", "train"):
+        curves = {row.arm.name: mean_curve(folder, study, row, split) for row in rows[:_MANY]}
+        if any(curves.values()):
+            return _curve(curves, split, len(rows) > _MANY, plots)
+    return ""
 
+
+def _curve(curves: Mapping[str, Mapping[int, float]], split: str, more: bool, plots: Plots) -> str:
     def paint(axes: Any) -> None:
         for name, curve in curves.items():
-            axes.plot(list(curve), list(curve.values()), marker=".", label=plain(name))
-        axes.set(xlabel="epoch", ylabel=f"{split} accuracy")
+            right = [100 * value for value in curve.values()]
+            axes.plot(list(curve), right, marker=".", label=plain(name))
+        axes.set(xlabel="epoch", ylabel=f"right in {split} (%)")
         axes.xaxis.get_major_locator().set_params(integer=True)
         _legend(axes)
 
-    first = f", the first {_MANY} arms" if len(rows) > _MANY else ""
-    return plots.draw(f"curves-{split}", f"{split} accuracy by epoch, mean{first}", paint)
+    first = f", the first {_MANY} arms" if more else ""
+    caption = f"{split.capitalize()} accuracy by epoch, the mean over seeds{first}"
+    return plots.draw(f"curves-{split}", caption, paint)
 
 
 def mean_curve(folder: Path, study: Study, row: Row, split: str) -> Mapping[int, float]:
@@ -234,15 +315,54 @@ def _numeric(study: Study) -> list[str]:
     return [name for name, values in found.items() if len(values) > 1]
 
 
+def headline(study: Study, rows: Sequence[Row]) -> tuple[str, str]:
+    """The answer: the clearest difference in points, and of what, how sure, by how many seeds."""
+    compared = [
+        (row.arm.name, row.difference)
+        for row in rows
+        if row.difference is not None and row.difference.seeds > 1
+    ]
+    if not compared:
+        return "No comparison", "that takes at least two seeds that finished in two arms"
+    name, found = max(compared, key=lambda each: (each[1].is_told, each[1].mean))
+    base, size = study.baselines[name], _gain(found)
+    seeds = f"{found.seeds} seeds"
+    if not found.is_told:
+        return "No difference told", f"at best {name} against {base}: {size} points, {seeds}"
+    mean, low, high = points([abs(found.mean), found.low, found.high], _digits(found))
+    beats = "beats" if found.mean > 0 else "loses to"
+    return f"{mean} points", f"{name} {beats} {base}: 95 % interval {low} to {high}, {seeds}"
+
+
+def _gain(found: Difference) -> str:
+    """A difference in points, with its interval where there is one."""
+    told = points([found.mean, found.low, found.high], _digits(found))
+    mean, low, high = (each if each.startswith("-") else f"+{each}" for each in told)
+    return mean if math.isnan(found.low) else f"{mean} ({low} to {high})"
+
+
+def _digits(found: Difference) -> float:
+    """A tenth of the interval: two digits of a difference that is as large are read.
+
+    However wide it is, tenths of a point are shown.
+    """
+    return min((found.high - found.low) / 20, 0.005)
+
+
 def verdict(study: Study, rows: Sequence[Row]) -> str:
     """What can be said of a study, in a few honest sentences."""
+    return " ".join(sentences(study, rows))
+
+
+def sentences(study: Study, rows: Sequence[Row]) -> list[str]:
+    """The sentences of `verdict`, one by one."""
     compared = [(row.arm.name, row.difference) for row in rows if row.difference is not None]
     clear = [(name, found) for name, found in compared if found.is_told]
     bases = study.baselines
     parts = [
         f"{name} is {'better' if found.mean > 0 else 'worse'} than {bases[name]} by "
-        f"{abs(found.mean):.2%} ({found.low:+.2%} to {found.high:+.2%}; corrected "
-        f"p {found.corrected:.3f})."
+        f"{100 * abs(found.mean):.2f} points ({100 * found.low:+.2f} to {100 * found.high:+.2f}; "
+        f"corrected p {found.corrected:.3f})."
         for name, found in sorted(clear, key=lambda each: -each[1].mean)
     ]
     unclear = [found for _, found in compared if not found.is_told]
@@ -272,7 +392,7 @@ def verdict(study: Study, rows: Sequence[Row]) -> str:
     if lost:
         runs = "1 run did not finish and is" if lost == 1 else f"{lost} runs did not finish and are"
         parts.append(f"{runs} left out of the means.")
-    return " ".join(parts)
+    return parts
 
 
 def _look(study: Study) -> str:

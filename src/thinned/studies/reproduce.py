@@ -22,7 +22,7 @@ import yaml
 from thinned.core.config import recipe, with_values
 from thinned.core.disk import write_whole
 from thinned.core.errors import RequestError, nearest
-from thinned.core.pages import Plots, plain
+from thinned.core.pages import PRINTED, Plots, plain
 from thinned.core.rng import a_few
 from thinned.core.types import Split
 from thinned.data.batch import as_float
@@ -267,7 +267,7 @@ def reproduce(
         def paint(axes: Any) -> None:
             PICTURES[figure["kind"]](axes, folder, result, finished, figure)
 
-        plots.draw(wanted.name, wanted.about["title"], paint)
+        plots.draw(wanted.name, wanted.about["title"], paint, PRINTED)
     write_study_page(folder, study, rows)
     return result
 
@@ -279,7 +279,7 @@ def _nothing(folder: Path, study: Study, rows: Sequence[Row], figure: Any) -> di
 def _gains(folder: Path, study: Study, rows: Sequence[Row], figure: Any) -> dict[str, Any]:
     """Points of test error that each value of one option wins over 0, beside the figure's own."""
     option, gain = figure["option"], figure.get("gain")
-    found: dict[str, dict[str, list[float]]] = {}
+    gains: dict[str, dict[str, list[float]]] = {}
     bases = {row.arm.changes[option]: row for row in rows if gain and not row.arm.changes[gain]}
     for row in rows:
         value = row.arm.changes[gain] if gain else 0
@@ -287,16 +287,16 @@ def _gains(folder: Path, study: Study, rows: Sequence[Row], figure: Any) -> dict
         if not value or base is None:
             continue
         for seed in set(_finished(row)) & set(_finished(base)):
-            right = [each.outcomes[seed].scores["test"]["accuracy"] for each in (row, base)]
-            kept = found.setdefault(f"points won by {gain}={value}", {})
+            right = [side.outcomes[seed].scores["test"]["accuracy"] for side in (row, base)]
+            kept = gains.setdefault(f"points won by {gain}={value}", {})
             name = f"{option}={row.arm.changes[option]}"
             kept.setdefault(name, []).append(round(100 * (right[0] - right[1]), 4))
-    return found
+    return gains
 
 
 def _samples(folder: Path, study: Study, rows: Sequence[Row], figure: Any) -> dict[str, Any]:
     """Test error in % of the mean of k thinned networks, and of one pass with scaled weights."""
-    found: dict[str, list[float]] = {}
+    errors: dict[str, list[float]] = {}
     for row in rows:
         for seed in _finished(row):
             run = run_of(folder, row.arm, seed)
@@ -305,21 +305,21 @@ def _samples(folder: Path, study: Study, rows: Sequence[Row], figure: Any) -> di
                 name = f"{count} samples" if count else "weight scaling"
                 right = predictions_of([run], test.images, count).probabilities.argmax(1)
                 error = 100 * float(np.mean(right != test.labels))
-                found.setdefault(name, []).append(round(error, 4))
-    return {"test error, %": found}
+                errors.setdefault(name, []).append(round(error, 4))
+    return {"test error, %": errors}
 
 
 def _activations(folder: Path, study: Study, rows: Sequence[Row], figure: Any) -> dict[str, Any]:
     """Mean and active share of a hidden layer's ReLUs on test images, dropout off."""
-    found: dict[str, dict[str, list[float]]] = {}
+    activations: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         for seed in _finished(row):
             run = run_of(folder, row.arm, seed)
             outputs = _hidden(run, run.test_images(), figure["layer"])
-            kept = found.setdefault(row.arm.name, {"mean activation": [], "share active": []})
+            kept = activations.setdefault(row.arm.name, {"mean activation": [], "share active": []})
             kept["mean activation"].append(round(float(outputs.mean()), 5))
             kept["share active"].append(round(float((outputs > 0).mean()), 5))
-    return found
+    return activations
 
 
 def _hidden(run: Any, test: Split, layer: str) -> np.ndarray:
@@ -351,7 +351,7 @@ def _paint_bars(axes: Any, folder: Path, result: Result, rows: Sequence[Row], fi
 
 
 def _paint_lines(axes: Any, folder: Path, result: Result, rows: Sequence[Row], figure: Any) -> None:
-    draw_against(axes, figure["option"], "accuracy", rows, error=True)
+    draw_against(axes, figure["option"], "accuracy", rows, lambda value: 100 - 100 * value)
     scales = {each: figure.get(each, "linear") for each in ("xscale", "yscale")}
     axes.set(xlabel=figure["label"], ylabel="test error (%)", **scales)
     for axis in (axes.xaxis, axes.yaxis):
@@ -420,18 +420,18 @@ def _error(row: Row) -> str:
 
 def _is_told(better: Row, worse: Row, planned: Sequence[int]) -> bool:
     right = {row.arm.name: accuracies_of(row.outcomes) for row in (better, worse)}
-    found = paired_differences(right, worse.arm.name, planned)[better.arm.name]
-    return found.is_told and found.mean > 0
+    difference = paired_differences(right, worse.arm.name, planned)[better.arm.name]
+    return difference.is_told and difference.mean > 0
 
 
 def _against(row: Row) -> dict[str, float | None] | None:
     """Points of test error that an arm has more than its baseline; None for a baseline."""
-    found = row.difference
-    if found is None:
+    difference = row.difference
+    if difference is None:
         return None
-    ends = (found.mean, found.high, found.low)
+    ends = (difference.mean, difference.high, difference.low)
     mean, low, high = (_known(round(-100 * end, 4)) for end in ends)
-    return {"mean": mean, "low": low, "high": high, "corrected_p": _known(found.corrected)}
+    return {"mean": mean, "low": low, "high": high, "corrected_p": _known(difference.corrected)}
 
 
 def _known(number: float) -> float | None:

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import random
 import signal
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from thinned.core.config import (
     with_values,
 )
 from thinned.core.disk import held, read_regular, write_whole
-from thinned.core.errors import RequestError, ThinnedError, nearest
+from thinned.core.errors import RequestError, ThinnedError, nearest, need
 from thinned.core.validation import idle, validate
 from thinned.data.sources.load import load_data
 from thinned.data.split import fingerprint
@@ -36,9 +37,10 @@ from thinned.runs.pretrained import resolved
 from thinned.runs.run import Run
 from thinned.runs.train import named
 from thinned.studies.arms import Arm
+from thinned.studies.cluster import share_on
 from thinned.studies.comparison import paired_differences
 from thinned.studies.jobs import Countdown, Job, left_of, place_of, run_jobs, watched
-from thinned.studies.outcomes import Row, accuracies_of, read_outcome
+from thinned.studies.outcomes import Outcome, Row, accuracies_of, read_outcome
 from thinned.studies.workers import share
 
 _SHOWN = 10
@@ -147,15 +149,15 @@ class Study:
         """Arm -> the arm that it is compared with, where there is one."""
         usual = {arm.name: arm.changes for arm in self.arms}[self.baseline]
         by_place = {_place(arm.changes): arm.name for arm in self.arms}
-        found: dict[str, str] = {}
+        compared: dict[str, str] = {}
         for arm in self.arms:
             wanted = dict(usual)
             if self.within is not None:
                 wanted[self.within] = arm.changes.get(self.within)
             base = by_place.get(_place(wanted))
             if base is not None and base != arm.name:
-                found[arm.name] = base
-        return found
+                compared[arm.name] = base
+        return compared
 
     def with_past(self, past: Study) -> Study:
         """This study, asked for where another was begun: its seeds come first, its looks count."""
@@ -178,6 +180,7 @@ def run_study(
     folder: Path,
     tell: Callable[[str], None] = lambda line: None,
     processes: int = 1,
+    cluster: str | None = None,
 ) -> list[Row]:
     """Run whatever of a study was not run yet.
 
@@ -187,6 +190,7 @@ def run_study(
             arms may have been added.
         tell: gets a line for every run.
         processes: how many share the work, each with its part of the CPU cores.
+        cluster: the scheduler whose workers do it instead, see `thinned.studies.cluster.share_on`.
 
     Returns:
         A row for each arm.
@@ -197,13 +201,26 @@ def run_study(
     """
     with _held(folder, study) as study, watched(folder, study.jobs, tell):
         left = left_of(folder, study.jobs)
-        processes = min(processes, len(left))
         progress = Countdown(len(study.jobs), tell, len(study.jobs) - len(left))
-        if processes > 1:
-            share(study.base, folder, left, processes, progress)
-        else:
-            run_jobs(study.base, folder, left, progress)
+        _run(study.base, folder, left, processes, cluster, progress)
     return rows_of(folder)
+
+
+def _run(
+    base: Config,
+    folder: Path,
+    jobs: Sequence[Job],
+    processes: int,
+    cluster: str | None,
+    report: Callable[[int, str, Outcome], None],
+) -> None:
+    processes = min(processes, len(jobs))
+    if cluster is not None and jobs:
+        share_on(cluster, base, folder, jobs, processes, report)
+    elif processes > 1:
+        share(base, folder, jobs, processes, report)
+    else:
+        run_jobs(base, folder, jobs, report)
 
 
 @contextmanager
@@ -250,62 +267,83 @@ def _held(folder: Path, study: Study) -> Generator[Study]:
 
 
 def search(
-    study: Study, folder: Path, trials: int, tell: Callable[[str], None] = lambda line: None
+    study: Study,
+    folder: Path,
+    trials: int,
+    tell: Callable[[str], None] = lambda line: None,
+    processes: int = 1,
+    cluster: str | None = None,
 ) -> list[Row]:
     """Run only those arms that Optuna's sampler chooses, by the mean validation accuracy.
 
-    Arms are tried with all seeds, one arm after another; the baseline first. The sampler is seeded
-    and fed with the same results in the same order, so that a search goes on where it stopped.
+    Arms are tried with all seeds, as many arms at a time as there are `processes`; the baseline
+    first, and none twice. The sampler is seeded and fed with the same results in the same order, so
+    that a search goes on where it stopped.
 
     Args:
         study: its arms are the space that is searched.
         folder: as for `run_study`.
         trials: how many arms to try, the baseline among them.
-        tell: as for `run_study`.
+        tell, processes, cluster: as for `run_study`.
 
     Raises:
         RequestError: Optuna is not installed, nothing was held out, or as `run_study`.
     """
-    try:
-        import optuna
-    except ImportError as error:
-        raise RequestError(
-            "--search needs optuna: install it with pip install 'thinned[search]'"
-        ) from error
+    need("optuna", "--search", "search")
+    import optuna
+
     if not study.base.data.validation and load_data(study.base).validation is None:
         raise RequestError("--search chooses by validation images: give --data.validation N")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     choices = {name: _choices(study, name) for name in study.arms[0].changes}
-    by_place = {tuple(_key(arm, choices).items()): arm for arm in study.arms}
-    sampler = optuna.samplers.TPESampler(seed=study.seeds[0])
+    sampler = optuna.samplers.TPESampler(seed=study.seeds[0], constant_liar=processes > 1)
     chooser = optuna.create_study(direction="maximize", sampler=sampler)
     base = next(arm for arm in study.arms if arm.name == study.baseline)
     chooser.enqueue_trial(_key(base, choices))
+    trials = min(trials, len(study.arms))
     rows: list[Row] = []
     progress = Countdown(trials * len(study.seeds), tell)
+    untried = random.Random(study.seeds[0]).sample(study.arms, len(study.arms))
     with _held(folder, study) as study, watched(folder, study.jobs, tell):
-        for _ in range(trials):
-            trial = chooser.ask()
-            key = {n: trial.suggest_int(n, 0, len(v) - 1) for n, v in choices.items()}
-            arm = by_place[tuple(key.items())]
-            left = left_of(folder, [(seed, arm) for seed in study.seeds])
-            progress.past += len(study.seeds) - len(left)
-            run_jobs(study.base, folder, left, progress)
+        while len(study.arms) - len(untried) < trials:
+            room = trials - (len(study.arms) - len(untried))
+            asked = [_asked(chooser, choices, untried) for _ in range(min(max(processes, 1), room))]
+            jobs = [(seed, arm) for _, arm in asked for seed in study.seeds]
+            left = left_of(folder, jobs)
+            progress.past += len(jobs) - len(left)
+            _run(study.base, folder, left, processes, cluster, progress)
             rows = [row for row in rows_of(folder) if row.outcomes]
-            score = next(r for r in rows if r.arm == arm).mean("accuracy", "validation")
-            if math.isnan(score):
-                chooser.tell(trial, state=optuna.trial.TrialState.FAIL)
-            else:
-                chooser.tell(trial, score)
+            for trial, arm in asked:
+                score = next(r for r in rows if r.arm == arm).mean("accuracy", "validation")
+                if math.isnan(score):
+                    chooser.tell(trial, state=optuna.trial.TrialState.FAIL)
+                else:
+                    chooser.tell(trial, score)
     return rows
 
 
+def _asked(chooser: Any, choices: Mapping[str, list[Any]], untried: list[Arm]) -> tuple[Any, Arm]:
+    """A trial of an arm that was not tried yet, taken out of `untried`."""
+    import optuna
+
+    while True:
+        trial = chooser.ask()
+        key = {n: trial.suggest_int(n, 0, len(v) - 1) for n, v in choices.items()}
+        for arm in untried:
+            if _key(arm, choices) == key:
+                untried.remove(arm)
+                return trial, arm
+        # The sampler knows of no arms, only of places, and comes back to good ones.
+        chooser.tell(trial, state=optuna.trial.TrialState.FAIL)
+        chooser.enqueue_trial(_key(untried[0], choices))
+
+
 def _choices(study: Study, name: str) -> list[Any]:
-    found: list[Any] = []
+    choices: list[Any] = []
     for arm in study.arms:
-        if arm.changes[name] not in found:
-            found.append(arm.changes[name])
-    return found
+        if arm.changes[name] not in choices:
+            choices.append(arm.changes[name])
+    return choices
 
 
 def _key(arm: Arm, choices: Mapping[str, list[Any]]) -> dict[str, int]:
@@ -329,9 +367,9 @@ def rows_of(folder: Path) -> list[Row]:
     study = Study.open(folder)
     outcomes = {
         arm.name: {
-            seed: found
+            seed: outcome
             for seed in study.seeds
-            if (found := read_outcome(place_of(folder, arm, seed)))
+            if (outcome := read_outcome(place_of(folder, arm, seed)))
         }
         for arm in study.arms
     }
@@ -408,7 +446,7 @@ def _refuse_other_data(study: Study, folder: Path) -> None:
 
 def _refuse_unused(base: Config, configs: Sequence[Config]) -> None:
     """Refuse an option of all arms that not one of them can use."""
-    held = [{name: value for name, _, value in options(each)} for each in (base, *configs)]
+    held = [{name: value for name, _, value in options(config)} for config in (base, *configs)]
     for name, needed in idle(base).items():
         if all(values[name] != held[0][name] for values in held[1:]):
             raise RequestError(f"{flag(name)} changes nothing in any arm: it goes with {needed}")
@@ -428,7 +466,7 @@ def _changed_arms(past: Sequence[Arm], wanted: Sequence[Arm]) -> Iterator[str]:
             yield f"arm {arm.name} is gone"
             continue
         # As JSON, to which a tuple is the list that it was read as.
-        old, new = (json.loads(json.dumps(each)) for each in (arm.changes, after[arm.name]))
+        old, new = (json.loads(json.dumps(changes)) for changes in (arm.changes, after[arm.name]))
         for option in dict.fromkeys([*old, *new]):
             if old.get(option) != new.get(option):
                 yield (

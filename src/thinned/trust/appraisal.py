@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from thinned.trust import scores
+from thinned.trust import intervals, scores
 from thinned.trust.sampling import Predictions
 
 COVERAGES = (0.8, 0.9, 0.95)
@@ -78,7 +78,7 @@ class Appraisal:
         """Every score by name; losses in nats per example, the others as parts of 1."""
         p, y = self.probabilities, self.labels
         low, high = scores.accuracy_interval(int(self.right.sum()), len(y))
-        found = {
+        values = {
             "accuracy": float(self.right.mean()),
             "accuracy_low": low,
             "accuracy_high": high,
@@ -89,10 +89,28 @@ class Appraisal:
             "aurc": self.selective.area,
         }
         if len(self.classes) > 5:
-            found["top5"] = scores.top_k(p, y, 5)
+            values["top5"] = scores.top_k(p, y, 5)
         for coverage in COVERAGES:
-            found[f"accuracy_at_{coverage:g}"] = self.selective.accuracy_at(coverage)
-        return found
+            values[f"accuracy_at_{coverage:g}"] = self.selective.accuracy_at(coverage)
+        return values
+
+    @cached_property
+    def ece_by_chance(self) -> float:
+        """Below this an ECE tells of no fault, see `thinned.trust.scores.error_by_chance`."""
+        return scores.error_by_chance(self.probabilities.max(1))
+
+    @cached_property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """95 % intervals over new images, of ``ece`` and ``aurc``."""
+        seen = (self.probabilities.max(1), self.right)
+        return {
+            "ece": intervals.over_images(
+                lambda sure, right: scores.bins_of(sure, right).error, seen, above_zero=True
+            ),
+            "aurc": intervals.over_images(
+                lambda sure, right: scores.risk_coverage(sure, right).area, seen
+            ),
+        }
 
     def __str__(self) -> str:
         """The scores, a line for each class, the confusion matrix, the reliability bins."""
@@ -107,13 +125,15 @@ class Appraisal:
     def as_values(self) -> dict[str, Any]:
         """Everything as plain values for JSON; NaN is null.
 
-        ``scores`` by name; ``classes``; ``per_class`` rows of precision, recall and F1;
-        ``confusion`` [true][predicted], null of more than `WIDEST` classes; ``confused`` rows of
-        its cells that are not 0: true, predicted, count; ``reliability`` bins; ``risk_coverage``
-        points.
+        ``scores`` by name; ``intervals`` and ``ece_by_chance``, see there; ``classes``;
+        ``per_class`` rows of precision, recall and F1; ``confusion`` [true][predicted], null of
+        more than `WIDEST` classes; ``confused`` rows of its cells that are not 0: true, predicted,
+        count; ``reliability`` bins; ``risk_coverage`` points.
         """
         parts = {
             "scores": self.scores,
+            "intervals": self.intervals,
+            "ece_by_chance": self.ece_by_chance,
             "classes": self.classes,
             "per_class": self.per_class,
             "confusion": self.confusion if len(self.classes) <= WIDEST else None,
@@ -124,22 +144,28 @@ class Appraisal:
         return {name: _plain(part) for name, part in parts.items()}
 
     def _lines(self) -> Iterator[str]:
-        found, count = self.scores, len(self.labels)
+        score, count = self.scores, len(self.labels)
         yield (
-            f"accuracy      {found['accuracy']:.2%} ({found['accuracy_low']:.2%} to "
-            f"{found['accuracy_high']:.2%}, Wilson 95 %), {int(self.right.sum()):,} of {count:,} "
+            f"accuracy      {score['accuracy']:.2%} ({score['accuracy_low']:.2%} to "
+            f"{score['accuracy_high']:.2%}, Wilson 95 %), {int(self.right.sum()):,} of {count:,} "
             "images"
         )
-        if "top5" in found:
-            yield f"top 5         {found['top5']:.2%}"
-        yield f"loss          {found['nll']:.4f} nats (NLL)"
-        yield f"Brier         {found['brier']:.4f} (sum over classes, 0 to 2)"
+        if "top5" in score:
+            yield f"top 5         {score['top5']:.2%}"
+        yield f"loss          {score['nll']:.4f} nats (NLL)"
+        yield f"Brier         {score['brier']:.4f} (sum over classes, 0 to 2)"
+        (low, high), chance = self.intervals["ece"], self.ece_by_chance
         yield (
-            f"ECE           {found['ece']:.4f} ({scores.BINS} bins of equal width), "
-            f"{found['adaptive_ece']:.4f} (of equal count)"
+            f"ECE           {score['ece']:.4f} ({low:.4f} to {high:.4f}; below {chance:.4f} if "
+            f"calibrated; {scores.BINS} bins of equal width), {score['adaptive_ece']:.4f} (of "
+            "equal count)"
         )
-        parts = (f"{found[f'accuracy_at_{c:g}']:.2%} at {c:.0%}" for c in COVERAGES)
-        yield f"selective     AURC {found['aurc']:.5f}; accuracy {', '.join(parts)} coverage"
+        parts = (f"{score[f'accuracy_at_{c:g}']:.2%} at {c:.0%}" for c in COVERAGES)
+        low, high = self.intervals["aurc"]
+        yield (
+            f"selective     AURC {score['aurc']:.5f} ({low:.5f} to {high:.5f}); accuracy "
+            f"{', '.join(parts)} coverage"
+        )
 
     def _per_class(self) -> Iterator[str]:
         width = max(5, *(len(name) for name in self.classes))
@@ -173,41 +199,49 @@ class Appraisal:
 
 def uncertainties(predictions: Predictions) -> dict[str, np.ndarray]:
     """Measures of uncertainty f64 [image] by name, larger is less sure."""
-    found = {
+    measures = {
         "entropy": predictions.entropy,
         "1 - max probability": 1 - predictions.probabilities.max(1),
         "energy": predictions.energy,
     }
     if predictions.samples > 1:
-        found["mutual information"] = predictions.mutual_information
-    return found
+        measures["mutual information"] = predictions.mutual_information
+    return measures
 
 
-def told_apart(inside: Predictions, outside: Predictions) -> dict[str, dict[str, float]]:
-    """How well other images are told from the test images, by each of `uncertainties`.
+def told_apart(
+    inside: Mapping[str, np.ndarray], outside: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, float]]:
+    """How well other images are told from the test images, by each of several measures.
 
     Args:
-        inside: predictions of the test images.
-        outside: predictions of the others, made in the same way.
+        inside: f64 [image] of the test images by name, larger is stranger; as `uncertainties`.
+        outside: the same of the others, made in the same way.
 
     Returns:
-        Measure -> {"auroc", "fpr95"}.
+        Measure -> {"auroc", "fpr95"}, and the ends of their intervals, {"auroc_low", ...}.
     """
-    within, without = uncertainties(inside), uncertainties(outside)
-    return {
-        name: {
-            "auroc": scores.auroc(within[name], without[name]),
-            "fpr95": scores.fpr_at_95(within[name], without[name]),
+    found: dict[str, dict[str, float]] = {}
+    for name in inside.keys() & outside.keys():
+        pair = inside[name], outside[name]
+        area = intervals.auroc_interval(*pair)
+        rate = intervals.over_images(scores.fpr_at_95, *((each,) for each in pair))
+        found[name] = {
+            "auroc": scores.auroc(*pair),
+            "auroc_low": area[0],
+            "auroc_high": area[1],
+            "fpr95": scores.fpr_at_95(*pair),
+            "fpr95_low": rate[0],
+            "fpr95_high": rate[1],
         }
-        for name in within
-    }
+    return {name: found[name] for name in inside if name in found}
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
+        return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     if isinstance(value, np.ndarray):
         return _plain(value.tolist())
     return None if isinstance(value, float) and value != value else value

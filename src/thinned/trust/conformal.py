@@ -127,24 +127,24 @@ class Conformal:
         classes, rate = probabilities.shape[1], 1 - coverage
         own = by_parts(partial(_of_label, kind), probabilities, labels)
         groups = [own[labels == name] for name in range(classes)] if per_class else [own]
-        found = np.asarray([quantile(group, rate) for group in groups])
-        thresholds = np.broadcast_to(found, classes)
+        quantiles = np.asarray([quantile(group, rate) for group in groups])
+        thresholds = np.broadcast_to(quantiles, classes)
         return cls(kind, coverage, thresholds, len(labels), per_class)
 
     def sets(self, probabilities: np.ndarray) -> np.ndarray:
         """Which classes are in the set of each image, bool [image, class]."""
-        found = np.empty(probabilities.shape, bool)
+        inside = np.empty(probabilities.shape, bool)
         for rows in parts_of(probabilities):
-            found[rows] = nonconformity(self.kind, probabilities[rows]) <= self.thresholds
-        return found
+            inside[rows] = nonconformity(self.kind, probabilities[rows]) <= self.thresholds
+        return inside
 
     def __str__(self) -> str:
         """What is promised, and by which images."""
-        each = "each class's" if self.per_class else "the"
+        whose = "each class's" if self.per_class else "the"
         always = int(np.isinf(self.thresholds).sum())
         few = f"; too few of {always} classes, which are in every set" if always else ""
         return (
-            f"sets ({self.kind}) hold the right class of {self.coverage:.4g} of {each} images, on "
+            f"sets ({self.kind}) hold the right class of {self.coverage:.4g} of {whose} images, on "
             f"average over the {self.images:,} validation images that chose them{few}"
         )
 
@@ -209,7 +209,7 @@ class SetScores:
         sets = made.sets(probabilities)
         held, sizes = sets[np.arange(len(labels)), labels], sets.sum(1)
         place = np.searchsorted(_SIZES, sizes, side="right") - 1
-        by_size = {_range(each): Share.of(held[place == each]) for each in np.unique(place)}
+        by_size = {_range(span): Share.of(held[place == span]) for span in np.unique(place)}
         by_class = {name: Share.of(held[labels == row]) for row, name in enumerate(classes)}
         size = (float(sizes.mean()), *bootstrap(sizes))
         return cls(made, Share.of(held), size, by_size, by_class)
@@ -227,7 +227,7 @@ class SetScores:
             "promised": made.coverage,
             "per_class": made.per_class,
             "validation_images": made.images,
-            "thresholds": [_finite(each) for each in made.thresholds.tolist()],
+            "thresholds": [_finite(threshold) for threshold in made.thresholds.tolist()],
             "coverage": _values(self.coverage),
             "size": {"mean": size, "low": low, "high": high},
             "by_size": {name: _values(share) for name, share in self.by_size.items()},

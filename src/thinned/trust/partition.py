@@ -78,7 +78,7 @@ def split_by_key(
     trunk, head = [], []
     for equation in jaxpr.eqns:
         (trunk if random.isdisjoint(equation.outvars) else head).append(equation)
-    made = [*jaxpr.constvars, *given, *(var for each in trunk for var in each.outvars)]
+    made = [*jaxpr.constvars, *given, *(var for equation in trunk for var in equation.outvars)]
     needed = {out, *(var for equation in head for var in _variables(equation))}
     border = [var for var in made if var in needed]
     border.sort(key=varied.__contains__)
@@ -107,7 +107,7 @@ def is_affine(parted: Parted, fixed: list[Any], varying: list[Any], key: Key) ->
         return False
     jaxpr = jax.make_jaxpr(parted.head)(fixed, varying, key).jaxpr
     reached = _reached(jaxpr, jaxpr.invars[len(fixed) : len(fixed) + len(varying)])
-    touched = (each for each in jaxpr.eqns if not reached.isdisjoint(_variables(each)))
+    touched = (equation for equation in jaxpr.eqns if not reached.isdisjoint(_variables(equation)))
     return all(_keeps_affine(equation, reached) for equation in touched)
 
 
@@ -153,10 +153,10 @@ def _run_inline(jaxpr: Any, consts: Sequence[Any], *args: Any) -> list[Any]:
         inner = _called(equation)
         if inner is None:
             given = list(dict.fromkeys(_variables(equation)))
-            found = _function_of(jaxpr, given, equation.outvars, [equation])(*map(read, given))
+            outputs = _function_of(jaxpr, given, equation.outvars, [equation])(*map(read, given))
         else:
-            found = _run_inline(*inner, *map(read, equation.invars))
-        known.update(zip(equation.outvars, found, strict=True))
+            outputs = _run_inline(*inner, *map(read, equation.invars))
+        known.update(zip(equation.outvars, outputs, strict=True))
     return [read(var) for var in jaxpr.outvars]
 
 

@@ -11,20 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
-from itertools import starmap
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 
 from thinned.core.errors import RequestError
 from thinned.core.types import Key, Variables
 from thinned.data.batch import as_float
 from thinned.dropout.audit.watch_linen import dropout_on, recording
-from thinned.models.apply import BATCH_SIZE, padded_batches
+from thinned.models.apply import BATCH_SIZE, shared_out
 from thinned.trust.partition import Parted, derivatives, is_affine, split_by_key
 from thinned.trust.scores import by_parts
 
@@ -95,24 +94,38 @@ def entropy_of(probabilities: np.ndarray) -> np.ndarray:
     return -np.sum(probabilities * np.log(safe), -1)
 
 
+def certain(logits: np.ndarray, probabilities: np.ndarray | None = None) -> Predictions:
+    """What a single pass says.
+
+    Args:
+        logits: f32 [image, class].
+        probabilities: f64 [image, class], where they are not the softmax of these.
+    """
+    wide = logits.astype(np.float64)
+    mean = np.asarray(softmax(wide, 1)) if probabilities is None else probabilities
+    return Predictions(
+        mean, np.zeros(len(mean)), entropy_of(mean), -np.asarray(logsumexp(wide, 1)), 1
+    )
+
+
 @partial(jax.jit, static_argnames=("apply_fn", "affine"))
 def sample_block(
     apply_fn: Callable[..., Any],
+    affine: bool,
     variables: Variables,
-    images: jax.Array,
     key: Key,
     count: jax.Array,
-    affine: bool = False,
+    images: jax.Array,
 ) -> SampleSums:
     """Sums over the first `count` samples of a block of images.
 
     Args:
         apply_fn: the ``apply`` of a module called as ``module(images, train=bool)``.
+        affine: whether to make a matrix of each thinned network's head, see `is_affine`.
         variables: its variables, the rates to sample with among them.
-        images: u8 or f32 [image, height, width, channel].
         key: of all samples; sample i uses ``fold_in(key, i)``.
         count: i32 [], traced: one program serves any number.
-        affine: whether to make a matrix of each thinned network's head, see `is_affine`.
+        images: u8 or f32 [image, height, width, channel].
     """
     together, logits_of = _heads(apply_fn, variables, images, key, affine)
 
@@ -195,8 +208,8 @@ def _by_matrices(parted: Parted, fixed: list[Any], varying: list[Any]) -> _Heads
 
     def logits_of(keys: Key) -> jax.Array:
         constants, matrices = jax.vmap(matrix)(keys)
-        found = jnp.einsum("if,scf->sic", rows, matrices) + constants[:, None]
-        return found.astype(jnp.float32)
+        logits = jnp.einsum("if,scf->sic", rows, matrices) + constants[:, None]
+        return logits.astype(jnp.float32)
 
     return 10, logits_of
 
@@ -220,7 +233,7 @@ def _looked(
 ) -> tuple[bool, bool]:
     """`look_at`, of shapes: it traces a network several times, which takes longer than sampling."""
     key = jax.random.key(0)
-    found: list[tuple[bool, bool]] = []
+    seen: list[tuple[bool, bool]] = []
 
     def look(variables: Variables, image: jax.Array) -> None:
         _refuse_unsampled(apply_fn, variables, image, key)
@@ -229,10 +242,10 @@ def _looked(
         classes = jax.eval_shape(parted.head, fixed, varying, key).shape[0]
         # The matrix of a head costs some two heads for each class; it has to serve enough images.
         few = 10 * classes <= _BLOCK
-        found.append((parted.random, few and is_affine(parted, fixed, varying, key)))
+        seen.append((parted.random, few and is_affine(parted, fixed, varying, key)))
 
     jax.eval_shape(look, jax.tree.unflatten(tree, leaves), image)
-    return found[0]
+    return seen[0]
 
 
 def _refuse_unsampled(
@@ -291,18 +304,14 @@ def sample_predictions(
         raise RequestError("the network drops nothing: it cannot be sampled")
     block, count = min(_BLOCK if affine else BATCH_SIZE, len(images)), jnp.int32(samples)
 
-    def part(rows: np.ndarray, mask: np.ndarray) -> Predictions:
-        batch = jnp.asarray(images[rows])
-        sums = sample_block(apply_fn, variables, batch, key, count, affine)
-        return _finished(jax.device_get(sums), int(mask.sum()))
-
-    return joined(starmap(part, padded_batches(len(images), block)), len(images))
+    parts = shared_out(sample_block, (apply_fn, affine), (variables, key, count), images, block)
+    return joined((_finished(sums, int(mask.sum())) for sums, mask in parts), len(images))
 
 
 def _finished(sums: SampleSums, rows: int) -> Predictions:
     count = int(sums.samples)
     centre, shifts, squares = (
-        np.asarray(each, np.float64)[:rows] for each in (sums.centre, sums.shifts, sums.squares)
+        np.asarray(summed, np.float64)[:rows] for summed in (sums.centre, sums.shifts, sums.squares)
     )
     mean = centre + shifts / count
     mean = mean / mean.sum(1, keepdims=True)
@@ -311,7 +320,7 @@ def _finished(sums: SampleSums, rows: int) -> Predictions:
     variances = np.maximum(squares / count - (shifts / count) ** 2, 0) * scale
     deviation = np.sqrt(_of(variances, top))
     entropies, energies = (
-        np.asarray(each, np.float64)[:rows] / count for each in (sums.entropies, sums.energies)
+        np.asarray(summed, np.float64)[:rows] / count for summed in (sums.entropies, sums.energies)
     )
     return Predictions(mean, deviation, entropies, energies, count, variances.astype(np.float32))
 
@@ -319,7 +328,7 @@ def _finished(sums: SampleSums, rows: int) -> Predictions:
 def of_logits(logits: np.ndarray) -> Predictions:
     """What samples say, from their logits f32 [sample, image, class]; a single one is certain."""
     wide = logits.astype(np.float64)
-    energies = -logsumexp(wide, 2)
+    energies = -np.asarray(logsumexp(wide, 2))
     p = np.exp(wide + energies[..., None])
     mean, count = p.mean(0), len(p)
     mean = mean / mean.sum(1, keepdims=True)
@@ -343,11 +352,11 @@ def joined(parts: Iterable[Predictions], count: int) -> Predictions:
     whole, done = None, 0
     for part in parts:
         if whole is None:
-            whole = Predictions._make(_room(each, count) for each in part)
+            whole = Predictions._make(_room(column, count) for column in part)
         rows = slice(done, done + len(part.energy))
-        for room, each in zip(whole, part, strict=True):
+        for room, column in zip(whole, part, strict=True):
             if isinstance(room, np.ndarray):
-                room[rows] = each
+                room[rows] = column
         done = rows.stop
     if whole is None:
         raise ValueError("no images")
@@ -390,11 +399,11 @@ def variance_within(members: Sequence[Predictions]) -> np.ndarray:
     """
     top = _mean_of(members).argmax(1)[:, None]
     # Where nothing is known of the other classes, there is no sample, or the class is its own.
-    found = [
+    variances = [
         np.square(member.deviation) if member.variances is None else _of(member.variances, top)
         for member in members
     ]
-    return np.asarray(np.mean(found, 0, dtype=np.float64))
+    return np.asarray(np.mean(variances, 0, dtype=np.float64))
 
 
 def _of(values: np.ndarray, column: np.ndarray) -> np.ndarray:

@@ -18,6 +18,8 @@ from scipy import stats
 BINS = 15
 TEMPERATURES = (math.exp(-4.0), math.exp(4.0))
 """Between these a temperature is searched."""
+_LEAST = 1e-15
+"""A probability below this counts as it in a loss."""
 _TOGETHER = 1 << 18
 """Numbers that are worked on at once: their copies take 2 MB, and not what all of them take."""
 
@@ -88,7 +90,7 @@ def by_parts(
         beside: arrays [example, ...].
     """
     return np.concatenate(
-        [function(values[rows], *(each[rows] for each in beside)) for rows in parts_of(values)]
+        [function(values[rows], *(array[rows] for array in beside)) for rows in parts_of(values)]
     )
 
 
@@ -108,7 +110,7 @@ def losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
         f64 [example].
     """
     own = probabilities[np.arange(len(labels)), labels]
-    return -np.log(np.maximum(own, 1e-15))
+    return -np.log(np.maximum(own, _LEAST))
 
 
 def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -123,8 +125,8 @@ def accuracy_interval(correct: int, count: int, level: float = 0.95) -> tuple[fl
     """Wilson's score interval (1927) of an accuracy."""
     if not count:
         return 0.0, 1.0
-    found: Any = stats.binomtest(correct, count).proportion_ci(level, method="wilson")
-    return float(found.low), float(found.high)
+    interval: Any = stats.binomtest(correct, count).proportion_ci(level, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def top_k(probabilities: np.ndarray, labels: np.ndarray, k: int) -> float:
@@ -160,7 +162,7 @@ def confused(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndar
 def per_class(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """Precision, recall and F1 f64 [class, 3]; NaN for 0 / 0."""
     hits = np.bincount(labels, predicted == labels, classes)
-    answers, examples = (np.bincount(each, minlength=classes) for each in (predicted, labels))
+    answers, examples = (np.bincount(column, minlength=classes) for column in (predicted, labels))
     with np.errstate(invalid="ignore", divide="ignore"):
         precision, recall = hits / answers, hits / examples
         f1 = 2 * hits / (answers + examples)
@@ -181,7 +183,13 @@ def reliability(
             part examples of one confidence, the accuracy is what is expected when their order is
             drawn, so that the order of the examples does not matter.
     """
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    return bins_of(probabilities.max(1), probabilities.argmax(1) == labels, bins, adaptive)
+
+
+def bins_of(
+    confidence: np.ndarray, right: np.ndarray, bins: int = BINS, adaptive: bool = False
+) -> Bins:
+    """The same from the confidence f64 [example] and whether each is right, bool [example]."""
     if adaptive:
         right = _expected_in_ties(confidence, right)
         order = np.argsort(confidence, kind="stable")
@@ -199,6 +207,25 @@ def reliability(
         mean = np.bincount(place, confidence, bins) / count
         accuracy = np.bincount(place, right, bins) / count
     return Bins(edges, mean, accuracy, count)
+
+
+def error_by_chance(
+    confidence: np.ndarray, bins: int = BINS, repeats: int = 200, level: float = 0.95, seed: int = 0
+) -> float:
+    """The ECE below which a calibrated network's stays with a probability of `level`.
+
+    Answers of these confidences f64 [example] are drawn to be right just as often as they say
+    (consistency resampling; Broecker & Smith 2007, section 3): few images alone make an ECE.
+    """
+    random = np.random.default_rng(seed)
+    edges = np.linspace(0, 1, bins + 1)
+    place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    said = np.bincount(place, confidence, bins)
+    errors = [
+        np.abs(np.bincount(place, random.random(len(place)) < confidence, bins) - said).sum()
+        for _ in range(repeats)
+    ]
+    return float(np.quantile(errors, level) / len(confidence))
 
 
 def _expected_in_ties(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -263,25 +290,29 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     from scipy.special import log_softmax
 
     def own(part: np.ndarray, labels: np.ndarray, temperature: float) -> np.ndarray:
-        return log_softmax(part / temperature, 1)[np.arange(len(labels)), labels]
+        found = log_softmax(part / temperature, 1)[np.arange(len(labels)), labels]
+        # As `losses` counts it: a temperature is for the least of just that.
+        return np.maximum(found, math.log(_LEAST))
 
     def loss(log_temperature: float) -> float:
-        each = partial(own, temperature=math.exp(log_temperature))
-        return float(-by_parts(each, logits, labels).mean())
+        likelihood = partial(own, temperature=math.exp(log_temperature))
+        return float(-by_parts(likelihood, logits, labels).mean())
 
     low, high = map(math.log, TEMPERATURES)
-    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
-    return math.exp(float(found.x))
+    least: Any = minimize_scalar(
+        loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}
+    )
+    return math.exp(float(least.x))
 
 
 def with_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Probabilities as they would be had their logits been divided by `temperature`."""
-    found = np.empty_like(probabilities)
+    tempered = np.empty_like(probabilities)
     for rows in parts_of(probabilities):
         logs = np.log(np.maximum(probabilities[rows], 1e-30)) / temperature
         scaled = np.exp(logs - logs.max(1, keepdims=True))
-        found[rows] = scaled / scaled.sum(1, keepdims=True)
-    return found
+        tempered[rows] = scaled / scaled.sum(1, keepdims=True)
+    return tempered
 
 
 def bootstrap(

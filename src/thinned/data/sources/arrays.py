@@ -260,7 +260,7 @@ def _plain_labels(given: Any, where: str) -> np.ndarray:
         raise RequestError(f"{where}: labels have shape {array.shape}; expected one per image")
     held = {type(label) for label in array.tolist()} if array.dtype.kind in "OT" else set[type]()
     # So pandas gives text, and integers of a column that once held something else.
-    if held and all(issubclass(each, str) for each in held):
+    if held and all(issubclass(kind, str) for kind in held):
         return np.asarray(array.tolist(), str)
     if held == {int}:
         array = np.asarray(array.tolist())
@@ -268,5 +268,5 @@ def _plain_labels(given: Any, where: str) -> np.ndarray:
         return array
     if array.dtype.kind in "iu":
         return array.astype(np.int64)
-    kinds = " and ".join(sorted(each.__name__ for each in held)) or str(array.dtype)
+    kinds = " and ".join(sorted(kind.__name__ for kind in held)) or str(array.dtype)
     raise RequestError(f"{where}: labels are {kinds}; expected integers or strings")

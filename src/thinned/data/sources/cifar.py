@@ -55,14 +55,14 @@ class CifarFolder:
             "test": read_batch(test, 2 if fine else 1),
         }
         names = _names(self.path / ("fine_label_names.txt" if fine else "batches.meta.txt"))
-        found = Arrays(
+        dataset = Arrays(
             {part: (pair[0], pair[1]) for part, pair in parts.items()},
             self.options,
             self.seed,
             names,
             str(self.path),
         ).load()
-        return replace(found, name=self.name)
+        return replace(dataset, name=self.name)
 
 
 def read_batch(path: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -82,10 +82,10 @@ class ImageFolder:
         return self._listed(Counter())
 
     def _listed(self, passed: Counter[str]) -> tuple[list[Entry], tuple[str, ...]]:
-        found = list(self._files(passed))
-        classes = tuple(sorted({name for name, _, _ in found}))
+        files = list(self._files(passed))
+        classes = tuple(sorted({name for name, _, _ in files}))
         labels = {name: label for label, name in enumerate(classes)}
-        return [Entry(path, labels[name], split) for name, split, path in found], classes
+        return [Entry(path, labels[name], split) for name, split, path in files], classes
 
     def _splits(self) -> list[Path]:
         """The folders of the splits; none where the folders are those of the classes."""
@@ -124,20 +124,20 @@ class ImageFolder:
 
 def _folders(path: Path) -> list[Path]:
     try:
-        found = [each for each in enterable(path).iterdir() if not each.name.startswith(".")]
-        return sorted((each for each in found if each.is_dir()), key=lambda each: each.name)
+        entries = [entry for entry in enterable(path).iterdir() if not entry.name.startswith(".")]
+        return sorted((entry for entry in entries if entry.is_dir()), key=lambda entry: entry.name)
     except OSError as error:
         raise RequestError(f"cannot read folder {path}: {error.strerror or error}") from error
 
 
 def _images(folder: Path, passed: Counter[str]) -> list[Path]:
-    found = image_files(folder, passed)
-    if not found:
+    images = image_files(folder, passed)
+    if not images:
         raise RequestError(
             f"class folder {folder} holds no images (JPEG, PNG, WebP, BMP, GIF, TIFF): "
             "fill it, or take it away"
         )
-    return found
+    return images
 
 
 def image_files(folder: Path, passed: Counter[str] | None = None) -> list[Path]:
@@ -158,7 +158,7 @@ def image_files(folder: Path, passed: Counter[str] | None = None) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise RequestError(f"cannot read folder {error.filename}: {error.strerror}") from error
 
-    found: list[Path] = []
+    images: list[Path] = []
     entered: set[str] = set()
     for base, inner, names in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(base)
@@ -175,10 +175,10 @@ def image_files(folder: Path, passed: Counter[str] | None = None) -> list[Path]:
         for name in names:
             suffix = Path(name).suffix.lower()
             if suffix in SUFFIXES and not name.startswith("."):
-                found.append(Path(base, name))
+                images.append(Path(base, name))
             elif not name.startswith(".") and passed is not None:
                 passed[printable(suffix)] += 1
-    return sorted(found)
+    return sorted(images)
 
 
 def _is_above(real: str, base: str) -> bool:

@@ -112,8 +112,10 @@ class Tfds:
                 "--file_format=array_record"
             )
         classes = tuple(map(str, features["label"].names))
-        found = _Found(_state(Path(builder.data_dir)), classes, lambda: _records(sources, classes))
-        return _joined(self.name, where, found, self.options, self.seed)
+        examples = _Found(
+            _state(Path(builder.data_dir)), classes, lambda: _records(sources, classes)
+        )
+        return _joined(self.name, where, examples, self.options, self.seed)
 
 
 def _kinds(features: Any, where: str) -> bool:
@@ -190,8 +192,8 @@ class HuggingFace:
                 for example in part.select_columns([image, label]).cast_column(image, raw):
                     yield _row(split, _content(example[image]), example[label], known)
 
-        found = _Found(version, classes, rows)
-        return _joined(self.name, where, found, self.options, self.seed)
+        examples = _Found(version, classes, rows)
+        return _joined(self.name, where, examples, self.options, self.seed)
 
 
 def _content(held: Mapping[str, Any] | None) -> bytes | Path | str:
@@ -220,17 +222,17 @@ def _row(
     return _Row(split, content if isinstance(content, str) else lacks, -1)
 
 
-def _joined(name: str, where: str, found: _Found, options: DataConfig, seed: int) -> Dataset:
+def _joined(name: str, where: str, examples: _Found, options: DataConfig, seed: int) -> Dataset:
     """Pack all examples, at the size of the first few hundred where none is asked for."""
 
     def rows() -> Iterator[_Row]:
         try:
-            yield from found.rows()
+            yield from examples.rows()
         except Exception as error:
             raise RequestError(f"{where} cannot be read: {_line(error)}") from error
 
     size, channels = _form(itertools.islice(rows(), _SAMPLE), where, options)
-    named = repr((where, found.version, manner(size, channels, options.fit)))
+    named = repr((where, examples.version, manner(size, channels, options.fit)))
     folder = cache_folder() / hashlib.sha256(named.encode()).hexdigest()[:32]
     labels: list[int] = []
     splits: list[str] = []
@@ -261,7 +263,7 @@ def _joined(name: str, where: str, found: _Found, options: DataConfig, seed: int
         pack.images,
         np.asarray(pack.beside["labels"], np.int32)[pack.kept],
         kept_splits,
-        found.classes,
+        examples.classes,
         options,
         seed,
         left_out,
@@ -272,11 +274,13 @@ def _form(rows: Iterator[_Row], where: str, options: DataConfig) -> tuple[tuple[
     if options.size is not None and options.channels is not None:
         return (options.size, options.size), options.channels
     contents = [row.content for row in rows if not isinstance(row.content, str)]
-    found = [or_reason(read_header, content) for content in contents]
-    held = [header for header in found if isinstance(header, Header)]
+    headers = [or_reason(read_header, content) for content in contents]
+    held = [header for header in headers if isinstance(header, Header)]
     if not held:
         raise RequestError(f"{where} has no readable image in a split for training or testing")
-    return form_for({each.size for each in held}, all(each.is_grey for each in held), options)
+    return form_for(
+        {header.size for header in held}, all(header.is_grey for header in held), options
+    )
 
 
 def _image_column(features: Mapping[str, Any], where: str) -> str:

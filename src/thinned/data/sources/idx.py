@@ -55,8 +55,8 @@ class IdxFolder:
         parts = {
             part: self._part(prefix) for part, prefix in (("train", "train"), ("test", "t10k"))
         }
-        found = Arrays(parts, self.options, name=str(self.path)).load()
-        return replace(found, name=self.name)
+        dataset = Arrays(parts, self.options, name=str(self.path)).load()
+        return replace(dataset, name=self.name)
 
     def _part(self, prefix: str) -> tuple[np.ndarray, np.ndarray]:
         images_at = self._find(f"{prefix}-images", "idx3")
@@ -74,18 +74,18 @@ class IdxFolder:
         try:
             # Listed, not probed one by one: a link to nowhere is then named as what it is.
             present = {entry.name for entry in self.path.iterdir()}
-            found = [self.path / name for name in names if name in present]
+            files = [self.path / name for name in names if name in present]
             # Some archives of MNIST hold a folder of the same name beside the file.
-            found.sort(key=Path.is_dir)
+            files.sort(key=Path.is_dir)
         except OSError as error:
             raise RequestError(
                 f"cannot read folder {self.path}: {error.strerror or error}"
             ) from error
-        if not found:
+        if not files:
             raise RequestError(
                 f"{self.path} lacks {names[0]} (or {names[1]}): IDX data need four files"
             )
-        return found[0]
+        return files[0]
 
 
 def read_images(path: Path) -> np.ndarray:

@@ -93,8 +93,8 @@ def median_side(source: Source) -> float | None:
     """
     if not isinstance(source, ImageFolder | Table):
         return None
-    found = headers([entry.path for entry in source.entries()[0]])
-    read = [header for header in found if isinstance(header, Header)]
+    looked_at = headers([entry.path for entry in source.entries()[0]])
+    read = [header for header in looked_at if isinstance(header, Header)]
     if not read or all(header.is_grey for header in read):
         return None
     return float(np.median([min(header.size) for header in read]))

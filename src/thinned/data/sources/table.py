@@ -119,11 +119,11 @@ def _folded(name: object) -> str:
 
 
 def _column(row: Mapping[str, Any], names: tuple[str, ...], path: Path) -> str:
-    found = [name for name in row if name in names]
-    if not found:
+    columns = [name for name in row if name in names]
+    if not columns:
         held = ", ".join(str(name) for name in row)[:200]
         raise RequestError(f"{path} has no column {' or '.join(names)}; it has {held}")
-    return found[0]
+    return columns[0]
 
 
 def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:

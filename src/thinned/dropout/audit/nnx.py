@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Container, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -102,7 +102,7 @@ class _Nnx:
         model = nnx.merge(graph, keys, fixed)
         if prepared is not None:
             prepared(model)
-        with _named(model):
+        with named(model, _SCOPE):
             outputs = self.call(model, *self.args.rebuilt(arrays), **given)
         return Arrays(outputs).arrays, model
 
@@ -139,18 +139,35 @@ def _called(model: Any, *args: Any, **options: Any) -> Any:
 
 
 @contextmanager
-def _named(model: nnx.Module) -> Generator[None]:
+def named(
+    model: nnx.Module,
+    prefix: str = "",
+    note: Callable[[str], None] = lambda path: None,
+    forced: Container[str] = (),
+) -> Generator[None]:
     """Calls of a model's layers are scopes with their paths inside this context.
 
     NNX names nothing in a program. Copies of layers that a transform makes are not known again.
+
+    Args:
+        model: whose layers with a rate are named.
+        prefix: before each name.
+        note: told the path of each that is called.
+        forced: paths of layers that do as they are, whatever a call says of ``deterministic``.
     """
-    paths = {id(module): path for path, module in _with_rate(model)}
-    kinds: dict[Any, Any] = {type(module): type(module).__call__ for _, module in _with_rate(model)}
+    paths = {id(module): path for path, module in with_rate(model)}
+    kinds: dict[Any, Any] = {type(module): type(module).__call__ for _, module in with_rate(model)}
     own = [kind for kind in kinds if "__call__" in vars(kind)]
 
     def scoped(original: Any) -> Any:
         def call(self: Any, *args: Any, **options: Any) -> Any:
-            with jax.named_scope(_SCOPE + paths[id(self)]) if id(self) in paths else nullcontext():
+            path = paths.get(id(self))
+            if path is None:
+                return original(self, *args, **options)
+            note(path)
+            if path in forced:
+                options.pop("deterministic", None)
+            with jax.named_scope(prefix + path):
                 return original(self, *args, **options)
 
         return call
@@ -175,23 +192,30 @@ def _layers(model: nnx.Module) -> dict[str, Layer]:
     """The layers with a rate, by their path."""
     return {
         path: Layer(_kind(module), _rate(module), known=bool(module.deterministic))
-        for path, module in _with_rate(model)
+        for path, module in with_rate(model)
     }
 
 
-def _with_rate(model: nnx.Module) -> Iterator[tuple[str, Any]]:
+def with_rate(model: nnx.Module) -> Iterator[tuple[str, Any]]:
+    """Path and layer of whatever in a model has a rate and can be off."""
     for path, module in nnx.iter_graph(model):
         layer = isinstance(module, nnx.Module) and hasattr(module, "deterministic")
-        if layer and _rate(module) is not None:
+        if layer and _given(module) is not None:
             yield "/".join(map(str, path)), module
 
 
-def _rate(module: Any) -> float | None:
-    learned = getattr(module, "rate_logit", None)
-    if learned is not None:
-        return float(jax.nn.sigmoid(learned[...]))
-    rate = getattr(module, "rate", getattr(module, "dropout_rate", None))
-    return None if rate is None else float(rate[...] if isinstance(rate, nnx.Variable) else rate)
+def _given(module: Any) -> Any:
+    """The rate, or the logit of one that is learned, as a layer holds it, if it does."""
+    for name in ("rate_logit", "rate", "dropout_rate"):
+        if (found := getattr(module, name, None)) is not None:
+            return found
+    return None
+
+
+def _rate(module: Any) -> float:
+    given = _given(module)
+    value = given[...] if isinstance(given, nnx.Variable) else given
+    return float(jax.nn.sigmoid(value) if hasattr(module, "rate_logit") else value)
 
 
 def _kind(module: Any) -> str:

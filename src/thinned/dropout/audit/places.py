@@ -163,6 +163,8 @@ def _plain(path: str) -> str:
 
 def _action(origins: Origins, site: Site) -> tuple[str, Value | None]:
     operation, name = site.operation, site.operation.name
+    if jnp.issubdtype(operation.outputs[0].dtype, jnp.integer):
+        return "choose", None  # Tokens that are masked have no mean to be kept.
     if name == "select_n" and site.noise == 0:
         return _selection(origins, site)
     if name == "cond" or (name in ("gather", "dynamic_slice", "sort") and site.noise > site.data):

@@ -13,7 +13,7 @@ from flax.core import tracers
 from flax.core.scope import Scope
 
 from thinned.dropout.audit.subject import Layer
-from thinned.dropout.linen import RATES, DropConnectDense, DropoutLayer
+from thinned.dropout.linen import RATES, DropoutLayer
 
 _ARGUMENTS = ("deterministic", "rng")
 _RATES = ("rate", "drop_rate", "dropout_rate", "drop_prob", "p")
@@ -170,7 +170,7 @@ def _rate(layer: Any) -> Any:
 
 
 def _is_shared(layer: Any) -> bool:
-    return isinstance(layer, DropConnectDense) and not layer.per_example
+    return not getattr(layer, "per_example", True)
 
 
 def _forced(run: Any, layer: Any, values: Any, options: Any) -> Any:

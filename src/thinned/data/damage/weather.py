@@ -1,0 +1,112 @@
+"""Fog, snow and mud, as Hendrycks & Dietterich (2019) define them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from thinned.data.damage.common import Randoms, grey, smoothed, swept, whole_levels, zoomed
+
+
+def fog(
+    images: np.ndarray, randoms: Randoms, strength: float, decay: float, size: int | None = None
+) -> np.ndarray:
+    """Adds a plasma fractal.
+
+    Args:
+        images: f32 [image, height, width, channel].
+        randoms: a generator for each.
+        strength: of the fog where it is thickest.
+        decay: by which the fractal's steps shrink as they become finer.
+        size: the fractal's side, a power of two of which the images see a corner; by default the
+            smallest that holds them.
+    """
+    height, width = images.shape[1:3]
+    size = size or 2 ** max(1, (max(height, width) - 1).bit_length())
+    maps = [plasma(size, decay, random)[:height, :width, None] for random in randoms]
+    brightest = images.max((1, 2, 3), keepdims=True)
+    return (images + strength * np.stack(maps)) * brightest / (brightest + strength)
+
+
+def plasma(size: int, decay: float, random: np.random.Generator) -> np.ndarray:
+    """A plasma fractal [`size`, `size`] from 0 to 1, by the diamond-square algorithm."""
+    heights = np.zeros((size, size))
+    step, wibble = size, 100.0
+
+    def mean(total: np.ndarray) -> np.ndarray:
+        return total / 4 + random.uniform(-(wibble**2), wibble**2, total.shape)
+
+    while step >= 2:
+        half = step // 2
+        corners = heights[::step, ::step]
+        below = corners + np.roll(corners, -1, 0)
+        heights[half::step, half::step] = mean(below + np.roll(below, -1, 1))
+        middles = heights[half::step, half::step]
+        upright = middles + np.roll(middles, 1, 0)
+        heights[::step, half::step] = mean(upright + corners + np.roll(corners, -1, 1))
+        level = middles + np.roll(middles, 1, 1)
+        heights[half::step, ::step] = mean(level + below)
+        step, wibble = half, wibble / decay
+    heights -= heights.min()
+    return heights / heights.max()
+
+
+def snow(
+    images: np.ndarray,
+    randoms: Randoms,
+    mean: float,
+    spread: float,
+    zoom: float,
+    threshold: float,
+    radius: int,
+    sigma: float,
+    kept: float,
+) -> np.ndarray:
+    """Whitens, and adds flakes that fall from both sides.
+
+    Args:
+        images: f32 [image, height, width, channel].
+        randoms: a generator for each.
+        mean: of the normal noise that flakes are made of.
+        spread: its standard deviation.
+        zoom: how far flakes are enlarged.
+        threshold: below which noise is no flake.
+        radius: of the motion blur, in pixels.
+        sigma: of the motion blur.
+        kept: the part of an image that is not whitened.
+    """
+    flakes = np.stack([random.normal(mean, spread, images.shape[1:3]) for random in randoms])
+    flakes = zoomed(flakes[..., None], zoom)
+    flakes = whole_levels(np.where(flakes < threshold, 0, flakes)) / 255
+    pairs = zip(flakes, randoms, strict=True)
+    falling = np.stack(
+        [swept(each, radius, sigma, random.uniform(-135, -45)) for each, random in pairs]
+    )
+    white = np.maximum(images, grey(images) * 1.5 + 0.5)
+    return kept * images + (1 - kept) * white + falling + falling[:, ::-1, ::-1]
+
+
+def mud(
+    images: np.ndarray,
+    randoms: Randoms,
+    mean: float,
+    spread: float,
+    sigma: float,
+    threshold: float,
+    softness: float,
+) -> np.ndarray:
+    """Spatters of mud on grey images, as Mu & Gilmer (2019) have them.
+
+    Args:
+        images: f32 [image, height, width, channel].
+        randoms: a generator for each.
+        mean: of the normal noise that spatters are made of.
+        spread: its standard deviation.
+        sigma: of the Gaussian that smooths the noise, in pixels.
+        threshold: above which it is a spatter.
+        softness: of the Gaussian that smooths spatters, in pixels.
+    """
+    noise = np.stack([random.normal(mean, spread, images.shape[1:3]) for random in randoms])
+    liquid = smoothed(noise[..., None], sigma)
+    cover = smoothed((liquid > threshold).astype(np.float64), softness)
+    cover[cover < 0.8] = 0
+    return images * (1 - cover) + 63 / 255 * cover

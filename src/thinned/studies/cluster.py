@@ -1,0 +1,111 @@
+"""The runs of a study on a cluster, by Dask: a scheduler that exists, or one made here."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+from thinned.core.config import Config
+from thinned.core.errors import RequestError, ThinnedError, need
+from thinned.engine.loop import Stopped, StopSignal
+from thinned.studies.jobs import Job, place_of, run_jobs
+from thinned.studies.outcomes import Outcome, write_outcome
+
+_PATIENCE_S = 0.2
+# Between two looks at whether a signal came.
+_MEET_S = 30
+
+_ALONE = threading.Lock()
+"""JAX and the memory of a worker serve one run at a time, however many threads it has."""
+
+
+def refuse_missing() -> None:
+    """Say before the work that Dask is not installed.
+
+    Raises:
+        RequestError: it is not.
+    """
+    need("distributed", "--cluster", "cluster")
+
+
+def share_on(
+    address: str,
+    base: Config,
+    folder: Path,
+    jobs: Sequence[Job],
+    processes: int,
+    report: Callable[[int, str, Outcome], None],
+) -> None:
+    """Run the jobs on the workers of a Dask cluster, which see the same files as this process.
+
+    A run whose worker is lost goes on from its checkpoint on another one. A run that has lost more
+    workers than Dask allows (``distributed.scheduler.allowed-failures``, 3) has failed.
+
+    Args:
+        address: of a scheduler, e.g. ``tcp://HOST:8786``; or ``local`` for workers made here.
+        base, folder, jobs, report: as for `thinned.studies.jobs.run_jobs`.
+        processes: how many workers are made where the cluster is local.
+
+    Raises:
+        Stopped: a signal asked for it; what was saved by then stays.
+        ThinnedError: there is no scheduler.
+    """
+    from distributed import wait
+
+    with ExitStack() as held:
+        client = _client(held, address, processes)
+        waiting = {
+            client.submit(_work, base, folder.absolute(), job, pure=False): job for job in jobs
+        }
+        stop = held.enter_context(StopSignal())
+        while waiting:
+            try:
+                done = wait(list(waiting), _PATIENCE_S, "FIRST_COMPLETED").done
+            except TimeoutError:
+                done = set[Any]()
+            if stop.number is not None:
+                client.cancel(list(waiting))
+                raise Stopped("stopped; what was done is saved", stop.number)
+            for future in done:
+                seed, arm = waiting.pop(future)
+                report(seed, arm.name, _outcome(future, place_of(folder, arm, seed)))
+
+
+def _client(held: ExitStack, address: str, processes: int) -> Any:
+    from distributed import Client, LocalCluster
+
+    try:
+        if address == "local":
+            address = held.enter_context(
+                LocalCluster(
+                    n_workers=processes,
+                    threads_per_worker=1,
+                    dashboard_address=None,
+                    silence_logs=40,
+                )
+            )
+        return held.enter_context(Client(address, timeout=_MEET_S, set_as_default=False))
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise RequestError(f"--cluster {address}: there is no scheduler ({reason})") from error
+
+
+def _work(base: Config, folder: Path, job: Job) -> Outcome:
+    """One run, in a worker."""
+    said: list[Outcome] = []
+    with _ALONE:
+        run_jobs(base, folder, [job], lambda seed, arm, outcome: said.append(outcome))
+    return said[0]
+
+
+def _outcome(future: Any, place: Path) -> Outcome:
+    if future.status == "finished":
+        return future.result()
+    # The run itself never raises: workers were lost, or cannot see the files.
+    lost = Outcome("failed", f"lost: {' '.join(str(future.exception()).split())[:200]}")
+    with suppress(ThinnedError):
+        write_outcome(place, lost)
+    return lost

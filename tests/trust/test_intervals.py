@@ -1,0 +1,84 @@
+"""Intervals of scores: against others' formulas, and as often right as they say."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from thinned.trust import intervals, scores
+
+TRIALS = 150
+# Below the mean by four standard errors, of so many trials.
+SLACK = 4 * math.sqrt(0.95 * 0.05 / TRIALS)
+
+
+def delong(inside, outside):
+    """The variance by its definition, from every pair (DeLong et al. 1988, eq. 5)."""
+    wins = (outside[:, None] > inside) + 0.5 * (outside[:, None] == inside)
+    return wins.mean(1).var(ddof=1) / len(outside) + wins.mean(0).var(ddof=1) / len(inside)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_auroc_interval_is_delongs_on_the_scale_of_the_logit(seed):
+    random = np.random.default_rng(seed)
+    inside, outside = random.integers(0, 9, 80).astype(float), random.integers(3, 12, 30) * 1.0
+    area = roc_auc_score(np.repeat([0, 1], [80, 30]), np.r_[inside, outside])
+    half = stats.norm.ppf(0.975) * math.sqrt(delong(inside, outside)) / (area * (1 - area))
+    wanted = [1 / (1 + math.exp(-(math.log(area / (1 - area)) + way * half))) for way in (-1, 1)]
+    np.testing.assert_allclose(intervals.auroc_interval(inside, outside), wanted)
+
+
+def test_groups_that_are_told_apart_wholly_leave_room():
+    low, high = intervals.auroc_interval(np.arange(30.0), np.arange(40.0, 50.0))
+    assert (low, high) == scores.accuracy_interval(10, 10)
+    assert intervals.auroc_interval(np.ones(5), np.ones(1)) != (0.5, 0.5)
+
+
+@pytest.mark.parametrize("shift", [1.0, 2.5])
+def test_intervals_of_auroc_and_fpr_hold_the_truth_as_often_as_they_say(shift):
+    random, area, rate = np.random.default_rng(0), 0, 0
+    true_area = stats.norm.cdf(shift / math.sqrt(2))
+    true_rate = stats.norm.cdf(stats.norm.ppf(0.95) - shift)
+    for _ in range(TRIALS):
+        inside, outside = random.normal(size=300), random.normal(shift, size=200)
+        low, high = intervals.auroc_interval(inside, outside)
+        area += low <= true_area <= high
+        low, high = intervals.over_images(scores.fpr_at_95, (inside,), (outside,), repeats=100)
+        rate += low <= true_rate <= high
+    assert area / TRIALS >= 0.95 - SLACK
+    # Percentiles of a hundred resamplings are narrower by a point or two.
+    assert rate / TRIALS >= 0.93 - SLACK
+
+
+def drawn(random, count, fault):
+    confidence = 1 - 0.7 * random.beta(1, 6, count)
+    return confidence, random.random(count) < np.clip(confidence - fault, 0, 1)
+
+
+def ece(confidence, right):
+    return scores.bins_of(confidence, right).error
+
+
+def test_the_interval_of_an_ece_holds_it_where_there_is_a_fault():
+    random = np.random.default_rng(0)
+    truth = ece(*drawn(random, 300_000, 0.08))
+    held = 0
+    for _ in range(TRIALS):
+        low, high = intervals.over_images(
+            ece, drawn(random, 1000, 0.08), above_zero=True, repeats=100
+        )
+        held += low <= truth <= high
+    assert held / TRIALS >= 0.93 - SLACK
+
+
+def test_calibrated_predictions_stay_below_the_bound_and_others_do_not():
+    random, right, wrong = np.random.default_rng(0), 0, 0
+    for _ in range(TRIALS):
+        confidence, truth = drawn(random, 500, 0.0)
+        bound = scores.error_by_chance(confidence)
+        right += ece(confidence, truth) <= bound
+        wrong += ece(*drawn(random, 500, 0.2)) <= bound
+    assert right / TRIALS >= 0.95 - SLACK
+    assert wrong / TRIALS < 0.05
