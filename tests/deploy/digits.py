@@ -6,7 +6,7 @@ from served import artifact
 from thinned.data.sources.mnist import EmbeddedMnist
 from thinned.deploy.artifact import Artifact, predicted
 from thinned.deploy.promises import Way
-from thinned.runs.predictions import known_by
+from thinned.runs.ood import known_by
 from thinned.trust.conformal import Conformal
 
 SAMPLES = 30
@@ -36,7 +36,7 @@ def nearest(count: int = 3000) -> Artifact:
     held = np.asarray(train.images[count:])
     found = predicted(sampled({}, held, None), bare)
     sets = Conformal.of("lac", 0.95, found.probabilities, train.labels[count:])
-    way = bare._replace(sets=sets, known=known_by(found, "energy", 0.05), fpr=0.05)
+    way = bare._replace(sets=sets, known=known_by(found.energy, "energy", 0.05), fpr=0.05)
     return artifact(sampled, _CLASSES, (28, 28, 1), way, plain, SAMPLES)
 
 
