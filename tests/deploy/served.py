@@ -43,9 +43,9 @@ WAY = Way(
 
 
 def artifact(
-    network=sampled, classes=CLASSES, shape=(8, 8, 1), way=WAY, plain=by_brightness
+    network=sampled, classes=CLASSES, shape=(8, 8, 1), way=WAY, plain=by_brightness, samples=5
 ) -> Artifact:
-    programs = Programs({}, plain, network, np.zeros((1, 2), np.uint32), 5)
+    programs = Programs({}, plain, network, np.zeros((1, 2), np.uint32), samples)
     return Artifact("fake", classes, shape, "crop", programs, (way._replace(samples=0), way), "d1")
 
 

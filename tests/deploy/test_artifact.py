@@ -165,6 +165,8 @@ def test_what_an_artifact_was_not_exported_for_is_refused_in_one_line(
     assert "exported for 0.8" in refused(capsys, *given, "--coverage", "0.9")
     assert "lac" in refused(capsys, *given, "--coverage", "0.8", "--sets", "aps")
     assert "exists already" in refused(capsys, "export", base / "mlp", folder)
+    ood = ("--ood-fpr", "0.1", "--ood-score", "knn")
+    assert "energy alone" in refused(capsys, *given, *ood)
     assert "no run folder" in refused(capsys, "export", tmp_path, tmp_path / "out")
     assert "--risk" in refused(capsys, "export", base / "mlp", tmp_path / "out", "--risk", "1")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png"]

@@ -233,6 +233,7 @@ class Predict:
             risk=self.risk,
             confidence=self.confidence,
             ood_fpr=self.ood_fpr,
+            ood_score=self.ood_score,
         )
         return answer_files(artifact.answers(wanted), images)
 

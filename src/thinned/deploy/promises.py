@@ -123,12 +123,13 @@ def kept_of(
     risk: float | None = None,
     confidence: float | None = None,
     ood_fpr: float | None = None,
+    ood_score: str = "energy",
 ) -> Way:
     """A way with those of its promises that are asked for, and no others.
 
     Args:
         way: of an artifact, whose validation images are not at hand.
-        coverage, sets, per_class, risk, confidence, ood_fpr: see
+        coverage, sets, per_class, risk, confidence, ood_fpr, ood_score: see
             `thinned.runs.files.predict_files`; None for none, or whatever it has.
 
     Raises:
@@ -146,6 +147,11 @@ def kept_of(
             _refuse_other("--confidence", confidence, level)
     if ood_fpr is not None:
         _refuse_other("--ood-fpr", ood_fpr, None if way.known is None else way.fpr)
+        if way.known is not None and ood_score != way.known.score:
+            raise RequestError(
+                f"--ood-score {ood_score}: the artifact knows {way.known.score} alone, since "
+                "others need the run's images"
+            )
     return way._replace(
         sets=None if coverage is None else made,
         selection=None if risk is None else selection,
