@@ -56,7 +56,8 @@ def test_an_address_gives_one_variation_and_values_stay_in_range(augment):
 
 
 def test_an_image_is_varied_by_its_position_not_by_the_batch():
-    single = PRESETS["photos"]
+    # As in a training step: operation by operation, each would be a program of its own.
+    single = jax.jit(PRESETS["photos"].__call__)
     whole, part = (single(IMAGES[:n], LABELS[:n], KEY).images for n in (6, 2))
     np.testing.assert_allclose(whole[:2], part, atol=1e-6)
     same = single(jnp.broadcast_to(IMAGES[0], IMAGES.shape), LABELS, KEY).images
@@ -65,7 +66,7 @@ def test_an_image_is_varied_by_its_position_not_by_the_batch():
 
 def test_mirrors_come_as_often_as_asked_for():
     many = jnp.broadcast_to(IMAGES[0], (2000, 12, 10, 3))
-    varied = Augment(flip=0.3)(many, jnp.zeros(2000, jnp.int32), KEY).images
+    varied = jax.jit(Augment(flip=0.3).__call__)(many, jnp.zeros(2000, jnp.int32), KEY).images
     flipped = np.all(np.isclose(varied, IMAGES[0][:, ::-1], atol=1e-6), (1, 2, 3))
     plain = np.all(np.isclose(varied, IMAGES[0], atol=1e-6), (1, 2, 3))
     assert np.all(flipped | plain)

@@ -93,7 +93,7 @@ class Augment:
         across, down, mirror, scale = jax.random.split(key, 4)
         size = jax.random.uniform(scale, minval=self.crop, maxval=1.0) if self.crop < 1 else 1.0
         flipped = jax.random.bernoulli(mirror, self.flip) if self.flip else jnp.asarray(False)
-        places = [self._start(shift, size) for shift in (down, across)]
+        places = [self._start(own, size) for own in (down, across)]
         sides = [
             _sources(length, size, at) for length, at in zip(image.shape, places, strict=False)
         ]
@@ -111,7 +111,7 @@ class Augment:
         """Each image with its neighbour in the batch, whose order is random already."""
         partners, others = jnp.roll(images, 1, 0), jnp.roll(labels, 1, 0)
         mix, shares = jax.vmap(self._pair)(images, partners, keys)
-        one, two = (jax.nn.one_hot(names, self.classes) for names in (labels, others))
+        one, two = (jax.nn.one_hot(own, self.classes) for own in (labels, others))
         return mix, shares[:, None] * one + (1 - shares[:, None]) * two
 
     def _pair(self, image: jax.Array, other: jax.Array, key: Key) -> tuple[jax.Array, jax.Array]:
