@@ -28,10 +28,7 @@ STREAMED = DataConfig(normalise="no", in_memory="no", memory_mb=1, balance="weig
 CASES = {
     "element": (SMALL, [2, 8]),
     "alpha, streamed": ({**SMALL, "dropout": DropoutConfig("alpha"), "data": STREAMED}, [3]),
-    "concrete, adamw": (
-        {**SMALL, "dropout": DropoutConfig("concrete"), "optim": Optim("adamw", clip=1.0, l2=1e-3)},
-        [4],
-    ),
+    "adamw, clipped": ({**SMALL, "optim": Optim("adamw", clip=1.0, l2=1e-3)}, [4]),
     "connect, r_drop": (
         {**SMALL, "dropout": DropoutConfig("connect"), "optim": Optim(r_drop=1.0, max_norm=2.0)},
         [2],

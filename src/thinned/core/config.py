@@ -449,7 +449,8 @@ class Config:
         Literal["auto", "no", "exact", "fast"],
         Option(
             "How they share it: exact ends with the same bits on any number of devices and "
-            "processes, fast differs by rounding; auto is exact for more than one."
+            "processes, fast differs by rounding; auto is exact for more than one, or fast "
+            "where --dropout.kind is concrete."
         ),
     ] = "auto"
     shard_parameters: Annotated[
