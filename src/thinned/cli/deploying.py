@@ -125,9 +125,10 @@ class Serve:
         from thinned.runs.predictions import load_runs
 
         if is_artifact(self.paths):
-            if len(self.paths) > 1:
+            first, *others = self.paths
+            if others:
                 raise RequestError("one artifact is served at a time; several runs, as an ensemble")
-            artifact = Artifact.open(self.paths[0])
+            artifact = Artifact.open(first)
             samples = artifact.samples if self.samples is None else self.samples
             way = artifact.best_way(samples)
             refuse_other_coverage(way, self.coverage)

@@ -87,7 +87,8 @@ class Way(NamedTuple):
         """
         selection, sets, known = (values[name] for name in ("selection", "sets", "known"))
         if sets is not None:
-            sets = {**sets, "thresholds": np.asarray(sets["thresholds"], np.float64)}
+            thresholds: Any = np.asarray(sets["thresholds"], np.float64)
+            sets = {**sets, "thresholds": thresholds}
         return cls(
             int(values["samples"]),
             values["temperature"],

@@ -9,7 +9,7 @@ import importlib.resources
 import json
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -167,7 +167,7 @@ class Service:
         self.model, self.bounds = model, bounds or Bounds()
         self._batcher = Batcher(self._compute, model.sizes[-1], self.bounds.waiting)
         self._decoders = ThreadPoolExecutor(2, "decode")
-        self._held = 0
+        self.held = 0
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
             "thinned_requests", "Requests to /predict, by status.", ["status"], registry=registry
@@ -348,15 +348,15 @@ class _Held:
     def _hold(self, count: int) -> None:
         service, bounds = self._service, self._service.bounds
         self._count += count
-        service._held += count
+        service.held += count
         if self._count > bounds.body_bytes:
             raise Refused(413, f"more than {bounds.body_bytes:,} bytes")
-        if service._held > bounds.held_bytes:
+        if service.held > bounds.held_bytes:
             raise Refused(503, "busy: try again")
 
     def release(self) -> None:
         """Count them no longer."""
-        self._service._held -= self._count
+        self._service.held -= self._count
 
 
 def _of_json(body: bytes) -> list[bytes]:
@@ -370,7 +370,7 @@ def _of_json(body: bytes) -> list[bytes]:
 
 
 async def _of_multipart(request: Request, body: bytes, bounds: Bounds) -> list[bytes]:
-    async def stream() -> Any:
+    async def stream() -> AsyncGenerator[bytes]:
         yield body
 
     parser = MultiPartParser(

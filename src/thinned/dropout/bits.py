@@ -147,7 +147,8 @@ def linear_position(axes: list[jax.Array], shape: tuple[int, ...]) -> tuple[jax.
         u32 words (high, low) of the 64-bit position.
     """
     # A symbolic size, as of a batch in `jax.export`, may be any.
-    if all(isinstance(size, int) for size in shape) and math.prod(shape) <= 2**32:
+    sizes: tuple[Any, ...] = shape
+    if all(isinstance(size, int) for size in sizes) and math.prod(shape) <= 2**32:
         low = axes[-1]
         for axis in range(len(shape) - 1):
             low = low + axes[axis] * _WORDS(math.prod(shape[axis + 1 :]) % 2**32)

@@ -167,7 +167,8 @@ class _Adapter(nn.Module):
 
     def held(self) -> Any:
         """All variables, by collection and path."""
-        return flatten_dict(unfreeze(self.variables))
+        held: Any = self.variables
+        return flatten_dict(unfreeze(held))
 
     def add(self, loss: Any) -> None:
         """Let training add a term to its loss."""

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -129,7 +130,7 @@ def write_report(
     return out
 
 
-def _shown(run: Run, others: np.ndarray | None, sets: Conformal | None, samples: int) -> _Shown:
+def _shown(run: Run, others: Any, sets: Conformal | None, samples: int) -> _Shown:
     found = appraise([run], run.test_images(), samples)
     outside = None if others is None else predictions_of([run], others, samples)
     return _Shown(run, found, outside, sets, _audit(run), _warmer(run, found, samples))
@@ -152,6 +153,11 @@ def _warmer(run: Run, found: Appraisal, samples: int) -> tuple[Appraisal, float]
     return Appraisal(answers, found.labels, found.classes), chosen.temperature
 
 
+def _calibration(shown: _Shown) -> str:
+    warmer, temperature = shown.warmer or (None, 1.0)
+    return verdicts.calibration(shown.found, warmer, temperature)
+
+
 def _first(shown: _Shown, plots: Plots) -> str:
     """The first screen of the page of one run."""
     run, found = shown.run, shown.found
@@ -159,7 +165,7 @@ def _first(shown: _Shown, plots: Plots) -> str:
     records = run.metrics
     warmer = shown.warmer
     verdict = [
-        verdicts.calibration(found, *(warmer or ())),
+        _calibration(shown),
         verdicts.mistakes(found),
         verdicts.dropout(audit),
     ]
@@ -247,7 +253,7 @@ def _cards(shown: _Shown, plots: Plots, name: str, ood: str | None) -> Iterator[
         figures.entropies(found, other, plots, name),
         figures.selective(found, plots, name),
     ]
-    calibrated = verdicts.calibration(found, *(shown.warmer or ()))
+    calibrated = _calibration(shown)
     beside = f'<div class="beside">{"".join(drawn)}</div>'
     yield card("How sure it is", _said(calibrated), beside, wide=True)
     yield card("What it mistakes", figures.confusion(found, plots, name), wide=True)

@@ -63,9 +63,10 @@ def share_on(
         stop = held.enter_context(StopSignal())
         while waiting:
             try:
-                done = wait(list(waiting), _PATIENCE_S, "FIRST_COMPLETED").done
+                ready: Any = wait(list(waiting), _PATIENCE_S, "FIRST_COMPLETED")
+                done: set[Any] = ready.done
             except TimeoutError:
-                done = set[Any]()
+                done = set()
             if stop.number is not None:
                 client.cancel(list(waiting))
                 raise Stopped("stopped; what was done is saved", stop.number)
@@ -78,16 +79,13 @@ def _client(held: ExitStack, address: str, processes: int) -> Any:
     from distributed import Client, LocalCluster
 
     try:
+        at: Any = address
         if address == "local":
-            address = held.enter_context(
-                LocalCluster(
-                    n_workers=processes,
-                    threads_per_worker=1,
-                    dashboard_address=None,
-                    silence_logs=40,
-                )
-            )
-        return held.enter_context(Client(address, timeout=_MEET_S, set_as_default=False))
+            # Dask's types know nothing of no dashboard.
+            quiet: dict[str, Any] = {"dashboard_address": None, "silence_logs": 40}
+            cluster: Any = LocalCluster(n_workers=processes, threads_per_worker=1, **quiet)
+            at = held.enter_context(cluster)
+        return held.enter_context(Client(at, timeout=_MEET_S, set_as_default=False))
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise RequestError(f"--cluster {address}: there is no scheduler ({reason})") from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -56,7 +57,7 @@ def _mapped(
     middle = (np.array(images.shape[1:3]) - 1) / 2
     out = np.empty_like(images)
     for index, matrix in enumerate(matrices):
-        start = middle - matrix @ middle + (0 if shifts is None else shifts[index])
+        start: Any = middle - matrix @ middle + (0 if shifts is None else shifts[index])
         for channel in range(images.shape[-1]):
             out[index, ..., channel] = ndimage.affine_transform(
                 images[index, ..., channel], matrix, start, order=1, mode="grid-constant"
@@ -142,7 +143,8 @@ def _edges(planes: np.ndarray) -> np.ndarray:
     weak[:, [0, -1]] = weak[:, :, [0, -1]] = False
     touching = np.zeros((3, 3, 3), bool)
     touching[1] = True
-    labels, count = ndimage.label(weak, touching)
+    found: Any = ndimage.label(weak, touching)
+    labels, count = found
     strong = np.zeros(count + 1, bool)
     strong[labels[weak & (size >= 0.2)]] = True
     return strong[labels] & weak

@@ -21,8 +21,8 @@ def fog(
             smallest that holds them.
     """
     height, width = images.shape[1:3]
-    size = size or 2 ** max(1, (max(height, width) - 1).bit_length())
-    maps = [plasma(size, decay, random)[:height, :width, None] for random in randoms]
+    side = size or 2 ** max(1, (max(height, width) - 1).bit_length())
+    maps = [plasma(side, decay, random)[:height, :width, None] for random in randoms]
     brightest = images.max((1, 2, 3), keepdims=True)
     return (images + strength * np.stack(maps)) * brightest / (brightest + strength)
 
