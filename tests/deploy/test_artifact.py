@@ -18,7 +18,7 @@ from thinned.cli.main import main
 from thinned.core.config import Config, DataConfig, DropoutConfig, MlpConfig
 from thinned.core.errors import RequestError, ThinnedError
 from thinned.deploy.artifact import Artifact
-from thinned.deploy.export import export
+from thinned.deploy.export import export, without_folders
 from thinned.deploy.promises import Asked, Way
 from thinned.runs import predictions as trust
 from thinned.runs.train import train
@@ -216,3 +216,10 @@ def test_a_run_without_dropout_or_validation_has_a_plain_pass_and_no_promises(
     np.testing.assert_allclose(special.softmax(logits, 1), own, atol=1e-6)
     with pytest.raises(RequestError, match="no temperature"):
         artifact.way(0, True)
+
+
+def test_no_path_of_this_machine_leaves_it():
+    config = Config(data=DataConfig(path="/home/me/photos"), pretrained="/home/me/weights.pth")
+    shared = without_folders(config)
+    assert (shared.data.path, shared.pretrained) == ("photos", "weights.pth")
+    assert without_folders(Config(pretrained="hf:timm/name")) == Config(pretrained="hf:timm/name")
