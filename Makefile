@@ -34,10 +34,10 @@ train: $(BIN)/thinned ## Train the tutorial's classifier on real MNIST (10 epoch
 	$(BIN)/thinned train
 
 test: $(VENV)/.test ## Run the tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 nightly: $(VENV)/.test ## Run the long tests, too, and all on programs that are optimised
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'long or not long'
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'long or not long'
 
 $(VENV)/.subset: $(BIN)/thinned
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt pytest pytest-xdist hypothesis

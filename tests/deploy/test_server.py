@@ -201,7 +201,7 @@ def test_who_hangs_up_or_is_slow_disturbs_nobody(held, model):
             assert ask(port, "POST", "/predict", *multipart([png(0)]))[0] == 200
             assert slow.recv(1000).startswith(b"HTTP/1.1 408")
         assert ask(port, "GET", "/health")[0] == 200
-        assert service._held == 0
+        assert service.held == 0
 
 
 def test_the_page_and_the_description_name_no_foreign_address(port):

@@ -57,6 +57,8 @@ def share_on(
 
     with ExitStack() as held:
         client = _client(held, address, processes)
+        # `wait` asks for it; as the default of the whole program it would be another's, too.
+        held.enter_context(client.as_current())
         waiting = {
             client.submit(_work, base, folder.absolute(), job, pure=False): job for job in jobs
         }
