@@ -45,11 +45,22 @@ def test_intervals_of_auroc_and_fpr_hold_the_truth_as_often_as_they_say(shift):
         inside, outside = random.normal(size=300), random.normal(shift, size=200)
         low, high = intervals.auroc_interval(inside, outside)
         area += low <= true_area <= high
-        low, high = intervals.over_images(scores.fpr_at_95, (inside,), (outside,), repeats=100)
+        low, high = intervals.fpr_interval(inside, outside, repeats=100)
         rate += low <= true_rate <= high
     assert area / TRIALS >= 0.95 - SLACK
     # Percentiles of a hundred resamplings are narrower by a point or two.
     assert rate / TRIALS >= 0.93 - SLACK
+
+
+def test_the_fpr_interval_is_the_bootstraps_by_drawing_images():
+    random = np.random.default_rng(0)
+    inside, outside = random.integers(0, 40, 90) * 1.0, random.integers(20, 60, 50) * 1.0
+    rates = [
+        scores.fpr_at_95(random.choice(inside, 90), random.choice(outside, 50)) for _ in range(4000)
+    ]
+    found = intervals.fpr_interval(inside, outside, repeats=4000)
+    # A step of the rates is 0.02; ends of 4,000 draws differ by one or two.
+    np.testing.assert_allclose(found, np.quantile(rates, [0.025, 0.975]), atol=0.041)
 
 
 def drawn(random, count, fault):

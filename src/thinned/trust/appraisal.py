@@ -225,7 +225,7 @@ def told_apart(
     for name in inside.keys() & outside.keys():
         pair = inside[name], outside[name]
         area = intervals.auroc_interval(*pair)
-        rate = intervals.over_images(scores.fpr_at_95, *((each,) for each in pair))
+        rate = intervals.fpr_interval(*pair)
         found[name] = {
             "auroc": scores.auroc(*pair),
             "auroc_low": area[0],

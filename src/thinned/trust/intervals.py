@@ -17,18 +17,19 @@ _LEVELS = (0.025, 0.975)
 
 def over_images(
     score: Callable[..., float],
-    *groups: tuple[np.ndarray, ...],
+    arrays: tuple[np.ndarray, ...],
+    *,
     above_zero: bool = False,
     repeats: int = _REPEATS,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Bootstrap interval of a score (Efron 1979), images drawn anew within each group.
+    """Bootstrap interval of a score (Efron 1979), images drawn anew.
 
     Masks stay as they are.
 
     Args:
-        score: of all arrays of all groups, in order.
-        groups: arrays [image, ...] of the same images.
+        score: of all arrays, in order.
+        arrays: [image, ...] each.
         above_zero: whether to reflect the interval at the score (the basic bootstrap; Davison &
             Hinkley 1997, section 5.2) and to cut it at 0: for a sum of distances, as ECE is, which
             every resampling makes larger.
@@ -36,15 +37,13 @@ def over_images(
         seed: of what is drawn.
     """
     random, found = np.random.default_rng(seed), np.empty(repeats)
+    count = len(arrays[0])
     for repeat in range(repeats):
-        drawn: list[np.ndarray] = []
-        for group in groups:
-            rows = random.integers(0, len(group[0]), len(group[0]))
-            drawn += [array[rows] for array in group]
-        found[repeat] = score(*drawn)
+        rows = random.integers(0, count, count)
+        found[repeat] = score(*(array[rows] for array in arrays))
     low, high = np.quantile(found, _LEVELS)
     if above_zero:
-        own = score(*(array for group in groups for array in group))
+        own = score(*arrays)
         low, high = max(2 * own - high, 0.0), max(2 * own - low, 0.0)
     return float(low), float(high)
 
@@ -70,3 +69,26 @@ def auroc_interval(inside: np.ndarray, outside: np.ndarray) -> tuple[float, floa
         return scores.accuracy_interval(round(area * few), few)
     half = stats.norm.ppf(_LEVELS[1]) * math.sqrt(sum(parts)) / (area * (1 - area))
     return float(expit(logit(area) - half)), float(expit(logit(area) + half))
+
+
+def fpr_interval(
+    inside: np.ndarray, outside: np.ndarray, repeats: int = _REPEATS, seed: int = 0
+) -> tuple[float, float]:
+    """Bootstrap interval of `thinned.trust.scores.fpr_at_95`, images drawn anew in both groups.
+
+    Without drawing them: a quantile of drawn images has the rank of a beta's draw, and how many of
+    the others lie below it is a binomial's.
+
+    Args:
+        inside, outside: f64 [image], as for that.
+        repeats: how often they are drawn.
+        seed: of what is drawn.
+    """
+    random, count = np.random.default_rng(seed), len(inside)
+    rank = math.ceil(0.95 * count)
+    places = count * random.beta(rank, count + 1 - rank, repeats)
+    thresholds = np.sort(inside)[np.minimum(places.astype(np.int64), count - 1)]
+    below = np.searchsorted(np.sort(outside), thresholds, side="right") / len(outside)
+    found = random.binomial(len(outside), below) / len(outside)
+    low, high = np.quantile(found, _LEVELS)
+    return float(low), float(high)
