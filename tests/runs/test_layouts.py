@@ -65,6 +65,7 @@ def free_port() -> int:
         return held.getsockname()[1]
 
 
+@pytest.mark.long
 def test_two_processes_end_as_one_and_go_on_as_one(tmp_path, tiny_data):
     own = ["thinned", "train", *TRAIN, "--data.path", str(tiny_data), "--runs", str(tmp_path)]
     alone = command(*own, "--name", "one", "--parallel", "exact")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ import jax
 import numpy as np
 from jax import export as jax_export
 
-from thinned.core.config import Config, to_json
+from thinned.core.config import to_json
 from thinned.core.disk import whole_folder
 from thinned.core.errors import RequestError, ThinnedError
 from thinned.core.rng import a_few, fixed_settings
@@ -209,23 +208,19 @@ def _told(run: Run) -> dict[str, Any]:
         "seed": run.config.seed,
         "step": int(run.state.step),
         "weights": run.weights,
-        "config": json.loads(to_json(without_folders(run.config))),
+        "config": without_folders(json.loads(to_json(run.config))),
         "pretrained": recorded_weights(run.folder),
     }
 
 
-def without_folders(config: Config) -> Config:
-    """A config that others may read: of paths on this machine, only the last part."""
+def without_folders(config: dict[str, Any]) -> dict[str, Any]:
+    """A config as plain values that others may read: of paths of this machine, the last part."""
 
-    def last(path: str) -> str:
-        return Path(path).name if Path(path).is_absolute() else path
+    def last(path: Any) -> Any:
+        return Path(path).name if isinstance(path, str) and Path(path).is_absolute() else path
 
-    data = (
-        config.data
-        if config.data.path is None
-        else replace(config.data, path=last(config.data.path))
-    )
-    return replace(config, data=data, pretrained=last(config.pretrained))
+    data = {**config["data"], "path": last(config["data"]["path"])}
+    return {**config, "data": data, "pretrained": last(config["pretrained"])}
 
 
 def _scores(runs: Sequence[Run], ways: Sequence[Way], test: Split) -> list[dict[str, Any]]:
