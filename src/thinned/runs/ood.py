@@ -99,9 +99,19 @@ def strangeness(runs: Sequence[Run], score: str, images: Any, found: Predictions
     """
     if score == "energy":
         return found.energy
-    scored = score_named(score).score
+    return _of_features(runs, score, _seen_by_each(runs, images))
+
+
+def _seen_by_each(runs: Sequence[Run], images: Any) -> list[Seen]:
     images = fitting_images(images, runs[0].facts.image_shape)
-    return np.mean([scored(fitted_to(run, score), seen_by(run, images)) for run in runs], 0)
+    return [seen_by(run, images) for run in runs]
+
+
+def _of_features(runs: Sequence[Run], score: str, seen: Sequence[Seen]) -> np.ndarray:
+    scored = score_named(score).score
+    return np.mean(
+        [scored(fitted_to(run, score), own) for run, own in zip(runs, seen, strict=True)], 0
+    )
 
 
 def measures_of(runs: Sequence[Run], images: Any, found: Predictions) -> dict[str, np.ndarray]:
@@ -111,8 +121,11 @@ def measures_of(runs: Sequence[Run], images: Any, found: Predictions) -> dict[st
     """
     measures = uncertainties(found)
     try:
+        # One pass serves all scores.
+        seen = _seen_by_each(runs, images)
         for score in OOD_SCORES:
-            measures[score] = strangeness(runs, score, images, found)
+            if score not in measures:
+                measures[score] = _of_features(runs, score, seen)
     except RequestError as error:
         print(f"note: {error}", file=sys.stderr)
     return measures
