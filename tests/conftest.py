@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -66,13 +67,26 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_idx(tmp_path_factory.mktemp("tiny"), blobs(200, 0), blobs(77, 1))
 
 
+LIMIT_KIB = 2 << 20
+"""Of memory that a process of tests may hold before its compiled programs are let go."""
+
+
+def memory_kib() -> int:
+    """What this process holds now; 0 where nothing says so."""
+    status = Path("/proc/self/status")
+    held = re.search(r"VmRSS:\s+(\d+)", status.read_text()) if status.exists() else None
+    return int(held[1]) if held else 0
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _programs_are_compiled_as_the_module_needs(request: pytest.FixtureRequest):
     optimised = request.node.get_closest_marker("optimised") is not None
     quick = QUICK_ANYWAY or str(int(not optimised))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(QUICK, quick)
-        jax.config.update(QUICK.lower(), quick == "1")
+        # Programs are kept from module to module, since most are small and common to many; but
+        # thousands of them take gigabytes, and those of the other way are not to be used.
+        if jax.config.read(QUICK.lower()) != (quick == "1") or memory_kib() > LIMIT_KIB:
+            jax.clear_caches()
+            jax.config.update(QUICK.lower(), quick == "1")
         yield
-    # Thousands of them take gigabytes otherwise.
-    jax.clear_caches()

@@ -66,6 +66,8 @@ def small(command: str) -> list[str]:
         words += ["--data.limit", "64", "--epochs", "1", "--seeds", "1"]
     if "--data.validation" in words:
         words += ["--data.validation", "40"]
+    if "--samples" in words:
+        words += ["--samples", "3"]
     if "--risk" in words:
         # What so few images can promise.
         words += ["--risk", "0.9"]
@@ -82,7 +84,7 @@ def small(command: str) -> list[str]:
 
 def test_the_readmes_commands_run_in_their_order(workplace, monkeypatch, capsys):
     whole = mnist.EmbeddedMnist().load()
-    train, test = (part.take(np.arange(n)) for part, n in ((whole.train, 700), (whole.test, 200)))
+    train, test = (part.take(np.arange(n)) for part, n in ((whole.train, 700), (whole.test, 50)))
     few = dataclasses.replace(whole, train=train, test=test)
     monkeypatch.setattr(mnist, "_load", lambda: few)
     monkeypatch.chdir(workplace)
