@@ -194,11 +194,15 @@ def threshold_at(scores: np.ndarray, fpr: float) -> float:
 
 
 def _whitening(covariance: np.ndarray) -> np.ndarray:
-    """f64 [feature, feature] by which differences become such of covariance 1."""
-    values, directions = linalg.eigh(covariance)
-    # What never varies says nothing.
-    safe = np.maximum(values, values.max() * len(values) * np.finfo(np.float64).eps)
-    return directions / np.sqrt(np.where(safe > 0, safe, 1.0))
+    """f64 [feature, feature] by which differences become such of covariance 1.
+
+    By Cholesky's factor: eigenvectors would take some ten times as long and give the same distances.
+    """
+    width, scale = len(covariance), float(covariance.diagonal().max(initial=0.0))
+    # What never varies says next to nothing.
+    floor = scale * width * np.finfo(np.float64).eps if scale > 0 else 1.0
+    factor = linalg.cholesky(covariance + floor * np.eye(width), lower=True)
+    return linalg.solve_triangular(factor, np.eye(width), lower=True).T
 
 
 def shrunk_covariance(centred: np.ndarray) -> np.ndarray:
