@@ -62,6 +62,9 @@ def small(command: str) -> list[str]:
         words += ["--data.limit", count]
         if "--epochs" not in words:
             words += ["--epochs", "1"]
+        if "--data.validation" in words and "--data" not in words:
+            # What is judged in every way there is has few features.
+            words += ["--model", "mlp", "--mlp.hidden", "16"]
     if words[0] == "study":
         words += ["--data.limit", "64", "--epochs", "1", "--seeds", "1"]
     if "--data.validation" in words:

@@ -14,6 +14,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -544,7 +545,7 @@ def with_values(config: Any, values: Mapping[str, Any], where: str) -> Any:
     Raises:
         RequestError: unknown keys, or values of another type.
     """
-    hints = typing.get_type_hints(type(config), include_extras=True)
+    hints = hints_of(type(config))
     changes: dict[str, Any] = {}
     for name, value in values.items():
         if name not in hints:
@@ -617,9 +618,18 @@ def to_json(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
 
 
+@cache
+def hints_of(section: type[Any]) -> Mapping[str, Any]:
+    """The annotated type of each field of `Config` or of one of its sections, by name.
+
+    Kept: they are texts that Python compiles again each time that it is asked.
+    """
+    return types.MappingProxyType(typing.get_type_hints(section, include_extras=True))
+
+
 def options(config: Any, prefix: str = "") -> Iterator[tuple[str, Option, Any]]:
     """Every leaf of a config as (dotted name, `Option`, value), in the order of definition."""
-    for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
+    for name, hint in hints_of(type(config)).items():
         value = getattr(config, name)
         if dataclasses.is_dataclass(value):
             yield from options(value, f"{prefix}{name}.")

@@ -16,6 +16,7 @@ from thinned.core.config import (
     Option,
     coerce,
     flag,
+    hints_of,
     options,
     recipe,
 )
@@ -42,7 +43,7 @@ def validate(config: Section, prefix: str = "") -> Section:
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise RequestError(f"{told(config)} is no thinned.Config")
     values: dict[str, Any] = {}
-    for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
+    for name, hint in hints_of(type(config)).items():
         values[name] = _checked(hint, getattr(config, name), f"{prefix}{name}")
     checked = dataclasses.replace(config, **values)
     if isinstance(checked, Config):

@@ -26,7 +26,7 @@ def use_compilation_cache() -> None:
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         with suppress(ThinnedError):
             jax.config.update("jax_compilation_cache_dir", str(cache_folder("xla")))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def on_device(split: Split) -> Batch:

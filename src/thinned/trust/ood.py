@@ -196,7 +196,7 @@ def threshold_at(scores: np.ndarray, fpr: float) -> float:
 def _whitening(covariance: np.ndarray) -> np.ndarray:
     """f64 [feature, feature] by which differences become such of covariance 1.
 
-    By Cholesky's factor: eigenvectors would take some ten times as long and give the same distances.
+    By Cholesky's factor: eigenvectors give the same distances and take some ten times as long.
     """
     width, scale = len(covariance), float(covariance.diagonal().max(initial=0.0))
     # What never varies says next to nothing.
