@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import re
 from pathlib import Path
@@ -45,8 +46,7 @@ def onnx_of(programs: Programs, images: jax.ShapeDtypeStruct) -> bytes:
     Raises:
         RequestError: an operator has no form in ONNX that the converter knows.
     """
-    from jax2onnx import to_onnx
-
+    converter: Any = importlib.import_module("jax2onnx")
     # Traced here: the converter would replace layers by its own, which cannot be mapped over
     # images and compute otherwise.
     traced = jax.make_jaxpr(lambda rows: programs.plain(programs.weights, rows))(images)
@@ -54,7 +54,7 @@ def onnx_of(programs: Programs, images: jax.ShapeDtypeStruct) -> bytes:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        model: Any = to_onnx(
+        model: Any = converter.to_onnx(
             lambda rows: jaxpr_as_fun(traced)(rows)[0],
             [images],
             model_name="thinned",
@@ -77,9 +77,8 @@ def onnx_logits(path: Path, images: np.ndarray) -> np.ndarray:
 
     By ONNX Runtime on the CPU, a batch at a time.
     """
-    import onnxruntime
-
-    session: Any = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    runtime: Any = importlib.import_module("onnxruntime")
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
     starts = range(0, len(images), BATCH_SIZE)
     parts = [images[start : start + BATCH_SIZE] for start in starts]
     return np.concatenate([session.run(None, {"images": part})[0] for part in parts], 1)
