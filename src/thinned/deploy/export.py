@@ -108,7 +108,7 @@ def export(
         test = common_test(runs)
         programs = programs_of(runs, asked.samples)
         ways = ways_of(runs, asked)
-        if ways[0].temperature is None and len(ways) <= 2:
+        if all(way.temperature is None for way in ways):
             say("note: no validation images: no temperature, and nothing is promised")
         content = _content(runs, programs)
         if onnx:
