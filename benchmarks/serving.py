@@ -1,10 +1,12 @@
 """Load on loopback: python benchmarks/serving.py ARTIFACT [--requests N] [--others].
 
 Requests per second and the 50th and 99th percentile of their seconds with 1, 8 and 64 clients that
-ask one after another, each for one image; then requests of which each tenth is malformed: none may
-be lost, and the service's memory has to stay flat. `--others` puts LitServe and a plain FastAPI
-application with the same program beside it, in turns (pip install litserve fastapi). Clients and
-services share the cores, so compare within a line only.
+ask one after another, each for one image (median of the rounds), and how many times as many thinned
+answers as each of the others (median, least and most of the rounds). Then requests of which each
+tenth is malformed: none may be lost, and the service's memory has to stay flat. Then clients that
+are killed, dawdle, or upload too much, while others ask on. `--others` puts LitServe and a plain
+FastAPI application with the same program beside it, in turns (pip install litserve fastapi).
+Clients and services share the cores, so compare within a line only.
 """
 
 from __future__ import annotations
@@ -197,6 +199,55 @@ def measured(port: int, clients: int, given: list[bytes]) -> tuple[float, float,
     return len(given) / total, p50, p99
 
 
+async def until_answered(port: int, sent: bytes, more: bytes = b"", pause: float = 1) -> int:
+    """The status that a request gets of which the rest comes byte by byte, and is never whole."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+
+    async def dawdle() -> None:
+        for byte in more:
+            writer.write(bytes([byte]))
+            await asyncio.sleep(pause)
+
+    rest = asyncio.create_task(dawdle())
+    writer.write(sent)
+    try:
+        answer = await asyncio.wait_for(reader.readline(), 90)
+        return int(answer.split()[1])
+    finally:
+        rest.cancel()
+        writer.close()
+
+
+async def hostile(port: int, given: list[bytes]) -> dict[str, object]:
+    """What becomes of clients that behave badly, and of those that ask beside them."""
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    claimed = head + b"Content-Length: %d\r\n\r\n"
+
+    async def killed(place: int) -> None:
+        """Half of them while they send, half while they wait for the answer."""
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        body = given[place % len(given)]
+        writer.write(claimed % len(body) + (body if place % 2 else body[:50]))
+        await writer.drain()
+        writer.transport.abort()
+
+    huge = b"x" * 30_000_000
+    chunks = head + b"Transfer-Encoding: chunked\r\n\r\n1c9c380\r\n" + huge
+    slow = until_answered(port, claimed % 1000, b"[" * 80)
+    others, found = load(port, 8, given * 10), {}
+    found["slow"], found["huge"], found["huge in chunks"], beside, *_ = await asyncio.gather(
+        slow,
+        until_answered(port, claimed % len(huge) + huge[:1000]),
+        until_answered(port, chunks),
+        others,
+        *map(killed, range(100)),
+    )
+    found["beside"] = set(beside[2])
+    _, _, after = await load(port, 8, given)
+    found["after"] = set(after)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("artifact", type=Path)
@@ -214,7 +265,14 @@ def main() -> None:
                     found[name].append(measured(port, clients, part))
             for name, rows in found.items():
                 rate, p50, p99 = map(statistics.median, zip(*rows, strict=True))
-                print(f"{clients:>7}  {name:<10}{rate:>11.1f}{1e3 * p50:>11.1f}{1e3 * p99:>11.1f}")
+                times = [own[0] / row[0] for own, row in zip(found["thinned"], rows, strict=True)]
+                ratio = f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})"
+                shown = "" if name == "thinned" else f"   thinned answers {ratio} times as many"
+                print(
+                    f"{clients:>7}  {name:<10}{rate:>11.1f}{1e3 * p50:>11.1f}{1e3 * p99:>11.1f}"
+                    f"{shown}",
+                    flush=True,
+                )
         process, port = running["thinned"]
         mixed = [
             MALFORMED[row // 10 % len(MALFORMED)] if row % 10 == 0 else given[row % len(given)]
@@ -229,10 +287,17 @@ def main() -> None:
         grown = (process.memory_info().rss - before) / 1e6
         print(
             f"{len(mixed):,} requests, each tenth malformed: statuses {counts}, "
-            f"memory {grown:+.1f} MB"
+            f"memory {grown:+.1f} MB",
+            flush=True,
         )
         assert sum(counts.values()) == len(mixed)
         assert counts[200] == len(mixed) - len(mixed[::10])
+        told = asyncio.run(hostile(port, given))
+        print("100 killed clients, a slow one, uploads of 30 MB:", told)
+        assert told == {
+            **{"slow": 408, "huge": 413, "huge in chunks": 413},
+            **{"beside": {200}, "after": {200}},
+        }
     finally:
         for process, _ in running.values():
             for each in (*process.children(recursive=True), process):

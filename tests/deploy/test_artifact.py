@@ -186,9 +186,12 @@ def test_a_damaged_artifact_is_refused(folder, tmp_path):
 
 
 def test_an_artifact_that_differs_from_its_run_is_not_kept(runs, tmp_path):
+    lines = []
     with pytest.raises(ThinnedError, match="differ from the run's by .*--bound"):
-        export(runs[:1], tmp_path / "out", Asked(samples=7), bound=-1.0, say=lambda line: None)
+        export(runs[:1], tmp_path / "out", Asked(samples=0), bound=-1.0, say=lines.append)
     assert not list(tmp_path.iterdir())
+    # Nor is it said to lack the validation images that it has.
+    assert [line.partition(":")[0] for line in lines] == ["plain pass"]
 
 
 def test_a_run_without_dropout_or_validation_has_a_plain_pass_and_no_promises(

@@ -1,6 +1,7 @@
 """The page in a real browser: drawn digits are read, scribbles are doubted."""
 
 import shutil
+from importlib.resources import files
 
 import pytest
 from digits import SAMPLES, nearest
@@ -108,12 +109,23 @@ def test_a_file_is_read_and_an_unreadable_one_is_said_to_be(page, tmp_path):
     page.faults = [fault for fault in page.faults if "422" not in str(fault)]
 
 
-def test_nothing_is_wider_than_the_window(browser, port):
-    for width in (320, 768, 1400):
-        page = browser.new_page(viewport={"width": width, "height": 700}, color_scheme="dark")
-        page.set_default_timeout(120_000)
-        page.goto(f"http://127.0.0.1:{port}/")
-        draw(page, SEVEN)
-        page.locator("#rows li").first.wait_for()
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        page.close()
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_wider_than_the_window_or_hard_to_use(browser, port, scheme):
+    axe = (files("axe_core_python") / "axe.min.js").read_text()
+    page = browser.new_page(color_scheme=scheme)
+    page.set_default_timeout(120_000)
+    page.goto(f"http://127.0.0.1:{port}/")
+    page.get_by_text("Draw, and watch it think.").wait_for()
+    page.evaluate(axe)
+    for points, answer in (SEVEN, "sure"), (SCRIBBLE, "doubt"):
+        draw(page, points)
+        page.locator(f"#verdict.{answer} strong").wait_for()
+        for width in (320, 768, 1400):
+            page.set_viewport_size({"width": width, "height": 700})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            found = page.evaluate("axe.run()")
+            faults = [(each["id"], each["nodes"][0]["html"]) for each in found["violations"]]
+            assert not faults, (points, width)
+            assert len(found["passes"]) > 10
+        page.get_by_role("button", name="Clear").click()
+    page.close()

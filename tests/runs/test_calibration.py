@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import blobs, write_idx
-from scipy import optimize, special
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import optimize, special, stats
 
 from thinned.cli.main import main
 from thinned.core.config import Config, DataConfig, DropoutConfig
@@ -17,6 +19,7 @@ from thinned.runs import predictions as trust
 from thinned.runs.calibration import Calibration
 from thinned.runs.train import train
 from thinned.trust import scores
+from thinned.trust.sampling import averaged, of_logits
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +138,25 @@ def test_a_file_that_is_damaged_or_of_before_is_as_none(copied, text):
         calibration.temperature_of([run])
     calibration.keep([run], 0, Calibration(2.0, 0.0, 0.0, 60))
     assert calibration.temperature_of([run]) == 2.0
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.tuples(*(st.integers(1, 4) for _ in range(3)), st.integers(2, 6)),
+    spread=st.sampled_from([0, 1e-4, 1, 30, 1e4]),
+    temperature=st.floats(*scores.TEMPERATURES),
+)
+def test_samples_never_disagree_more_than_there_is_uncertainty(seed, shape, spread, temperature):
+    logits = np.random.default_rng(seed).normal(0, spread, shape).astype(np.float32)
+    drawn = averaged([of_logits(member) for member in logits])
+    told = trust.tempered(drawn, temperature)
+    for each in (drawn, told):
+        assert np.all(each.mutual_information >= 0)
+        assert np.all(each.mutual_information <= each.entropy)
+    p = special.softmax(logits.astype(np.float64), -1).reshape(-1, *shape[2:])
+    entropy, alone = stats.entropy(p.mean(0), axis=-1), stats.entropy(p, axis=-1).mean(0)
+    np.testing.assert_allclose(drawn.mutual_information, entropy - alone, atol=1e-12)
+    after = stats.entropy(scores.with_temperature(p.mean(0), temperature), axis=-1)
+    np.testing.assert_allclose(told.entropy, after, atol=1e-12)
+    part = told.mutual_information * entropy
+    np.testing.assert_allclose(part, after * drawn.mutual_information, atol=1e-12)

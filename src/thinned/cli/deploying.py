@@ -45,6 +45,9 @@ class Export:
         float,
         Option("Largest difference of a probability from the run's own.", "probability", low=0),
     ] = 1e-6
+    onnx: Annotated[
+        bool, Option("Write the plain pass as an ONNX model, too, compared by ONNX Runtime.")
+    ] = False
     debug: Debug = False
 
     def __call__(self) -> None:
@@ -52,14 +55,17 @@ class Export:
         if len(self.paths) < 2:
             raise RequestError("give a run folder (or several), then the folder to write")
         from thinned.deploy.export import export
+        from thinned.deploy.onnx import needed_for_onnx
         from thinned.deploy.promises import Asked
         from thinned.runs.predictions import load_runs
 
+        if self.onnx:
+            needed_for_onnx()
         *runs, out = self.paths
         asked = Asked(
             self.samples, self.coverage, self.sets, self.risk, self.confidence, self.ood_fpr
         )
-        export(load_runs(runs), out, asked, self.bound)
+        export(load_runs(runs), out, asked, self.bound, onnx=self.onnx)
         print(f"artifact  {out}")
         print(f"predict   thinned predict {out} IMAGES")
         print(f"serve     thinned serve {out}")

@@ -33,6 +33,12 @@ mean, spread = samples.mean((0, 1)), samples.std((0, 1))
 """
 
 
+_ONNX = """
+
+The plain pass is an ONNX model, too. With `pip install numpy onnxruntime` alone, its logits are
+`onnxruntime.InferenceSession("plain.onnx").run(None, {"images": images})[0]`."""
+
+
 _LIMITS = """\
 ## Limits
 
@@ -168,7 +174,7 @@ def _use(about: Mapping[str, Any]) -> str:
         "## Use\n\n"
         "With `thinned`: `thinned predict FOLDER IMAGES` or `thinned serve FOLDER`. Without it, "
         "`pip install jax numpy flatbuffers safetensors`, and in this folder:\n\n"
-        f"```python\n{program}```"
+        f"```python\n{program}```{_ONNX if 'plain.onnx' in about['sha256'] else ''}"
     )
 
 

@@ -27,8 +27,10 @@ from thinned.deploy.artifact import (
     Artifact,
     digest_of,
     needed,
+    predicted,
 )
 from thinned.deploy.card import card_of
+from thinned.deploy.onnx import ONNX, needed_for_onnx, onnx_logits, onnx_of
 from thinned.deploy.programs import Programs, programs_of
 from thinned.deploy.promises import Asked, Way, ways_of
 from thinned.models.weights.load import to_safetensors
@@ -37,7 +39,7 @@ from thinned.runs.environment import describe_environment, recorded_digest
 from thinned.runs.predictions import common_test, members_of, predictions_of, tempered
 from thinned.runs.run import Run
 from thinned.trust.appraisal import Appraisal
-from thinned.trust.sampling import averaged
+from thinned.trust.sampling import Predictions, averaged
 
 PLATFORMS = ("cpu", "cuda")
 BOUND = 1e-6
@@ -53,16 +55,19 @@ class Parity(NamedTuple):
         images: test images that were compared.
         largest: difference of a probability.
         same: part of the images whose most probable class is the same.
+        by: what computed them, where it is not JAX.
     """
 
     samples: int
     images: int
     largest: float
     same: float
+    by: str = ""
 
     def __str__(self) -> str:
         """The difference, and the share of equal answers."""
         way = f"{self.samples} samples" if self.samples else "plain pass"
+        way += f" by {self.by}" if self.by else ""
         return (
             f"{way}: probabilities differ by at most {self.largest:.1e}, {self.same:.2%} of the "
             f"answers are the same, on {self.images:,} test images"
@@ -75,6 +80,7 @@ def export(
     asked: Asked | None = None,
     bound: float = BOUND,
     say: Callable[[str], None] = print,
+    onnx: bool = False,
 ) -> list[Parity]:
     """Write an artifact: a folder that answers without runs, thinned or Flax.
 
@@ -84,30 +90,37 @@ def export(
         asked: samples to draw, and what to promise by the validation images.
         bound: largest difference of a probability from the runs' own.
         say: called with each line for people.
+        onnx: whether to write the plain pass as an ONNX model, too.
 
     Returns:
         How its predictions compare with the runs' own.
 
     Raises:
-        RequestError: `out` exists, a package is missing, or the runs do not fit together or cannot
-            be sampled.
+        RequestError: `out` exists, a package is missing, or the runs do not fit together, cannot
+            be sampled, or have an operator that ONNX has not.
         ThinnedError: the artifact predicts otherwise than the runs, or cannot be written.
     """
     needed("an artifact")
+    if onnx:
+        needed_for_onnx()
     asked = asked or Asked()
     with whole_folder(out) as draft:
         test = common_test(runs)
         programs = programs_of(runs, asked.samples)
         ways = ways_of(runs, asked)
-        if ways[0].temperature is None and len(ways) <= 2:
+        if all(way.temperature is None for way in ways):
             say("note: no validation images: no temperature, and nothing is promised")
         content = _content(runs, programs)
+        if onnx:
+            content[ONNX] = onnx_of(programs, _image_spec(runs[0]))
         about = _about(runs, programs, ways, content, _scores(runs, ways, test))
         content[ABOUT] = (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode()
         content[CARD] = card_of(about).encode()
         for name, part in content.items():
             (draft / name).write_bytes(part)
         found = _compared(runs, Artifact.open(draft), test)
+        if onnx:
+            found.append(_compared_by_onnx(runs, draft / ONNX, test))
         for parity in found:
             say(str(parity))
         worst = max(parity.largest for parity in found)
@@ -238,12 +251,26 @@ def _scores(runs: Sequence[Run], ways: Sequence[Way], test: Split) -> list[dict[
 
 def _compared(runs: Sequence[Run], artifact: Artifact, test: Split) -> list[Parity]:
     """Each plain and sampled way, by the artifact as it was read back."""
-    images = np.asarray(test.images[a_few(len(test), _COMPARED)])
-    found: list[Parity] = []
-    for way in artifact.ways:
-        if way.temperature is None:
-            own = averaged(members_of(runs, images, way.samples)).probabilities
-            there = artifact.predictions(images, way).probabilities
-            same = float(np.mean(own.argmax(1) == there.argmax(1)))
-            found.append(Parity(way.samples, len(images), float(np.abs(own - there).max()), same))
-    return found
+    images = _few_of(test)
+    return [
+        _parity(runs, images, way.samples, artifact.predictions(images, way))
+        for way in artifact.ways
+        if way.temperature is None
+    ]
+
+
+def _compared_by_onnx(runs: Sequence[Run], model: Path, test: Split) -> Parity:
+    images = _few_of(test)
+    there = predicted(onnx_logits(model, images)[:, None], Way(0))
+    return _parity(runs, images, 0, there)._replace(by="ONNX Runtime")
+
+
+def _few_of(test: Split) -> np.ndarray:
+    return np.asarray(test.images[a_few(len(test), _COMPARED)])
+
+
+def _parity(runs: Sequence[Run], images: np.ndarray, samples: int, there: Predictions) -> Parity:
+    own = averaged(members_of(runs, images, samples)).probabilities
+    differ = float(np.abs(own - there.probabilities).max())
+    same = float(np.mean(own.argmax(1) == there.probabilities.argmax(1)))
+    return Parity(samples, len(images), differ, same)

@@ -59,13 +59,18 @@ def programs_of(runs: Sequence[Run], samples: int) -> Programs:
     keys = np.stack([jax.random.key_data(key_for(run.config.seed, "sample", 0)) for run in runs])
 
     def plain(weights: Weights, images: jax.Array) -> jax.Array:
-        return jnp.stack([member.plain(weights, images) for member in members])
+        return _together([member.plain(weights, images) for member in members])
 
     def sampled(weights: Weights, images: jax.Array, keys: jax.Array) -> jax.Array:
         pairs = zip(members, keys, strict=True)
-        return jnp.stack([member.sampled(weights, images, key, samples) for member, key in pairs])
+        return _together([member.sampled(weights, images, key, samples) for member, key in pairs])
 
     return Programs(weights, plain, sampled if samples else None, keys, samples)
+
+
+def _together(parts: list[jax.Array]) -> jax.Array:
+    # Not `jnp.stack`, whose primitive is too new for converters.
+    return jnp.concatenate([part[None] for part in parts])
 
 
 @dataclass(frozen=True)

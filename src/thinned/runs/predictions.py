@@ -99,10 +99,17 @@ def _member(run: Run, images: Any, samples: int, draw: int) -> Predictions:
 
 
 def tempered(predictions: Predictions, temperature: float) -> Predictions:
-    """Predictions whose mean is tempered; what samples disagree about, and the energy, stay."""
+    """Predictions whose mean is tempered; deviation and energy stay.
+
+    A temperature says how much uncertainty there is, and the samples say which part of it is
+    disagreement: that part of the entropy stays, so that the mutual information never exceeds it.
+    In nats it cannot stay: it could then be more than all the uncertainty there is.
+    """
     scaled = scores.with_temperature(predictions.probabilities, temperature)
-    rest = scores.by_parts(entropy_of, scaled) - predictions.mutual_information
-    return predictions._replace(probabilities=scaled, expected_entropy=rest)
+    entropy, before = scores.by_parts(entropy_of, scaled), predictions.entropy
+    disagreed = predictions.mutual_information
+    part = np.divide(disagreed, before, out=np.zeros_like(before), where=before > 0)
+    return predictions._replace(probabilities=scaled, expected_entropy=entropy * (1 - part))
 
 
 def calibrate(runs: Sequence[Run], samples: int = 0) -> Calibration:
