@@ -49,8 +49,8 @@ def workplace(tmp_path_factory) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).convert("RGB").save(folder / f"{index}.png")
     # The module that docs/own-model.md tells people to write.
-    (own,) = blocks(ROOT / "docs" / "own-model.md", "python")
-    (base / "main" / "nets.py").write_text(own)
+    own = blocks(ROOT / "docs" / "own-model.md", "python")
+    (base / "main" / "nets.py").write_text("\n\n".join(own))
     return base / "main"
 
 

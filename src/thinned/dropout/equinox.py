@@ -375,6 +375,39 @@ def told(path: str, layer: Any, off: bool, rate: Any, train: bool) -> Named:
     return Named(layer, path, lambda path: None, forced=not (off or train))
 
 
+def with_state(make: Callable[..., Any], key: Key) -> tuple[Any, dict[str, Any]]:
+    """What a class makes with a key, and the first values of its `equinox.nn.State`, by path."""
+    model, state = eqx.nn.make_with_state(make)(key=key)
+    return model, values_of(model, state)
+
+
+def values_of(model: Any, state: Any) -> dict[str, Any]:
+    """The values of an `equinox.nn.State`, by the path of what asks for them."""
+    return {path: state.get(index) for path, index in _indices(model).items()}
+
+
+def state_of(model: Any, values: dict[str, Any]) -> Any:
+    """The `equinox.nn.State` of a model with these values, by path."""
+    held = {
+        path: eqx.tree_at(lambda index: index.init, index, values[path])
+        for path, index in _indices(model).items()
+    }
+    return eqx.nn.State(held)
+
+
+def batch_axis(model: Any) -> Any:
+    """The name that a model's batch normalisation gives to the axis of the batch."""
+    norms = jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, eqx.nn.BatchNorm))
+    return next((node.axis_name for node in norms if isinstance(node, eqx.nn.BatchNorm)), "batch")
+
+
+def _indices(model: Any) -> dict[str, Any]:
+    pairs = jax.tree_util.tree_flatten_with_path(
+        model, is_leaf=lambda node: isinstance(node, eqx.nn.StateIndex)
+    )[0]
+    return {_path(path): node for path, node in pairs if isinstance(node, eqx.nn.StateIndex)}
+
+
 def _drops(node: Any) -> bool:
     return isinstance(node, DropoutLayer | eqx.nn.Dropout)
 

@@ -512,10 +512,11 @@ def _elements(x: jax.Array, rate: jax.Array, key: Key, how: tuple[Any, ...]) -> 
     shape, scaled, bits, plain = how
     chance = _chance(rate, plain)
     mask = keep_mask(key, shape, chance, bits)
-    if shape != x.shape:
-        # XLA would fuse the draw into the product and repeat it for every element that shares it;
-        # behind an exponential, which it counts as expensive, it draws once.
-        mask = jnp.exp(jnp.where(mask, 0.0, -jnp.inf)) > 0
+    if shape != x.shape or (bits == "threefry" and jax.default_backend() == "cpu"):
+        # XLA would fuse the draw into all that use the mask and repeat it in each, and for every
+        # element that shares it; behind an exponential, which it counts as expensive, it draws
+        # once. Where nothing is shared the fast bits are cheap enough to be drawn again.
+        mask = jnp.exp(jnp.where(mask, jnp.float32(0), -jnp.inf)) > 0
     kept = _scaled(x, _inverse(realised_keep(chance, bits))) if scaled else x
     return jnp.where(mask, kept, jnp.zeros((), x.dtype))
 

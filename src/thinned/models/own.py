@@ -357,8 +357,10 @@ def _traced(whole: list[Any], function: Callable[[list[Any]], Any]) -> None:
 class EquinoxNetwork(_Adapter):
     """An Equinox network of the user's, called with one image [channel, height, width] at a time.
 
-    Its floating point arrays are the collection ``params``, other arrays ``state``. What its method
-    ``losses()`` returns, if it has one, training adds to its loss.
+    Its floating point arrays are the collection ``params``, other arrays ``state``. One with an
+    ``equinox.nn.State``, which is the collection ``batch_stats``, is called with image and state,
+    and returns logits and state. What its method ``losses()`` returns, if it has one, training adds
+    to its loss.
 
     Attributes:
         make: makes the module, with ``key``.
@@ -373,24 +375,23 @@ class EquinoxNetwork(_Adapter):
         """Logits f32 [batch, class] of images f32 [batch, height, width, channel].
 
         Raises:
-            RequestError: the network has an ``equinox.nn.State``, or learns a rate and does not
-                tell its term of the loss.
+            RequestError: the network learns a rate and does not tell its term of the loss.
         """
         from thinned.dropout import equinox as on_equinox
 
-        draft = _drafted_equinox(self.make)
+        draft, state = _drafted_equinox(self.make)
         if self.is_initializing():
-            self.keep(_arrays_by_collection(self.make(key=self.make_rng("params"))))
+            made, first = on_equinox.with_state(self.make, self.make_rng("params"))
+            self.keep(_arrays_by_collection(made, first))
         held, blank = self.held(), jax.random.key(0)
-        model: Any = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: held.get((_collection_of(leaf), *_parts(path)), leaf), draft
-        )
+        model: Any = _filled(draft, held, "")
+        state = {path: _filled(value, held, "batch_stats", path) for path, value in state.items()}
         model = on_equinox.in_mode(model, train)
         called: list[str] = []
         noting = on_equinox.replaced(
             model, lambda path, layer: on_equinox.Named(layer, path, called.append)
         )
-        jax.eval_shape(lambda images: self._run(noting, images, blank), images)
+        jax.eval_shape(lambda images: self._run(noting, images, blank, state), images)
         asked: dict[str, tuple[bool, Any, Any]] = {}
         layers = on_equinox.places(model)
         for path in dict.fromkeys(called):
@@ -411,38 +412,56 @@ class EquinoxNetwork(_Adapter):
                 on_equinox.told(path, layer, *asked[path][:2], train) if path in asked else layer
             ),
         )
-        return self._run(told, images, root)
+        logits, state = self._run(told, images, root, state)
+        if not self.is_initializing():
+            self.keep(_arrays_by_collection(None, state))
+        return logits
 
-    def _run(self, model: Any, images: jax.Array, key: Any) -> jax.Array:
-        def one(image: jax.Array, key: Any) -> jax.Array:
-            return model(jnp.moveaxis(image, -1, 0), **({"key": key} if self.keyed else {}))
+    def _run(self, model: Any, images: jax.Array, key: Any, state: Any) -> tuple[jax.Array, Any]:
+        """Logits [batch, class], and the values of the state, by path, after them."""
+        from thinned.dropout import equinox as on_equinox
 
-        return jax.vmap(one)(images, jax.random.split(key, images.shape[0]))
+        def one(image: jax.Array, key: Any, state: Any) -> Any:
+            options = {"key": key} if self.keyed else {}
+            image = jnp.moveaxis(image, -1, 0)
+            if not state:
+                return model(image, **options), state
+            logits, after = model(image, on_equinox.state_of(model, state), **options)
+            return logits, on_equinox.values_of(model, after)
+
+        axis = on_equinox.batch_axis(model)
+        mapped = jax.vmap(one, (0, 0, None), (0, None), axis_name=axis)
+        return mapped(images, jax.random.split(key, images.shape[0]), state)
 
 
 @cache
-def _drafted_equinox(make: Callable[..., Any]) -> Any:
-    """What a class makes, with shapes for arrays."""
+def _drafted_equinox(make: Callable[..., Any]) -> tuple[Any, dict[str, Any]]:
+    """What a class makes, and the values of its state by path, with shapes for arrays."""
     import equinox as eqx
 
-    draft = eqx.filter_eval_shape(make, key=jax.random.key(0))
+    from thinned.dropout import equinox as on_equinox
 
-    def is_state(node: Any) -> bool:
-        return isinstance(node, eqx.nn.StateIndex)
-
-    if any(map(is_state, jax.tree.leaves(draft, is_leaf=is_state))):
-        raise RequestError(
-            f"{type(draft).__name__} has an equinox.nn.State (as BatchNorm), which the trainer "
-            "does not carry: take a normalisation without one (GroupNorm, LayerNorm)"
-        )
-    return draft
+    return eqx.filter_eval_shape(partial(on_equinox.with_state, make), jax.random.key(0))
 
 
-def _arrays_by_collection(model: Any) -> dict[str, dict[tuple[str, ...], Any]]:
+def _filled(draft: Any, held: Any, collection: str, *inside: str) -> Any:
+    """A draft with what is held in the place of shapes; in that collection, or in each leaf's."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: held.get(
+            (collection or _collection_of(leaf), *_parts(inside, path)), leaf
+        ),
+        draft,
+    )
+
+
+def _arrays_by_collection(model: Any, state: Any) -> dict[str, dict[tuple[str, ...], Any]]:
     found: dict[str, dict[tuple[str, ...], Any]] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
         if collection := _collection_of(leaf):
-            found.setdefault(collection, {})[_parts(path)] = leaf
+            found.setdefault(collection, {})[_parts((), path)] = leaf
+    for place, value in state.items():
+        for path, leaf in jax.tree_util.tree_flatten_with_path(value)[0]:
+            found.setdefault("batch_stats", {})[_parts((place,), path)] = leaf
     return found
 
 
@@ -452,5 +471,6 @@ def _collection_of(leaf: Any) -> str:
     return "params" if jnp.issubdtype(leaf.dtype, jnp.inexact) else "state"
 
 
-def _parts(path: Any) -> tuple[str, ...]:
-    return tuple(jax.tree_util.keystr(path, simple=True, separator="/").split("/"))
+def _parts(inside: tuple[str, ...], path: Any) -> tuple[str, ...]:
+    inner = jax.tree_util.keystr(path, simple=True, separator="/")
+    return tuple("/".join((*inside, *((inner,) if path else ()))).split("/"))
