@@ -100,21 +100,33 @@ def naive(model, variables, samples, images=X):
     return special.softmax(np.asarray(logits, np.float64), -1)
 
 
+MODELS = {
+    "cnn": CNN(4),
+    "resnet-path": ResNet(4, DropoutSpec("path")),
+    "resnet-connect": ResNet(4, DropoutSpec("connect")),
+    "own": Own(),
+    "wrapped": Wrapped(),
+    "curved": Curved(),
+    "rounded": Rounded(),
+    "joined": Joined(),
+}
+SINGLY = ("own", "curved")
+"""One with a matrix for its head and one without: a single sample is no matter of the network."""
+
+
 @pytest.mark.parametrize(
-    "model",
+    ("model", "samples"),
     [
-        CNN(4),
-        ResNet(4, DropoutSpec("path")),
-        ResNet(4, DropoutSpec("connect")),
-        Own(),
-        Wrapped(),
-        Curved(),
-        Rounded(),
-        Joined(),
+        pytest.param(
+            model,
+            samples,
+            id=f"{name}-{samples}",
+            marks=() if samples > 1 or name in SINGLY else pytest.mark.long,
+        )
+        for name, model in MODELS.items()
+        for samples in (1, 6)
     ],
-    ids=["cnn", "resnet-path", "resnet-connect", "own", "wrapped", "curved", "rounded", "joined"],
 )
-@pytest.mark.parametrize("samples", [1, 6])
 def test_samples_are_those_of_the_naive_loop(model, samples):
     variables = started(model)
     found = sample_predictions(model.apply, variables, X, KEY, samples)
