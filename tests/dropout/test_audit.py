@@ -46,10 +46,18 @@ def failed(found):
     return {(check.question, check.site) for check in found.failures()}
 
 
+KINDS = ("element", "channel", "block", "path", "gaussian", "alpha", "concrete", "connect")
+
+
 @pytest.mark.parametrize(
-    "kind", ["element", "channel", "block", "path", "gaussian", "alpha", "concrete", "connect"]
+    ("kind", "bits"),
+    [
+        # No kind sees which generator it draws from: each has one of them, and both at night.
+        pytest.param(kind, bits, marks=() if i % 2 == j else pytest.mark.long)
+        for i, kind in enumerate(KINDS)
+        for j, bits in enumerate(("threefry", "fast"))
+    ],
 )
-@pytest.mark.parametrize("bits", ["threefry", "fast"])
 def test_every_kind_of_ours_passes_and_its_rate_is_measured(kind, bits):
     model = CNN(3, DropoutSpec(kind, rate=0.3, bits=bits, block_size=1, examples=10))
     found = audit(model, X, rngs=fresh, init_rngs=ONE)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import warnings
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -23,23 +24,24 @@ from thinned.testing import assert_dropout
 
 KEY, X = jax.random.key(0), jax.random.normal(jax.random.key(1), (6, 8))
 
-# Each fault in one or two networks; scripts/planted_faults.py has them all.
+# Each fault in one or two networks, of which the slower waits for the night;
+# scripts/planted_faults.py has them all.
 PLANTED = [
-    ("ViT (Linen)", "result discarded"),
+    pytest.param("ViT (Linen)", "result discarded", marks=pytest.mark.long),
     ("ViT (Linen)", "stream not given"),
-    ("ViT (Linen)", "other mask backward"),
-    ("ViT (Linen)", "off in training"),
-    ("BERT (Linen, scan, remat)", "frozen key"),
+    pytest.param("ViT (Linen)", "other mask backward", marks=pytest.mark.long),
+    pytest.param("ViT (Linen)", "off in training", marks=pytest.mark.long),
+    pytest.param("BERT (Linen, scan, remat)", "frozen key", marks=pytest.mark.long),
     ("BERT (Linen, scan, remat)", "key shared by layers of a scan"),
-    ("BERT (Linen, scan, remat)", "constant key"),
+    pytest.param("BERT (Linen, scan, remat)", "constant key", marks=pytest.mark.long),
     ("WRN (Linen)", "statistics disturbed"),
     ("WRN (Linen)", "key shared by sites"),
     ("WRN (Linen)", "key shared by streams"),
     ("transformer (NNX)", "frozen key"),
     ("transformer (NNX)", "key of init"),
-    ("transformer (NNX)", "on in evaluation"),
+    pytest.param("transformer (NNX)", "on in evaluation", marks=pytest.mark.long),
     ("transformer (NNX)", "off in training"),
-    ("transformer (NNX)", "statistics disturbed"),
+    pytest.param("transformer (NNX)", "statistics disturbed", marks=pytest.mark.long),
     ("MLP (Equinox)", "one mask for the batch"),
     ("MLP (Equinox)", "key shared by sites"),
     ("MLP (Haiku)", "wrong scale"),
@@ -53,6 +55,7 @@ PLANTED = [
 ]
 
 
+@cache
 def examined(network, fault):
     if not planted.is_installed(network):
         pytest.skip(f"{planted.NEEDS[network]} is not installed")

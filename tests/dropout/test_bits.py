@@ -29,10 +29,12 @@ COUNT = 2**20
 SIGMAS = 6.0
 
 
-def words_of(seed: int, second: int) -> np.ndarray:
-    return np.asarray(
-        random_bits(jnp.array([seed, second], jnp.uint32), (COUNT,), "fast"), np.uint32
-    )
+def words_of(seed: int, second: int, count: int = COUNT) -> np.ndarray:
+    key = jnp.array([seed, second], jnp.uint32)
+    return np.asarray(random_bits(key, (count,), "fast"), np.uint32)
+
+
+mask_of_257 = jax.jit(lambda key, rate: keep_mask(key, (257,), rate))
 
 
 def correlation(one: np.ndarray, two: np.ndarray) -> float:
@@ -60,7 +62,7 @@ def test_threefry_masks_are_bernoulli(shape, rate):
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1, width=32))
 def test_traced_rates_are_bernoulli(seed, rate):
     key = jax.random.key(seed)
-    ours = jax.jit(lambda rate: keep_mask(key, (257,), rate))(jnp.float32(rate))
+    ours = mask_of_257(key, jnp.float32(rate))
     theirs = jax.random.bernoulli(key, 1 - jnp.float32(rate), (257,))
     assert (ours == theirs).all()
 
@@ -137,10 +139,11 @@ def test_fast_bits_are_unbiased():
 
 
 def test_every_key_bit_changes_half_of_the_output():
+    words = words_of(0, 0, 4096)
     for bit in range(64):
         flipped = [0, 0]
         flipped[bit // 32] = 1 << (bit % 32)
-        changed = np.bitwise_count(words_of(0, 0)[:4096] ^ words_of(*flipped)[:4096]).sum()
+        changed = np.bitwise_count(words ^ words_of(*flipped, 4096)).sum()
         total = 4096 * 32
         assert abs(changed - total / 2) < SIGMAS * np.sqrt(total) / 2
 

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -40,30 +40,48 @@ KINDS = {
 BITS = ("threefry", "fast")
 BINARY = ("element", "shared", "channel", "path", "block")
 SHAPE = (4, 7, 9, 6)
-RUNS = {
-    (kind, bits): jax.jit(partial(function, bits=bits))
-    for kind, function in KINDS.items()
-    for bits in BITS
-}
-# The loss is linear in the outputs, so that a slope shows the very gates.
-SLOPES = {
-    case: jax.jit(jax.grad(lambda x, rate, key, run=run: run(x, rate, key).sum(dtype=jnp.float32)))
-    for case, run in RUNS.items()
-}
+
+
+def with_slopes(function, bits):
+    """Outputs and slopes, by one program; the loss is linear, so that a slope shows the gates."""
+
+    def loss(x, rate, key):
+        y = function(x, rate, key, bits=bits)
+        return y.sum(dtype=jnp.float32), y
+
+    return jax.jit(jax.grad(loss, has_aux=True))
+
+
+SLOPES = {(kind, bits): with_slopes(KINDS[kind], bits) for kind in KINDS for bits in BITS}
+RUNS = {case: lambda *given, run=run: run(*given)[1] for case, run in SLOPES.items()}
 SEEDS = st.integers(0, 2**32 - 1)
 # All ways in f32; every way once more in one of the halves. JAX's own bits are drawn in the same
 # places as ours: two ways.
-WRAPS = [
-    *((wrap, jnp.float32, "fast") for wrap in ("plain", "jit", "remat", "scan", "vmap")),
-    *((wrap, jnp.bfloat16, "fast") for wrap in ("jit", "scan")),
-    *((wrap, jnp.float16, "fast") for wrap in ("plain", "remat", "vmap")),
-    ("scan", jnp.float32, "threefry"),
-    ("vmap", jnp.bfloat16, "threefry"),
+WRAPS = {
+    "plain": ((jnp.float32, "fast"), (jnp.float16, "fast")),
+    "jit": ((jnp.float32, "fast"), (jnp.bfloat16, "fast")),
+    "remat": ((jnp.float32, "fast"), (jnp.float16, "fast")),
+    "scan": ((jnp.float32, "fast"), (jnp.bfloat16, "fast"), (jnp.float32, "threefry")),
+    "vmap": ((jnp.float32, "fast"), (jnp.float16, "fast"), (jnp.bfloat16, "threefry")),
+}
+# Every kind in every way, with these in turn; all of them together at night.
+WRAPPED = [
+    pytest.param(kind, wrap, *way, marks=() if (i + j) % len(ways) == k else pytest.mark.long)
+    for i, kind in enumerate(KINDS)
+    for j, (wrap, ways) in enumerate(WRAPS.items())
+    for k, way in enumerate(ways)
 ]
 every = pytest.mark.parametrize("kind", KINDS)
 either = pytest.mark.parametrize("bits", BITS)
+# Where a kind does not see which generator it draws from: with both of them only at night.
+ONE_OF_BOTH = [
+    pytest.param(kind, bits, marks=() if i % 2 == j else pytest.mark.long)
+    for i, kind in enumerate(KINDS)
+    for j, bits in enumerate(BITS)
+]
 
 
+@cache
 def inputs(dtype=jnp.float32):
     """Numbers around 4, none of them zero."""
     return jax.random.uniform(jax.random.key(9), SHAPE, jnp.float32, 3, 5).astype(dtype)
@@ -73,20 +91,23 @@ def untouched(kind, x):
     return x @ KERNEL.astype(x.dtype) if kind.startswith("connect") else x
 
 
+def run_both_ends(run, kind, x, key):
+    at_zero, same = run(x, jnp.float32(0), key), untouched(kind, x)
+    np.testing.assert_allclose(at_zero, same, rtol=0, atol=1e-5 if "connect" in kind else 0)
+    assert not np.any(run(x, jnp.float32(1), key))
+
+
 @every
 @either
 @settings(max_examples=3)
 @given(SEEDS)
 def test_rate_0_is_the_identity_and_rate_1_is_zero_with_a_zero_gradient(kind, bits, seed):
     x, key = inputs(), jax.random.key(seed)
-    for run in (RUNS[kind, bits], partial(KINDS[kind], bits=bits)):
-        at_zero, same = run(x, jnp.float32(0), key), untouched(kind, x)
-        np.testing.assert_allclose(at_zero, same, rtol=0, atol=1e-5 if "connect" in kind else 0)
-        assert not np.any(run(x, jnp.float32(1), key))
+    run_both_ends(RUNS[kind, bits], kind, x, key)
     for plain, expected in ((0, untouched(kind, x)), (1, np.zeros(1))):
         plainly = KINDS[kind](x, plain, key, bits=bits)
         assert np.array_equal(plainly, np.broadcast_to(expected, plainly.shape))
-    slopes = [SLOPES[kind, bits](x, jnp.float32(rate), key) for rate in (0.0, 0.3, 1.0)]
+    slopes = [SLOPES[kind, bits](x, jnp.float32(rate), key)[0] for rate in (0.0, 0.3, 1.0)]
     assert np.all(np.isfinite(slopes))
     assert not np.any(slopes[2])
     assert np.any(slopes[1] != slopes[0])
@@ -101,9 +122,19 @@ def test_an_address_gives_one_mask_and_another_key_another(kind, bits, seed, rat
     run, rate = RUNS[kind, bits], jnp.float32(rate)
     y = run(x, rate, key)
     assert np.array_equal(y, run(x, rate, key))
-    np.testing.assert_allclose(y, KINDS[kind](x, rate, key, bits=bits), rtol=1e-4, atol=1e-5)
     others = [run(x, rate, jax.random.fold_in(key, step)) for step in range(8)]
     assert any(not np.array_equal(y, other) for other in others)
+
+
+@pytest.mark.parametrize(("kind", "bits"), ONE_OF_BOTH)
+@settings(max_examples=4)
+@given(SEEDS, st.sampled_from([0.1, 0.4, 0.8]))
+def test_it_is_the_same_where_nothing_is_compiled_around_it(kind, bits, seed, rate):
+    x, key, run = inputs(), jax.random.key(seed), partial(KINDS[kind], bits=bits)
+    run_both_ends(run, kind, x, key)
+    rate = jnp.float32(rate)
+    compiled = RUNS[kind, bits](x, rate, key)
+    np.testing.assert_allclose(compiled, run(x, rate, key), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", BINARY)
@@ -133,8 +164,7 @@ def test_masks_are_constant_along_shared_axes_only(kind, axes, seed):
         assert np.any(masks != np.roll(masks, 1, axis))
 
 
-@every
-@pytest.mark.parametrize(("wrap", "dtype", "bits"), WRAPS)
+@pytest.mark.parametrize(("kind", "wrap", "dtype", "bits"), WRAPPED)
 def test_forward_and_backward_gates_are_equal_and_dtypes_kept(kind, wrap, dtype, bits):
     """Outputs that are products of inputs and gates have the gates as their slopes."""
     x, key, rate = inputs(dtype), jax.random.key(1), jnp.float32(0.4)
@@ -156,16 +186,18 @@ def test_forward_and_backward_gates_are_equal_and_dtypes_kept(kind, wrap, dtype,
     shape = jax.eval_shape(run, x, key).shape
     weights = jax.random.uniform(jax.random.key(2), shape, jnp.float32, 1, 2).astype(dtype)
 
+    affine = kind in ("alpha", "connect", "connect-batch")
+
     def both(value):
         y, back = jax.vjp(lambda value: run(value, key), value)
-        return y, *back(weights), run(jnp.zeros_like(value), key)
+        return y, *back(weights), run(jnp.zeros_like(value), key) if affine else None
 
     y, slope, at_zero = both(x) if wrap == "plain" else jax.jit(both)(x)
     assert y.dtype == slope.dtype == dtype
     assert slope.shape == x.shape
     tolerance = 1e-4 if dtype == jnp.float32 else 0.05
-    if kind in ("alpha", "connect", "connect-batch"):
-        # Affine maps: what the slope says of the inputs is what the outputs are, less a constant.
+    if affine:
+        # What the slope says of the inputs is what the outputs are, less a constant.
         left = jnp.sum(slope * x, dtype=jnp.float32)
         right = jnp.sum(weights * (y - at_zero), dtype=jnp.float32)
         np.testing.assert_allclose(left, right, rtol=tolerance)
@@ -196,7 +228,8 @@ def test_nothing_of_the_mask_is_kept_for_the_backward_pass(kind):
 
 # Of the first example, once for each key.
 DRAWS = {
-    kind: jax.jit(jax.vmap(partial(RUNS[kind, "fast"], inputs()[:1]), (None, 0))) for kind in KINDS
+    kind: jax.jit(jax.vmap(partial(function, inputs()[:1], bits="fast"), (None, 0)))
+    for kind, function in KINDS.items()
 }
 
 
@@ -342,18 +375,22 @@ def test_concrete_gates_are_those_of_the_paper(rate, temperature):
     np.testing.assert_allclose(ours, x * gates / mean, rtol=2e-3, atol=1e-5)
 
 
+@jax.jit
+@jax.value_and_grad
+def square_and_slope(chance):
+    y = F.concrete_dropout(inputs(), chance, jax.random.key(6), temperature=0.5)
+    return jnp.mean(y**2)
+
+
 @settings(max_examples=10)
 @given(st.floats(0.02, 0.98))
 def test_the_slope_along_a_learned_rate_is_the_finite_difference(rate):
-    key, x = jax.random.key(6), inputs()
-
-    def loss(chance):
-        return jnp.mean(F.concrete_dropout(x, chance, key, temperature=0.5) ** 2)
-
     step = 1e-3
-    slope = float(jax.grad(loss)(jnp.float32(rate)))
-    difference = (loss(jnp.float32(rate + step)) - loss(jnp.float32(rate - step))) / (2 * step)
-    assert slope == pytest.approx(float(difference), rel=0.05, abs=0.02)
+    left, (_, slope), right = (
+        square_and_slope(jnp.float32(rate + move)) for move in (-step, 0, step)
+    )
+    difference = (right[0] - left[0]) / (2 * step)
+    assert float(slope) == pytest.approx(float(difference), rel=0.05, abs=0.02)
 
 
 def test_a_learned_rates_slope_is_finite_and_zero_at_the_ends():
@@ -414,10 +451,11 @@ def test_half_precision_keeps_the_mean_and_has_a_slope_near_rate_1(kind):
 @pytest.mark.parametrize("traced", [False, True])
 def test_an_activation_behind_dropconnect_has_slopes_at_0(rate, traced):
     layer = DropConnectDense(3, rate, activation=jax.nn.relu, deterministic=True)
-    variables = layer.init(jax.random.key(0), jnp.ones((2, 6)))
+    variables = jax.jit(layer.init)(jax.random.key(0), jnp.ones((2, 6)))
     if traced:
         variables = {**variables, "rates": {"rate": jnp.float32(rate)}}
-    slopes = jax.grad(lambda v, x: layer.apply(v, x).sum(), (0, 1))(variables, jnp.zeros((2, 6)))
+    slope = jax.jit(jax.grad(lambda v, x: layer.apply(v, x).sum(), (0, 1)))
+    slopes = slope(variables, jnp.zeros((2, 6)))
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(slopes))
 
 
@@ -443,12 +481,13 @@ def test_examples_have_weights_of_their_own_or_share_them():
     assert len(np.unique(shared, axis=0)) == 1
 
 
-def test_an_examples_mask_does_not_depend_on_the_batch_behind_it():
-    x, key = inputs(), jax.random.key(0)
-    for kind in set(KINDS) - {"connect-batch"}:
-        for bits in BITS:
-            whole, part = (RUNS[kind, bits](given, jnp.float32(0.4), key) for given in (x, x[:2]))
-            np.testing.assert_allclose(whole[:2], part, rtol=1e-5, err_msg=kind)
+@pytest.mark.parametrize(
+    ("kind", "bits"), [case for case in ONE_OF_BOTH if case.values[0] != "connect-batch"]
+)
+def test_an_examples_mask_does_not_depend_on_the_batch_behind_it(kind, bits):
+    x, key, rate = inputs(), jax.random.key(0), jnp.float32(0.4)
+    whole, part = RUNS[kind, bits](x, rate, key), KINDS[kind](x[:2], rate, key, bits=bits)
+    np.testing.assert_allclose(whole[:2], part, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

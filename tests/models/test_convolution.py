@@ -1,4 +1,5 @@
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ def both(shape, features, size, **options):
     ours = nn.Conv(features, (size, size), conv_general_dilated=conv_general_dilated, **options)
     theirs = nn.Conv(features, (size, size), **options)
     images = jax.random.normal(jax.random.key(0), shape)
-    params = theirs.init(jax.random.key(1), images)
+    params = jax.jit(theirs.init)(jax.random.key(1), images)
     return ours, theirs, params, images
 
 
@@ -133,15 +134,16 @@ def test_half_precision_sums_in_single(name):
     images, kernel, options = fast(name)
     half = (jnp.bfloat16(images), jnp.bfloat16(kernel))
     exact = lax.conv_general_dilated(*map(jnp.float32, half), **options)
-    ours = conv_general_dilated(*half, **options)
+    ours = jax.jit(partial(conv_general_dilated, **options))(*half)
     assert ours.dtype == jnp.bfloat16
     # One rounding to 8 bits, of a value up to the largest.
     np.testing.assert_allclose(
         jnp.float32(ours), exact, rtol=2**-8, atol=2**-9 * float(jnp.abs(exact).max())
     )
-    gradients = jax.grad(
+    slopes = jax.grad(
         lambda x, k: jnp.sum(jnp.float32(conv_general_dilated(x, k, **options))), (0, 1)
-    )(*half)
+    )
+    gradients = jax.jit(slopes)(*half)
     assert [each.dtype for each in gradients] == [jnp.bfloat16, jnp.bfloat16]
 
 
@@ -149,15 +151,16 @@ def test_half_precision_sums_in_single(name):
 def test_images_may_be_mapped_over_and_batches_left_open(name):
     images, kernel, options = fast(name)
 
+    @jax.jit
     def convolve(x):
         return conv_general_dilated(x, kernel, **options)
 
     expected = convolve(images)
-    one_by_one = jax.vmap(lambda image: convolve(image[None])[0])(images)
+    one_by_one = jax.jit(jax.vmap(lambda image: convolve(image[None])[0]))(images)
     np.testing.assert_allclose(one_by_one, expected, rtol=1e-5, atol=1e-5)
     (batch,) = export.symbolic_shape("b")
     shape = jax.ShapeDtypeStruct((batch, *images.shape[1:]), jnp.float32)
-    exported = export.export(jax.jit(convolve))(shape)
+    exported = export.export(convolve)(shape)
     np.testing.assert_allclose(exported.call(images[:1]), expected[:1], rtol=1e-5, atol=1e-5)
 
 

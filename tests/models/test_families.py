@@ -10,7 +10,7 @@ from thinned.core.errors import RequestError
 from thinned.dropout.sites import DropoutSpec, dropout_sites
 from thinned.engine.build import size_of
 from thinned.models.catalog import SIDES, STAGED, has_branches
-from thinned.models.weights.load import OWN, fitted
+from thinned.models.weights.load import OWN, fitted, shapes_of
 
 FAMILIES = [name for name in SMALL if name != "resnet-50"]
 
@@ -18,16 +18,17 @@ FAMILIES = [name for name in SMALL if name != "resnet-50"]
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
-        # Published: timm's results, torchvision's and Zagoruyko's tables.
+        # Published: timm's results, torchvision's and Zagoruyko's tables. Those between two others
+        # of a family wait for the night.
         ("efficientnet-lite0", 4_652_008),
-        ("efficientnet-lite1", 5_416_680),
+        pytest.param("efficientnet-lite1", 5_416_680, marks=pytest.mark.long),
         ("efficientnet-lite2", 6_092_072),
         ("mobilenet-v2", 3_504_872),
         ("resnet-18", 11_689_512),
-        ("resnet-34", 21_797_672),
+        pytest.param("resnet-34", 21_797_672, marks=pytest.mark.long),
         ("resnet-50", 25_557_032),
         ("vit-tiny-16", 5_717_416),
-        ("vit-small-16", 22_050_664),
+        pytest.param("vit-small-16", 22_050_664, marks=pytest.mark.long),
         ("vit-base-16", 86_567_656),
         ("wide-resnet-28-10", 36_479_194),
     ],
@@ -42,10 +43,14 @@ def test_sizes_are_as_published(name, parameters):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_parameters_lie_under_their_stages(name):
     model = made(name)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images_for(name))
-    assert set(variables["params"]) == set(model.stage_names)
-    assert set(variables.get("batch_stats", {})) <= set(model.stage_names)
-    assert variables["params"]["head"]["kernel"].shape[1] == 10
+    shapes = shapes_of(model, images_for(name).shape[1:])
+    stages = {collection: set() for collection in ("params", "batch_stats")}
+    for path in shapes:
+        collection, stage, _ = path.split("/", 2)
+        stages[collection].add(stage)
+    assert stages["params"] == set(model.stage_names)
+    assert stages["batch_stats"] <= set(model.stage_names)
+    assert shapes["params/head/kernel"][1] == 10
     assert has_branches(name)
 
 
@@ -55,8 +60,9 @@ KINDS = ("element", "channel", "block", "path", "gaussian", "alpha", "concrete",
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        *((name, kind) for name in ("resnet-18", "wide-resnet-16-4") for kind in KINDS),
-        *((name, kind) for name in FAMILIES for kind in ("channel", "path")),
+        (name, kind)
+        for name in FAMILIES
+        for kind in (KINDS if "resnet" in name else ("channel", "path"))
     ],
 )
 def test_sites_by_kind(name, kind):
@@ -101,6 +107,7 @@ def test_training_drops_and_frozen_statistics_stay(frozen):
     model = made(name, DropoutSpec("path"), frozen_statistics=frozen)
     variables = fitted(random_weights(model, name, OWN), name, model, (8, 8, 3)).variables
 
+    @jax.jit
     def trained(key):
         options = {"rngs": {"dropout": jax.random.key(key)}, "mutable": ["batch_stats"]}
         return model.apply(variables, images, train=True, **options)

@@ -1,5 +1,6 @@
 """Logits against PyTorch's, which scripts/weights_parity.py wrote; real weights."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -28,30 +29,31 @@ def test_logits_are_pytorchs_and_any_stage_goes_on_from_what_enters_it(name):
     # The images must show in the logits far more than the tolerance.
     assert np.abs(expected[0] - expected[1]).max() > 100 * bound
 
-    x = images
-    # Without jit: most stages have the shapes of another, so that little is compiled.
-    for stage in range(len(model.stage_names)):
-        assert x.ndim == (2 if stage == len(model.stage_names) - 1 else x.ndim)
-        x = model.apply(found.variables, x, begin=stage, stop=stage + 1)
-    np.testing.assert_allclose(x, expected, rtol=0, atol=bound)
-    _refuse_other_steps(model, found.variables, images)
+    last = len(model.stage_names) - 1
+    one_by_one = traced_in_parts(model, range(1, last + 1)).trace(found.variables, images)
+    found_logits = one_by_one.lower().compile()(found.variables, images)
+    np.testing.assert_allclose(found_logits, expected, rtol=0, atol=bound)
+    # Parts, of one stage or of more, must do step by step what the whole does.
+    for cuts in ((), (last // 2, last)):
+        other = traced_in_parts(model, cuts).trace(found.variables, images)
+        assert steps_of(other) == steps_of(one_by_one)
 
 
-def _refuse_other_steps(model, variables, images):
-    """Up to a stage and on from there must do step by step what the whole does."""
+def traced_in_parts(model, cuts):
+    """A network as a function of variables and images that ends at some stages and goes on."""
 
-    def steps(x, **part):
-        traced = jax.make_jaxpr(lambda x: model.apply(variables, x, **part))(x)
-        (after,) = traced.out_avals
-        return [
-            (step.primitive, *map(str, step.outvars[0].aval.shape)) for step in traced.eqns
-        ], after
+    @jax.jit
+    def parts(variables, x):
+        for begin, stop in itertools.pairwise((0, *cuts, None)):
+            assert begin < len(model.stage_names) - 1 or x.ndim == 2
+            x = model.apply(variables, x, begin=begin, stop=stop)
+        return x
 
-    whole, _ = steps(images)
-    for stage in (len(model.stage_names) // 2, len(model.stage_names) - 1):
-        first, entering = steps(images, stop=stage)
-        rest, _ = steps(entering, begin=stage)
-        assert first + rest == whole
+    return parts
+
+
+def steps_of(traced):
+    return [(step.primitive, *map(str, step.outvars[0].aval.shape)) for step in traced.jaxpr.eqns]
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the weights are not on this machine")

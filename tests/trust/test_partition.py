@@ -126,7 +126,7 @@ def test_operations_behind_dropout_are_affine_or_not(name):
 @given(st.lists(st.sampled_from(["dense", "drop", "noise", *OPERATIONS]), max_size=5))
 def test_random_networks_are_sampled_as_one_by_one(names):
     model = Network((*names, "drop", "dense"))
-    variables = model.init(jax.random.key(1), X)
+    variables = jax.jit(model.init)(jax.random.key(1), X)
     found = sample_predictions(model.apply, variables, X, KEY, 2)
     each = naive(model, variables, 2)
     np.testing.assert_allclose(found.probabilities, each.mean(0), atol=1e-5)
@@ -136,7 +136,7 @@ def test_random_networks_are_sampled_as_one_by_one(names):
 @given(st.lists(st.sampled_from(["dense", "drop", *AFFINE]), min_size=2, max_size=5))
 def test_matrices_give_what_networks_compute_whatever_their_gradients_say(names):
     model = Network(("relu", "drop", *names))
-    variables = model.init(jax.random.key(1), X)
+    variables = jax.jit(model.init)(jax.random.key(1), X)
     assert look_at(model.apply, variables, X[0]) == (True, True)
     found = sample_predictions(model.apply, variables, X, KEY, 2)
     each = naive(model, variables, 2)

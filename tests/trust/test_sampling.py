@@ -1,10 +1,13 @@
 """Monte Carlo dropout: the trunk runs once, samples are those of a loop, everything else stays."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from scipy import special
 
 import thinned
 from thinned.core.errors import RequestError
@@ -72,35 +75,60 @@ class Joined(nn.Module):
         return nn.Dense(4)(x) + drop(nn.Dense(4)(nn.relu(nn.Dense(8)(x))))
 
 
-def naive(model, variables, samples, images=X):
-    """One sample after another, and one image: the whole network each time."""
+@cache
+def started(model, seed=1):
+    return jax.jit(model.init)(jax.random.key(seed), X)
 
-    def sample(image, index):
+
+@cache
+def one_by_one(model):
+    @jax.jit
+    def sample(variables, image, index):
         with dropout_on():
             rngs = {"dropout": jax.random.fold_in(KEY, index)}
             return model.apply(variables, image[None], train=False, rngs=rngs)[0]
 
-    logits = [[jax.jit(sample)(image, index) for image in images] for index in range(samples)]
-    return np.asarray(jax.nn.softmax(jnp.asarray(logits)), np.float64)
+    return sample
+
+
+def naive(model, variables, samples, images=X):
+    """One sample after another, and one image: the whole network each time."""
+    run = one_by_one(model)
+    logits = [
+        [np.asarray(run(variables, image, index)) for image in images] for index in range(samples)
+    ]
+    return special.softmax(np.asarray(logits, np.float64), -1)
+
+
+MODELS = {
+    "cnn": CNN(4),
+    "resnet-path": ResNet(4, DropoutSpec("path")),
+    "resnet-connect": ResNet(4, DropoutSpec("connect")),
+    "own": Own(),
+    "wrapped": Wrapped(),
+    "curved": Curved(),
+    "rounded": Rounded(),
+    "joined": Joined(),
+}
+SINGLY = ("own", "curved")
+"""One with a matrix for its head and one without: a single sample is no matter of the network."""
 
 
 @pytest.mark.parametrize(
-    "model",
+    ("model", "samples"),
     [
-        CNN(4),
-        ResNet(4, DropoutSpec("path")),
-        ResNet(4, DropoutSpec("connect")),
-        Own(),
-        Wrapped(),
-        Curved(),
-        Rounded(),
-        Joined(),
+        pytest.param(
+            model,
+            samples,
+            id=f"{name}-{samples}",
+            marks=() if samples > 1 or name in SINGLY else pytest.mark.long,
+        )
+        for name, model in MODELS.items()
+        for samples in (1, 6)
     ],
-    ids=["cnn", "resnet-path", "resnet-connect", "own", "wrapped", "curved", "rounded", "joined"],
 )
-@pytest.mark.parametrize("samples", [1, 6])
 def test_samples_are_those_of_the_naive_loop(model, samples):
-    variables = model.init(jax.random.key(1), X)
+    variables = started(model)
     found = sample_predictions(model.apply, variables, X, KEY, samples)
     each = naive(model, variables, samples)
     np.testing.assert_allclose(found.probabilities, each.mean(0), atol=1e-5)
@@ -125,7 +153,7 @@ def network_of(model):
 def test_what_does_not_depend_on_the_key_runs_once():
     """The head that is left of the CNN holds no convolution and takes the last map."""
     model = CNN(4)
-    variables = model.init(jax.random.key(1), X)
+    variables = started(model)
     network = network_of(model)
     parted = split_by_key(network, KEY, variables, X[0])
     assert parted.random
@@ -172,13 +200,13 @@ def test_a_function_without_randomness_is_all_trunk():
     ],
 )
 def test_heads_become_matrices_just_where_they_are_affine(model, affine):
-    variables = model.init(jax.random.key(1), X)
+    variables = started(model)
     assert look_at(model.apply, variables, X[0]) == (True, affine)
 
 
 def test_rates_beside_the_network_say_how_much_is_dropped():
     model = CNN(4)
-    variables = model.init(jax.random.key(1), X)
+    variables = started(model)
     off = {**variables, "rates": {"Dropout_0": {"rate": jnp.float32(0)}}}
     found = sample_predictions(model.apply, off, X, KEY, 5)
     np.testing.assert_allclose(found.probabilities, predict(model.apply, variables, X), atol=1e-5)
@@ -188,7 +216,7 @@ def test_rates_beside_the_network_say_how_much_is_dropped():
 
 def test_an_images_prediction_does_not_depend_on_those_beside_it():
     model = CNN(4)
-    variables = model.init(jax.random.key(1), X)
+    variables = started(model)
     many = jnp.concatenate([X] * 150)
     whole = sample_predictions(model.apply, variables, many, KEY, 3).probabilities
     np.testing.assert_allclose(whole, np.concatenate([whole[:7]] * 150), atol=1e-6)
@@ -198,7 +226,7 @@ def test_an_images_prediction_does_not_depend_on_those_beside_it():
 
 def test_what_cannot_be_sampled_is_refused():
     model = CNN(4)
-    variables = model.init(jax.random.key(1), X)
+    variables = started(model)
     with pytest.raises(RequestError, match="samples is 0"):
         sample_predictions(model.apply, variables, X, KEY, 0)
 
@@ -209,14 +237,14 @@ def test_what_cannot_be_sampled_is_refused():
 
     plain = Plain()
     with pytest.raises(RequestError, match="drops nothing"):
-        sample_predictions(plain.apply, plain.init(KEY, X), X, KEY, 3)
+        sample_predictions(plain.apply, started(plain), X, KEY, 3)
 
 
 def test_an_ensemble_is_the_mean_of_its_members():
     members = []
     for seed in range(3):
         model = CNN(4)
-        variables = model.init(jax.random.key(seed), X)
+        variables = started(model, seed)
         members.append(sample_predictions(model.apply, variables, X, KEY, 4))
     found = averaged(members)
     expected = np.mean([member.probabilities for member in members], 0)

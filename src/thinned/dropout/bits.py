@@ -183,8 +183,13 @@ def _default_kind() -> str:
     return _SETTINGS.jax_default_prng_impl
 
 
+@jax.jit
 def _threefry2x32(words: jax.Array, high: jax.Array, low: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Threefry-2x32 with 20 rounds, unrolled: XLA cannot fuse JAX's rolled loop on a CPU."""
+    """Threefry-2x32 with 20 rounds, unrolled: XLA cannot fuse JAX's rolled loop on a CPU.
+
+    A hundred small steps, which every transformation would go through one by one; as a function of
+    its own they are traced once, and XLA puts them back where they are called.
+    """
     first, second = words[0], words[1]
     schedule = (first, second, first ^ second ^ _WORDS(0x1BD11BDA))
     x, y = high + first, low + second

@@ -109,6 +109,11 @@ def seed_rate(rate: jax.Array, shape: tuple[int, ...], blocks: tuple[int, ...]) 
         f32 [], 0 at rate 0, 1 at rate 1.
     """
     covers, weights = (jnp.asarray(each, jnp.float32) for each in _covers(shape[1:-1], blocks))
+    return _solved(jnp.asarray(rate), covers, weights)
+
+
+@jax.jit
+def _solved(rate: jax.Array, covers: jax.Array, weights: jax.Array) -> jax.Array:
     keep = 1.0 - rate
 
     # In t = -log(1 - p) the mean is convex and falling, and the start lies left of the root:

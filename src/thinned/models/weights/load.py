@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -235,6 +236,7 @@ OWN = "thinned"
 """Who names arrays by their paths here."""
 
 
+@lru_cache(8)
 def shapes_of(model: nn.Module, image_shape: tuple[int, int, int]) -> Shapes:
     """The variables of a network that a weights file brings, without making any.
 
