@@ -22,6 +22,7 @@ from thinned.engine.optim import adam
 from thinned.engine.plan import CHUNK_STEPS, Plan
 from thinned.engine.step import create_state, train_step, train_steps
 from thinned.models.cnn import CNN
+from thinned.models.mlp import MLP
 
 pytestmark = pytest.mark.optimised
 
@@ -104,7 +105,7 @@ def test_initialisation_is_flaxs_own():
 
 
 def test_any_chunking_gives_the_same_bits():
-    config = Config(batch_size=16)
+    config = Config(batch_size=10)
     whole, one = losses_of(config, SMALL, 50, at_once=50)
     cut, two = losses_of(config, SMALL, 50, at_once=3)
     assert np.array_equal(whole, cut)
@@ -113,7 +114,6 @@ def test_any_chunking_gives_the_same_bits():
 
 
 def test_one_program_serves_any_number_of_steps_rate_schedule_and_learning_rate():
-    before = train_steps._cache_size()
     courses = (
         (DropoutConfig(rate=0.0), 0.1, 3),
         (DropoutConfig(rate=0.3, sites={"Dropout_0": 0.1}, depth="linear"), 0.01, 5),
@@ -123,6 +123,7 @@ def test_one_program_serves_any_number_of_steps_rate_schedule_and_learning_rate(
         (DropoutConfig(schedule="early", schedule_epochs=0.1), 0.001, 40),
         (DropoutConfig(schedule="late", schedule_epochs=0.1), 0.001, 40),
     )
+    sizes = []
     for dropout, learning_rate, steps in courses:
         config = Config(batch_size=10, learning_rate=learning_rate, dropout=dropout)
         plan, state = (
@@ -132,7 +133,10 @@ def test_one_program_serves_any_number_of_steps_rate_schedule_and_learning_rate(
         chunk, count = plan.chunk(0, steps)
         data = Batch(jnp.asarray(SMALL.train.images), jnp.asarray(SMALL.train.labels))
         train_steps(state, data, chunk, jnp.int32(count))
-    assert train_steps._cache_size() == before + 1
+        sizes.append(train_steps._cache_size())
+    # One program for the first, or one of before, and none for the others.
+    assert sizes[0] >= 1
+    assert len(set(sizes)) == 1
 
 
 @given(st.sampled_from([(700, 32), (64, 64), (65, 2)]), st.integers(0, 200), st.integers(1, 300))
@@ -161,11 +165,9 @@ def test_an_epoch_visits_every_image_at_most_once_in_an_order_of_its_own(epoch):
 def test_masks_are_fresh_at_each_step_and_keep_the_right_fraction():
     """Keep fractions of 40 steps within 4 sigma, and no two steps alike."""
     model, images = CNN(dropout=DropoutSpec(rate=0.3)), jnp.ones((4, 28, 28, 1))
-    variables = model.init(jax.random.key(0), images)
-    masks = [
-        np.asarray(dropped(model, variables, images, key_for(0, "dropout", step)))
-        for step in range(40)
-    ]
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    keys = jnp.stack([key_for(0, "dropout", step) for step in range(40)])
+    masks = np.asarray(jax.jit(jax.vmap(partial(dropped, model, variables, images)))(keys))
     assert len({mask.tobytes() for mask in masks}) == 40
     kept = np.mean(masks)
     sigma = np.sqrt(0.3 * 0.7 / np.size(masks))
@@ -208,10 +210,11 @@ def test_the_pure_step_trains_a_readers_own_module():
 
 
 def test_a_rate_beside_the_batch_overrides_the_modules_own():
-    state = create_state(CNN(), jnp.ones((1, 28, 28, 1)), key_for(0, "params"), adam())
+    mlp = MLP(hidden=(16,))
+    state = create_state(mlp, jnp.ones((1, 28, 28, 1)), key_for(0, "params"), adam())
     batch = Batch(jnp.asarray(SMALL.train.images[:64]), jnp.asarray(SMALL.train.labels[:64]))
-    key = key_for(0, "dropout", 0)
-    _, off = jax.jit(train_step)(state, batch, rates_collection({"Dropout_0": 0.0}), key)
+    key, none = key_for(0, "dropout", 0), rates_collection({"input": 0.0, "hidden_1": 0.0})
+    _, off = jax.jit(train_step)(state, batch, none, key)
     _, own = jax.jit(train_step)(state, batch, {}, key)
     plain = evaluate(state.apply_fn, state.variables, batch)
     assert float(off.loss) == pytest.approx(plain.totals.loss, rel=1e-5)

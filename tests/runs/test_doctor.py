@@ -12,6 +12,10 @@ from thinned.runs.doctor import diagnose
 from thinned.runs.train import train
 
 
+SMALL = {"model": "mlp", "mlp": {"hidden": [16]}}
+"""Where it is of no matter which network it is."""
+
+
 def write(path, data, **options):
     path.write_text(json.dumps({"data": {"path": str(data)}, "batch_size": 20, **options}))
     return path
@@ -45,11 +49,11 @@ def test_the_printed_tutorial_fails_with_exit_code_1(tiny_data, tmp_path, capsys
 
 def test_a_schedule_that_never_turns_dropout_on_is_caught(tiny_data, tmp_path):
     late = {"schedule": "late", "schedule_epochs": 20.0}
-    found = diagnose(write(tmp_path / "c.json", tiny_data, epochs=3, dropout=late), draws=8)
+    found = diagnose(write(tmp_path / "c.json", tiny_data, epochs=3, dropout=late, **SMALL), draws=8)
     assert [check.question for check in found.failures()] == [
         "the schedule turns dropout on at some step"
     ]
-    assert diagnose(write(tmp_path / "d.json", tiny_data, epochs=21, dropout=late), draws=8).passed
+    assert diagnose(write(tmp_path / "d.json", tiny_data, epochs=21, dropout=late, **SMALL), draws=8).passed
 
 
 @pytest.mark.parametrize(
@@ -64,12 +68,12 @@ def test_a_schedule_that_never_turns_dropout_on_is_caught(tiny_data, tmp_path):
 def test_an_order_that_is_frozen_and_a_rate_too_large_are_caught(
     tiny_data, tmp_path, change, question
 ):
-    found = diagnose(write(tmp_path / "c.json", tiny_data, **change), draws=8)
+    found = diagnose(write(tmp_path / "c.json", tiny_data, **SMALL, **change), draws=8)
     assert [check.question for check in found.failures()] == [question]
 
 
 def test_a_run_of_few_steps_tells_nothing_of_its_learning_rate(tiny_data, tmp_path):
-    found = diagnose(write(tmp_path / "c.json", tiny_data, learning_rate=0.5, epochs=1), draws=8)
+    found = diagnose(write(tmp_path / "c.json", tiny_data, learning_rate=0.5, epochs=1, **SMALL), draws=8)
     (check,) = (check for check in found.checks if "learning rate" in check.question)
     assert check.passed is None
     assert found.passed
@@ -81,5 +85,5 @@ def test_the_learning_rate_is_tried_on_images_from_all(tmp_path, monkeypatch):
     arrays = {"x_train": images, "y_train": labels, "x_test": images[::9], "y_test": labels[::9]}
     np.savez(tmp_path / "sorted.npz", **arrays)
     monkeypatch.setattr(doctor, "_EXAMPLES", 100)
-    case = doctor._Case.open(write(tmp_path / "c.json", tmp_path / "sorted.npz"))
+    case = doctor._Case.open(write(tmp_path / "c.json", tmp_path / "sorted.npz", **SMALL))
     assert np.bincount(np.asarray(case.few_images.labels), minlength=4).min() > 10

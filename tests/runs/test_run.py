@@ -42,6 +42,11 @@ def config_for(tiny_data: Path, **changes) -> Config:
     return dataclasses.replace(base, **changes)
 
 
+def small_for(tiny_data: Path, **changes) -> Config:
+    """With a network that compiles quickly, where it is of no matter which."""
+    return config_for(tiny_data, model="mlp", mlp=MlpConfig(hidden=(8,)), **changes)
+
+
 @pytest.fixture(scope="session")
 def finished(tiny_data, tmp_path_factory) -> thinned.Run:
     """A run of six epochs that nobody interrupted."""
@@ -63,8 +68,7 @@ def test_a_run_is_a_folder_that_says_everything(finished):
 
 
 def test_a_warm_up_longer_than_the_run_goes_on_as_if_never_stopped(tiny_data, tmp_path):
-    optim = OptimConfig(warmup_epochs=2)
-    config = config_for(tiny_data, epochs=3, optim=optim, model="mlp", mlp=MlpConfig(hidden=(8,)))
+    config = small_for(tiny_data, epochs=3, optim=OptimConfig(warmup_epochs=2))
     whole = thinned.train(config, name="whole", runs=tmp_path)
     short = thinned.train(dataclasses.replace(config, epochs=1), name="short", runs=tmp_path)
     grown = thinned.resume(short.folder, config)
@@ -109,7 +113,7 @@ def test_names_never_collide(tiny_data, tmp_path):
 
 
 def test_validation_is_recorded_apart_and_shrinks_training(tiny_data, tmp_path):
-    config = config_for(tiny_data, data=DataConfig(path=tiny_data, validation=33), epochs=1)
+    config = small_for(tiny_data, data=DataConfig(path=tiny_data, validation=33), epochs=1)
     run = thinned.train(config, runs=tmp_path)
     counts = {record["split"]: record["count"] for record in run.metrics}
     assert counts == {"train": 160, "validation": 33, "test": 77}
@@ -168,7 +172,7 @@ def test_a_damaged_newest_checkpoint_costs_an_epoch_but_no_bits(finished, tmp_pa
 
 
 def test_divergence_stops_with_the_step_and_keeps_the_last_good_checkpoint(tiny_data, tmp_path):
-    config = config_for(tiny_data, learning_rate=1e30)
+    config = small_for(tiny_data, learning_rate=1e30)
     with pytest.raises(ThinnedError, match=r"not finite at step \d+; .*--learning-rate"):
         thinned.train(config, name="bad", runs=tmp_path)
     assert not list((tmp_path / "bad").glob("checkpoints/[0-9]*"))
@@ -296,8 +300,9 @@ def test_damaged_facts_are_known_anew_from_the_same_data_only(finished, tiny_dat
 
 
 def test_damaged_facts_of_arrays_are_not_those_of_the_package(tmp_path):
-    arrays = Arrays({"train": blobs(40, 0), "test": blobs(20, 1)}, DataConfig()).load()
-    config = Config(model="mlp", mlp=MlpConfig((8,)), epochs=1, batch_size=8)
+    # As many as those of other tests, whose programs then serve.
+    arrays = Arrays({"train": blobs(200, 0), "test": blobs(77, 1)}, DataConfig()).load()
+    config = dataclasses.replace(small_for(tmp_path), data=DataConfig(), epochs=1)
     run = thinned.train(config, name="arrays", runs=tmp_path, dataset=arrays)
     (run.folder / "data.json").unlink()
     with pytest.raises(RequestError, match="are no longer what"):
@@ -360,8 +365,8 @@ def test_killed_at_random_moments_it_still_ends_with_the_same_bits(finished, tmp
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_says_how_to_go_on(finished, tmp_path, number, code):
-    config = dataclasses.replace(finished.config, epochs=3000)
+def test_a_signal_saves_and_says_how_to_go_on(tiny_data, tmp_path, number, code):
+    config = small_for(tiny_data, epochs=30_000)
     process = start(tmp_path, config)
     process.stdout.readline()
     process.stdout.readline()
@@ -382,7 +387,7 @@ def test_tensorboard_reads_what_was_recorded(tiny_data, tmp_path, monkeypatch):
     event_accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator"
     )
-    config = Config(data=DataConfig(path=tiny_data), epochs=2, batch_size=20, log="tensorboard")
+    config = small_for(tiny_data, log="tensorboard")
     run = thinned.train(config, runs=tmp_path)
     events = event_accumulator.EventAccumulator(str(run.folder / "tensorboard")).Reload()
     shown = [(event.step, event.value) for event in events.Scalars("loss/test")]
