@@ -11,7 +11,6 @@ from thinned.runs import doctor
 from thinned.runs.doctor import diagnose
 from thinned.runs.train import train
 
-
 SMALL = {"model": "mlp", "mlp": {"hidden": [16]}}
 """Where it is of no matter which network it is."""
 
@@ -49,11 +48,15 @@ def test_the_printed_tutorial_fails_with_exit_code_1(tiny_data, tmp_path, capsys
 
 def test_a_schedule_that_never_turns_dropout_on_is_caught(tiny_data, tmp_path):
     late = {"schedule": "late", "schedule_epochs": 20.0}
-    found = diagnose(write(tmp_path / "c.json", tiny_data, epochs=3, dropout=late, **SMALL), draws=8)
+    found = diagnose(
+        write(tmp_path / "c.json", tiny_data, epochs=3, dropout=late, **SMALL), draws=8
+    )
     assert [check.question for check in found.failures()] == [
         "the schedule turns dropout on at some step"
     ]
-    assert diagnose(write(tmp_path / "d.json", tiny_data, epochs=21, dropout=late, **SMALL), draws=8).passed
+    assert diagnose(
+        write(tmp_path / "d.json", tiny_data, epochs=21, dropout=late, **SMALL), draws=8
+    ).passed
 
 
 @pytest.mark.parametrize(
@@ -73,7 +76,9 @@ def test_an_order_that_is_frozen_and_a_rate_too_large_are_caught(
 
 
 def test_a_run_of_few_steps_tells_nothing_of_its_learning_rate(tiny_data, tmp_path):
-    found = diagnose(write(tmp_path / "c.json", tiny_data, learning_rate=0.5, epochs=1, **SMALL), draws=8)
+    found = diagnose(
+        write(tmp_path / "c.json", tiny_data, learning_rate=0.5, epochs=1, **SMALL), draws=8
+    )
     (check,) = (check for check in found.checks if "learning rate" in check.question)
     assert check.passed is None
     assert found.passed

@@ -616,7 +616,13 @@ def test_what_makes_no_sense_is_refused_in_one_line(runs, base, data, pictures, 
     empty.mkdir()
     assert "no images are given" in refused(capsys, "predict", run, str(empty))
     plain = DataConfig(path=str(data))
-    none = Config(data=plain, epochs=1, batch_size=20, dropout=DropoutConfig(rate=0.0, input_rate=0.0), **SMALL)
+    none = Config(
+        data=plain,
+        epochs=1,
+        batch_size=20,
+        dropout=DropoutConfig(rate=0.0, input_rate=0.0),
+        **SMALL,
+    )
     bare = train(none, runs=base, name="bare")
     assert "has no validation images" in refused(capsys, "calibrate", str(bare.folder))
     words = ["predict", str(bare.folder), folder]
