@@ -1,7 +1,5 @@
 """Optimizers, their courses, and what they add to the loss, against Optax and plain formulas."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,10 +24,6 @@ PARAMS = {
 
 def course(tx, numbers, own: bool) -> list[np.ndarray]:
     """Weights after each of five steps on the same gradients."""
-    return jax.jit(partial(taken, tx, own=own))(numbers)
-
-
-def taken(tx, numbers, own: bool) -> list[jax.Array]:
     params, state, seen = PARAMS, tx.init(PARAMS), []
     for step in range(5):
         grads = jax.tree.map(lambda leaf, s=step: jnp.sin(leaf * (s + 1)) * 3, params)
@@ -37,7 +31,7 @@ def taken(tx, numbers, own: bool) -> list[jax.Array]:
             state = with_numbers(state, numbers)
         updates, state = tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
-        seen.append(jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(params)]))
+        seen.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)]))
     return seen
 
 
@@ -132,8 +126,8 @@ class Tiny(nn.Module):
 
 def batch(size: int = 6) -> Batch:
     random = np.random.default_rng(1)
-    images = random.uniform(size=(size, 2, 2, 1)).astype(np.float32)
-    return Batch(images, np.arange(size, dtype=np.int32) % 3)
+    images = jnp.asarray(random.uniform(size=(size, 2, 2, 1)), jnp.float32)
+    return Batch(images, jnp.arange(size, dtype=jnp.int32) % 3)
 
 
 def moved_by(numbers) -> dict:
@@ -143,12 +137,12 @@ def moved_by(numbers) -> dict:
     state = state.replace(average=state.params)
     given = {"learning_rate": 1.0, "momentum": 0.0, **numbers}
     given = {name: jnp.float32(value) for name, value in given.items()}
-    new, _ = jax.jit(train_step)(state, batch(), {}, jax.random.key(7), given)
-    return jax.tree.map(np.subtract, state.params, new.params)
+    new, _ = train_step(state, batch(), {}, jax.random.key(7), given)
+    return jax.tree.map(lambda one, two: one - two, state.params, new.params)
 
 
 def gradient_of(loss) -> dict:
-    variables = jax.jit(Tiny().init)(jax.random.key(0), batch().images)
+    variables = Tiny().init(jax.random.key(0), batch().images)
 
     def total(params):
         def logits(images):
@@ -157,7 +151,7 @@ def gradient_of(loss) -> dict:
 
         return loss(params, logits)
 
-    return jax.jit(jax.grad(total))(variables["params"])
+    return jax.grad(total)(variables["params"])
 
 
 def kernels(params):
@@ -209,10 +203,10 @@ def test_what_is_added_to_the_loss_has_the_gradient_of_its_formula(numbers, loss
 def test_the_average_follows_the_weights_and_is_what_is_evaluated():
     state = create_state(Tiny(), batch().images, jax.random.key(0), optimizer())
     state = state.replace(average=state.params)
-    expected, step_of = np.asarray(state.params["Dense_0"]["kernel"]), jax.jit(train_step)
+    expected = np.asarray(state.params["Dense_0"]["kernel"])
     for step in range(1, 4):
         numbers = {"learning_rate": jnp.float32(0.1), "ema": jnp.float32(0.15)}
-        state, _ = step_of(state, batch(), {}, jax.random.key(step), numbers)
+        state, _ = train_step(state, batch(), {}, jax.random.key(step), numbers)
         decay = min(0.15, step / (step + 9))
         new = np.asarray(state.params["Dense_0"]["kernel"])
         expected = decay * expected + (1 - decay) * new

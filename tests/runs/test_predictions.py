@@ -15,7 +15,7 @@ from scipy import special, stats
 from sklearn import metrics
 
 from thinned.cli.main import main
-from thinned.core.config import Config, DataConfig, DropoutConfig, MlpConfig
+from thinned.core.config import Config, DataConfig, DropoutConfig
 from thinned.core.errors import RequestError
 from thinned.core.types import Split
 from thinned.data.damage import MNIST_C, Corruptions, Kind, corrupted
@@ -43,14 +43,10 @@ def data(base):
     return write_idx(base / "data", blobs(300, 0), blobs(77, 1))
 
 
-SMALL = {"model": "mlp", "mlp": MlpConfig(hidden=(32,))}
-"""A network that compiles and predicts quickly: what is asked of it here is asked of any."""
-
-
 def config(data, **options):
     # Each seed has a split of its own.
     held = DataConfig(path=str(data), validation=60, split_seed=None)
-    return Config(data=held, epochs=4, batch_size=20, **SMALL, **options)
+    return Config(data=held, epochs=4, batch_size=20, **options)
 
 
 @pytest.fixture(scope="module")
@@ -616,13 +612,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(runs, base, data, pictures, 
     empty.mkdir()
     assert "no images are given" in refused(capsys, "predict", run, str(empty))
     plain = DataConfig(path=str(data))
-    none = Config(
-        data=plain,
-        epochs=1,
-        batch_size=20,
-        dropout=DropoutConfig(rate=0.0, input_rate=0.0),
-        **SMALL,
-    )
+    none = Config(data=plain, epochs=1, batch_size=20, dropout=DropoutConfig(rate=0.0))
     bare = train(none, runs=base, name="bare")
     assert "has no validation images" in refused(capsys, "calibrate", str(bare.folder))
     words = ["predict", str(bare.folder), folder]
@@ -633,7 +623,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(runs, base, data, pictures, 
     assert "takes at least 99 validation images, and" in refused(capsys, *few, "0.01")
     assert "must be a number above 0 and below 1" in refused(capsys, *few, "0")
     other = write_idx(base / "two", blobs(60, 0, classes=2), blobs(20, 1, classes=2))
-    two = Config(data=DataConfig(path=str(other)), epochs=1, batch_size=20, **SMALL)
+    two = Config(data=DataConfig(path=str(other)), epochs=1, batch_size=20)
     pair = train(two, runs=base, name="two")
     assert "they are no ensemble" in refused(capsys, "evaluate", run, str(pair.folder))
     with pytest.raises(RequestError, match="no run is given"):
