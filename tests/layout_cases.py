@@ -26,7 +26,18 @@ from thinned.trust.sampling import sample_predictions
 SMALL = {"model": "mlp", "mlp": MlpConfig(hidden=(16,)), "data": DataConfig(normalise="no")}
 STREAMED = DataConfig(normalise="no", in_memory="no", memory_mb=1, balance="weights")
 CASES = {
-    "element": (SMALL, [2, 8]),
+    "element": (SMALL, [8]),
+    "element, two": (SMALL, [2]),
+    # Those of the two below, in one: each number of devices is a program of its own.
+    "alpha, streamed, adamw, clipped": (
+        {
+            **SMALL,
+            "dropout": DropoutConfig("alpha"),
+            "data": STREAMED,
+            "optim": Optim("adamw", clip=1.0, l2=1e-3),
+        },
+        [3],
+    ),
     "alpha, streamed": ({**SMALL, "dropout": DropoutConfig("alpha"), "data": STREAMED}, [3]),
     "adamw, clipped": ({**SMALL, "optim": Optim("adamw", clip=1.0, l2=1e-3)}, [4]),
     "connect, r_drop": (

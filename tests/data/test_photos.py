@@ -6,7 +6,6 @@ import re
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import blobs
@@ -57,6 +56,12 @@ def cache(tmp_path_factory):
 def config(photos, **data):
     options = {"path": str(photos), "size": 16, **data}
     return Config(data=DataConfig(**options), batch_size=10, epochs=4, learning_rate=0.01)
+
+
+def small(photos, **data):
+    """The same with a network that compiles quickly, where it is of no matter which."""
+    options = config(photos, **data)
+    return dataclasses.replace(options, model="mlp", mlp=MlpConfig((8,)), epochs=1)
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +117,15 @@ def test_a_run_is_evaluated_on_other_photos_by_the_names_of_their_classes(
     assert "label violet is none of the run's 3 classes" in capsys.readouterr().err
 
 
-def test_streaming_gives_the_same_course_as_memory_and_resumes_in_it(finished, photos, tmp_path):
-    whole = train(config(photos, in_memory="no"), name="whole", runs=tmp_path)
-    np.testing.assert_allclose(final(whole), final(finished), rtol=1e-4)
-    half = dataclasses.replace(config(photos, in_memory="no"), epochs=2)
+def test_streaming_gives_the_same_course_as_memory_and_resumes_in_it(photos, tmp_path):
+    held, streamed = (
+        dataclasses.replace(small(photos, in_memory=where), epochs=4) for where in ("yes", "no")
+    )
+    whole = train(streamed, name="whole", runs=tmp_path)
+    np.testing.assert_allclose(
+        final(whole), final(train(held, name="held", runs=tmp_path)), rtol=1e-4
+    )
+    half = dataclasses.replace(streamed, epochs=2)
     train(half, name="cut", runs=tmp_path)
     cut = thinned.resume(tmp_path / "cut", dataclasses.replace(half, epochs=4))
     assert final(cut) == final(whole)
@@ -168,11 +178,18 @@ EVERY = AugmentConfig("photos", randaugment=1, cutout=0.2, mixup=0.2, cutmix=1.0
     ("balance", "augment"), [("weights", EVERY), ("sampling", AugmentConfig())]
 )
 def test_balance_and_every_augmentation_train(photos, tmp_path, balance, augment):
-    options = dataclasses.replace(config(photos, balance=balance), augment=augment, epochs=1)
+    options = dataclasses.replace(small(photos, balance=balance), augment=augment)
     assert len(train(options, runs=tmp_path).metrics) == 2
 
 
-@pytest.mark.parametrize("kind", ["path", "channel", "block", "connect", "concrete"])
+OTHERS = ("channel", "connect", "concrete")
+
+
+# One for each place: the branches, the last map, and the features, where the doctor's own tests
+# have the rest.
+@pytest.mark.parametrize(
+    "kind", ["path", "block", *(pytest.param(kind, marks=pytest.mark.long) for kind in OTHERS)]
+)
 def test_every_kind_of_dropout_works_in_the_residual_network(photos, tmp_path, kind, capsys):
     size = {"block_size": 2} if kind == "block" else {}
     dropout = DropoutConfig(kind=kind, rate=0.2, **size)
@@ -185,12 +202,12 @@ def test_weights_multiply_losses():
     facts = Facts("x", ("a", "b"), (8, 8, 1), 4)
     config = Config(model="mlp", mlp=MlpConfig((8,)), batch_size=4)
     state = Built.of(config, facts).initial_state()
-    images = jnp.ones((4, 8, 8, 1)) * jnp.linspace(0, 1, 4)[:, None, None, None]
-    labels = jnp.asarray([0, 1, 0, 1])
+    images = np.ones((4, 8, 8, 1)) * np.linspace(0, 1, 4)[:, None, None, None]
+    images, labels = images.astype(np.float32), np.asarray([0, 1, 0, 1])
     key, step = jax.random.key(0), jax.jit(train_step)
-    halves = Batch(images, labels, jnp.asarray([2.0, 2.0, 0.0, 0.0]))
+    halves = Batch(images, labels, np.asarray([2, 2, 0, 0], np.float32))
     part = Batch(images[:2], labels[:2])
-    rates = {"Dropout_0": {"rate": jnp.float32(0)}}
+    rates = {"Dropout_0": {"rate": np.float32(0)}}
     one, _ = step(state, halves, rates, key)
     two, _ = step(state, part, rates, key)
     flat = [jax.tree.leaves(each.params) for each in (one, two)]
@@ -201,7 +218,7 @@ def test_weights_multiply_losses():
 def test_data_that_have_changed_cannot_be_gone_on_with(photos, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(photos, copy)
-    run = train(dataclasses.replace(config(copy), epochs=1), runs=tmp_path)
+    run = train(small(copy), runs=tmp_path)
     shutil.rmtree(copy / "train" / "blue")
     shutil.rmtree(copy / "test" / "blue")
     assert main(["train", "--resume", str(run.folder), "--epochs", "2"]) == 2
@@ -302,7 +319,7 @@ def test_packed_data_that_could_not_be_read_are_not_written(photos, tmp_path, mo
 
 
 def test_where_images_are_streamed_from_is_said_as_it_is(photos, tmp_path, capsys):
-    short = dataclasses.replace(config(photos, in_memory="no"), epochs=1)
+    short = small(photos, in_memory="no")
     train(short, runs=tmp_path, quiet=False)
     assert "of images from the disk (--data.in-memory)" in capsys.readouterr().out
     datatools.convert(short.data, tmp_path / "c.npz")

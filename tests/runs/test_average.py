@@ -1,5 +1,7 @@
 """The moving average of the weights of a network with batch normalisation."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from conftest import blobs
 from flax import linen as nn
 
 import thinned
-from thinned.core.config import AugmentConfig, Config, DataConfig, OptimConfig
+from thinned.core.config import AugmentConfig, Config, DataConfig, MlpConfig, OptimConfig
 from thinned.data.sources.arrays import Arrays
 from thinned.engine import layout, loop
 from thinned.engine.build import Built
@@ -29,9 +31,12 @@ class Normed(nn.Module):
         return nn.Dense(self.classes)(nn.relu(x).mean((1, 2)))
 
 
+OWN = f"{__name__}:Normed"
+
+
 def config_for(**changes) -> Config:
     given = {
-        "model": f"{__name__}:Normed",
+        "model": OWN,
         "epochs": 2,
         "batch_size": 8,
         "learning_rate": 0.05,
@@ -94,9 +99,18 @@ class Killed(BaseException):
     """As if the process had ended."""
 
 
-@pytest.mark.parametrize("augment", ["none", "digits"])
-def test_a_resnet_killed_in_mid_epoch_ends_with_the_same_bits(tmp_path, monkeypatch, augment):
-    config = config_for(model="resnet", checkpoint_every_s=0.001, augment=AugmentConfig(augment))
+@pytest.mark.parametrize(
+    ("model", "augment"),
+    [
+        (OWN, "none"),
+        ("resnet", "digits"),
+        pytest.param("resnet", "none", marks=pytest.mark.long),
+    ],
+)
+def test_a_network_killed_in_mid_epoch_ends_with_the_same_bits(
+    tmp_path, monkeypatch, model, augment
+):
+    config = config_for(model=model, checkpoint_every_s=0.001, augment=AugmentConfig(augment))
     save, saved = loop.save, []
 
     def killed_after(checkpoints, state, progress, best):
@@ -119,7 +133,9 @@ def test_a_resnet_killed_in_mid_epoch_ends_with_the_same_bits(tmp_path, monkeypa
 
 def test_without_batch_statistics_or_average_nothing_is_collected(tmp_path, monkeypatch):
     monkeypatch.setattr(layout, "collect", None)
-    for name, model, ema in (("mlp", "mlp", 0.9), ("raw", "resnet", None)):
+    for name, model, ema in (("mlp", "mlp", 0.9), ("raw", OWN, None)):
         config = config_for(model=model, epochs=1, optim=OptimConfig(ema=ema))
+        if model == "mlp":
+            config = replace(config, mlp=MlpConfig(hidden=(8,)))
         run = thinned.train(config, name=name, runs=tmp_path, dataset=dataset())
         assert run.state.average_state is None

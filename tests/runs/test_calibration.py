@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import optimize, special, stats
 
 from thinned.cli.main import main
-from thinned.core.config import Config, DataConfig, DropoutConfig
+from thinned.core.config import Config, DataConfig, DropoutConfig, MlpConfig
 from thinned.core.errors import RequestError
 from thinned.runs import calibration
 from thinned.runs import predictions as trust
@@ -38,7 +38,12 @@ def runs(base):
         parts.append((images, np.where(random.random(count) < 0.2, drawn, labels)))
     data = DataConfig(path=str(write_idx(base / "data", *parts)), validation=400)
     config = Config(
-        data=data, model="mlp", epochs=4, batch_size=20, dropout=DropoutConfig(rate=0.5)
+        data=data,
+        model="mlp",
+        mlp=MlpConfig(hidden=(64, 64)),
+        epochs=4,
+        batch_size=20,
+        dropout=DropoutConfig(rate=0.5),
     )
     return [train(replace(config, seed=seed), runs=base, name=f"s{seed}") for seed in (0, 1)]
 
@@ -66,7 +71,7 @@ def test_a_temperature_is_that_of_the_averaged_probabilities(runs, members, samp
         return -logs[np.arange(len(held)), held.labels].mean()
 
     found = trust.fitted(runs[:members], samples)
-    best = optimize.minimize_scalar(loss, bracket=(-1, 0, 1))
+    best = optimize.minimize_scalar(loss, bracket=(-3, 0, 3))
     assert np.log(found.temperature) == pytest.approx(best.x, abs=1e-4)
     assert found.after == pytest.approx(best.fun, abs=1e-9)
     assert found.after <= found.before

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import thinned
-from thinned.core.config import Config, DataConfig, DropoutConfig
+from thinned.core.config import Config, DataConfig, DropoutConfig, MlpConfig
 from thinned.core.errors import RequestError
 from thinned.runs.environment import describe_environment, environment_changes
 
@@ -21,6 +21,7 @@ def config(tiny_data, **data):
         epochs=2,
         batch_size=32,
         model="mlp",
+        mlp=MlpConfig(hidden=(16,)),
         data=DataConfig(path=str(tiny_data), **data),
         dropout=DropoutConfig(bits="threefry"),
     )

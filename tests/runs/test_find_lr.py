@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from thinned.cli.main import main
-from thinned.core.config import Config, DataConfig
+from thinned.core.config import Config, DataConfig, MlpConfig
 from thinned.core.errors import RequestError
 from thinned.runs import find_lr as find_lr_module
 from thinned.runs.find_lr import Curve, find_lr
@@ -39,7 +39,8 @@ def test_single_losses_near_nothing_neither_end_the_sweep_nor_are_its_advice():
 
 
 def test_a_network_is_swept_until_it_blows_up(tiny_data):
-    config = Config(batch_size=20, data=DataConfig(path=str(tiny_data)))
+    data, mlp = DataConfig(path=str(tiny_data)), MlpConfig(hidden=(16,))
+    config = Config(batch_size=20, data=data, model="mlp", mlp=mlp)
     curve = find_lr(config, 1e-5, 1e4, 120)
     assert 20 < len(curve.losses) < 120
     assert np.all(np.isfinite(curve.losses))
@@ -51,6 +52,7 @@ def test_a_network_is_swept_until_it_blows_up(tiny_data):
 
 def test_the_command_draws_and_refuses(tiny_data, tmp_path, capsys):
     words = ["find-lr", "--data", str(tiny_data), "--batch-size", "20", "--steps", "40"]
+    words += ["--model", "mlp", "--mlp.hidden", "16"]
     assert main([*words, "--out", str(tmp_path / "lr.svg")]) == 0
     assert "steepest at --learning-rate" in capsys.readouterr().out
     assert (tmp_path / "lr.svg").read_text().startswith("<?xml")

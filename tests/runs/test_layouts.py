@@ -40,7 +40,7 @@ def command(*words: str, devices: int = 1, **options):
     )
 
 
-QUICK = ["element", "alpha, streamed", "adamw, clipped"]
+QUICK = ["element", "alpha, streamed, adamw, clipped"]
 
 
 @pytest.fixture(scope="module", params=["quick", pytest.param("slow", marks=pytest.mark.long)])

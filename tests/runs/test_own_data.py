@@ -1,8 +1,10 @@
 """A run's own data: the very images that it learned from, wherever they lie, or a clear refusal."""
 
 import csv
+import dataclasses
 import io
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from thinned.cli.main import main
 from thinned.core.config import Config, DataConfig, MlpConfig, load
 from thinned.core.errors import RequestError
 from thinned.data.facts import Facts
+from thinned.data.sources.arrays import Arrays
 from thinned.data.sources.folder import ImageFolder
 from thinned.data.sources.load import load_data
 from thinned.runs import predictions as trust
@@ -256,3 +259,32 @@ def test_the_name_of_data_leads_nowhere_out_of_the_runs(tmp_path, name):
     assert folder.parent == tmp_path / "runs"
     assert folder.is_dir()
     assert not set(folder.name) & set("/\\\n \t")
+
+
+def test_damaged_facts_of_arrays_are_not_those_of_the_package(tmp_path):
+    arrays = Arrays({"train": blobs(40, 0), "test": blobs(20, 1)}, DataConfig()).load()
+    config = Config(model="mlp", mlp=MlpConfig((8,)), epochs=1, batch_size=8)
+    run = thinned.train(config, name="arrays", runs=tmp_path, dataset=arrays)
+    (run.folder / "data.json").unlink()
+    with pytest.raises(RequestError, match="are no longer what"):
+        _ = thinned.Run.open(run.folder).facts
+    (run.folder / "environment.json").unlink()
+    with pytest.raises(RequestError, match="or from arrays: restore it"):
+        _ = thinned.Run.open(run.folder).facts
+
+
+def test_arrays_of_a_program_are_trained_on_evaluated_and_gone_on_with(tmp_path):
+    images, labels = blobs(120, 0, size=28)
+    data = Arrays({"": (images, labels)}, DataConfig()).load()
+    config = Config(model="mlp", mlp=MlpConfig(hidden=(16,)), batch_size=24, epochs=2)
+    whole = thinned.train(config, dataset=data, runs=tmp_path)
+    # Neither taken for the package's MNIST, which is not normalised, nor evaluated on it.
+    assert whole.facts.mean is not None
+    assert whole.built.augment is not None
+    assert whole.evaluate(dataset=data).totals.count == len(data.test)
+    for ask in (whole.evaluate, partial(thinned.resume, whole.folder)):
+        with pytest.raises(RequestError, match=r"learned from arrays of a program.*dataset="):
+            ask()
+    short = thinned.train(dataclasses.replace(config, epochs=1), dataset=data, runs=tmp_path)
+    grown = thinned.resume(short.folder, config, dataset=data)
+    assert differing(whole, grown) == []

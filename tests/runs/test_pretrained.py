@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from thinned.core.config import Config, DataConfig, with_values
 from thinned.core.errors import RequestError
@@ -21,6 +22,7 @@ from thinned.engine.build import Built
 from thinned.engine.feed import feed_of
 from thinned.engine.step import TrainState, train_steps
 from thinned.models.staged import HEAD
+from thinned.models.wide_resnet import WideResNet
 from thinned.runs import features, pretrained
 from thinned.runs.beginning import recorded_weights
 from thinned.runs.doctor import diagnose
@@ -31,6 +33,17 @@ from thinned.runs.run import Run
 from thinned.runs.train import resume, train
 
 NET = "wide-resnet-10-1"
+
+
+class Plain(nn.Module):
+    """A network that has statistics and no stages."""
+
+    classes: int = 5
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        x = nn.BatchNorm(use_running_average=not train)(images.reshape(len(images), -1))
+        return nn.Dense(self.classes)(x)
 
 
 def toy(classes: int, seed: int) -> Dataset:
@@ -51,6 +64,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "cache_folder", lambda kind: folder / "cache" / kind)
+        # One block instead of three: a stem, a block, a neck and a head are stages enough, and
+        # every test compiles a training of its own.
+        patch.setattr(WideResNet, "rows", lambda self: (1,))
         yield folder
 
 
@@ -127,7 +143,12 @@ def test_statistics_can_go_on(source: Run) -> None:
 
 
 def test_statistics_of_a_network_without_stages_go_on() -> None:
-    values = {"model": "resnet", "pretrained": "runs/other", "finetune": "all", "batch_size": 8}
+    values = {
+        "model": f"{__name__}:Plain",
+        "pretrained": "runs/other",
+        "finetune": "all",
+        "batch_size": 8,
+    }
     config = with_values(Config(), values, "test")
     built = Built.of(config, Facts.of(OTHER, config))
     before = jax.tree.map(np.asarray, built.initial_state().model_state)

@@ -14,7 +14,7 @@ from axe import violations
 from conftest import blobs, write_idx
 
 from thinned.cli.main import main
-from thinned.core.config import Config, DataConfig, DropoutConfig
+from thinned.core.config import Config, DataConfig, DropoutConfig, MlpConfig
 from thinned.core.pages import Plots
 from thinned.runs import figures, report, verdicts
 from thinned.runs.doctor import audited
@@ -34,14 +34,17 @@ needs_browser = pytest.mark.skipif(
 figure = pytest.importorskip("matplotlib.figure")
 
 
+SMALL = {"model": "mlp", "mlp": MlpConfig(hidden=(16,))}
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, tiny_data):
     base = tmp_path_factory.mktemp("reported")
     made = []
     for name, kind in (("one & <only>", "element"), ("learned", "concrete")):
-        dropout = DropoutConfig(kind=kind, rate=0.3)
+        dropout = DropoutConfig(kind=kind, rate=0.3, input_rate=0.3)
         data = DataConfig(path=str(tiny_data), validation=30)
-        config = Config(data=data, epochs=3, batch_size=20, dropout=dropout)
+        config = Config(data=data, epochs=3, batch_size=20, dropout=dropout, **SMALL)
         made.append(train(config, name=name, runs=base))
     return made
 
@@ -116,7 +119,7 @@ def test_images_that_are_in_two_splits_are_told(runs, tmp_path):
     (images, labels), test = blobs(90, 5), blobs(77, 6)
     test[0][:3] = images[:3]
     other = write_idx(tmp_path / "data", (images, labels), test)
-    config = Config(data=DataConfig(path=str(other)), epochs=1, batch_size=20)
+    config = Config(data=DataConfig(path=str(other)), epochs=1, batch_size=20, **SMALL)
     run = train(config, name="leaking", runs=tmp_path)
     assert '<p class="warn">3 images of test are in train, too.</p>' in "".join(
         report._repeats(run.dataset)
@@ -137,7 +140,7 @@ def test_only_what_was_measured_is_told(runs, tmp_path):
 def test_runs_of_different_data_are_not_compared_image_by_image(runs, tmp_path):
     other = write_idx(tmp_path / "data", blobs(90, 5), blobs(77, 6))
     stranger = train(
-        Config(data=DataConfig(path=str(other)), epochs=1, batch_size=20), runs=tmp_path
+        Config(data=DataConfig(path=str(other)), epochs=1, batch_size=20, **SMALL), runs=tmp_path
     )
     out = tmp_path / "both.html"
     assert main(["report", str(runs[0].folder), str(stranger.folder), "--out", str(out)]) == 0
@@ -200,6 +203,7 @@ def test_several_runs_stand_side_by_side_with_their_difference(runs, tmp_path, c
     ElementTree.parse(figures / "curve-loss.svg")
     taken = tmp_path / "taken"
     taken.write_text("mine")
+    words = words[:2]
     assert main([*words, "--out", str(out), "--figures", str(taken)]) == 1
     assert capsys.readouterr().err.count("\n") == 1
     (figures / "curve-loss.png").unlink()

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ from thinned.cli.main import main
 from thinned.core.config import Config, DataConfig, MlpConfig, OptimConfig, to_json, with_values
 from thinned.core.errors import RequestError, ThinnedError
 from thinned.core.types import Dataset
-from thinned.data.sources.arrays import Arrays
 from thinned.data.sources.load import load_data
 from thinned.engine.logs import MetricsLog
 from thinned.engine.loop import Progress, StopSignal
@@ -42,11 +40,16 @@ def config_for(tiny_data: Path, **changes) -> Config:
     return dataclasses.replace(base, **changes)
 
 
+def small_for(tiny_data: Path, **changes) -> Config:
+    """With a network that compiles quickly, where it is of no matter which."""
+    return config_for(tiny_data, model="mlp", mlp=MlpConfig(hidden=(32,)), **changes)
+
+
 @pytest.fixture(scope="session")
 def finished(tiny_data, tmp_path_factory) -> thinned.Run:
     """A run of six epochs that nobody interrupted."""
     runs = tmp_path_factory.mktemp("finished")
-    return thinned.train(config_for(tiny_data, epochs=6), name="whole", runs=runs)
+    return thinned.train(small_for(tiny_data, epochs=6), name="whole", runs=runs)
 
 
 def test_a_run_is_a_folder_that_says_everything(finished):
@@ -63,8 +66,7 @@ def test_a_run_is_a_folder_that_says_everything(finished):
 
 
 def test_a_warm_up_longer_than_the_run_goes_on_as_if_never_stopped(tiny_data, tmp_path):
-    optim = OptimConfig(warmup_epochs=2)
-    config = config_for(tiny_data, epochs=3, optim=optim, model="mlp", mlp=MlpConfig(hidden=(8,)))
+    config = small_for(tiny_data, epochs=3, optim=OptimConfig(warmup_epochs=2))
     whole = thinned.train(config, name="whole", runs=tmp_path)
     short = thinned.train(dataclasses.replace(config, epochs=1), name="short", runs=tmp_path)
     grown = thinned.resume(short.folder, config)
@@ -103,16 +105,9 @@ def test_more_epochs_later_are_the_same_as_at_once(finished, tmp_path):
 
 
 def test_names_never_collide(tiny_data, tmp_path):
-    config = config_for(tiny_data, epochs=1)
+    config = small_for(tiny_data, epochs=1)
     folders = {thinned.train(config, runs=tmp_path).folder for _ in range(3)}
     assert len(folders) == 3
-
-
-def test_validation_is_recorded_apart_and_shrinks_training(tiny_data, tmp_path):
-    config = config_for(tiny_data, data=DataConfig(path=tiny_data, validation=33), epochs=1)
-    run = thinned.train(config, runs=tmp_path)
-    counts = {record["split"]: record["count"] for record in run.metrics}
-    assert counts == {"train": 160, "validation": 33, "test": 77}
 
 
 @pytest.mark.parametrize(
@@ -168,7 +163,7 @@ def test_a_damaged_newest_checkpoint_costs_an_epoch_but_no_bits(finished, tmp_pa
 
 
 def test_divergence_stops_with_the_step_and_keeps_the_last_good_checkpoint(tiny_data, tmp_path):
-    config = config_for(tiny_data, learning_rate=1e30)
+    config = small_for(tiny_data, learning_rate=1e30)
     with pytest.raises(ThinnedError, match=r"not finite at step \d+; .*--learning-rate"):
         thinned.train(config, name="bad", runs=tmp_path)
     assert not list((tmp_path / "bad").glob("checkpoints/[0-9]*"))
@@ -184,7 +179,7 @@ def test_a_second_process_is_kept_out(finished):
 
 
 def test_any_name_can_be_trained_in_and_gone_on_with(tiny_data, tmp_path):
-    config = config_for(tiny_data, epochs=1)
+    config = small_for(tiny_data, epochs=1)
     run = thinned.train(config, name="a[1]\\😀", runs=tmp_path / "b*" / "\udc80")
     grown = thinned.resume(run.folder, dataclasses.replace(config, epochs=2))
     assert grown.evaluate().totals.correct == grown.metrics[-1]["correct"]
@@ -208,7 +203,7 @@ def slow(dataset: Dataset, meanwhile) -> Slow:
 
 
 def test_a_name_that_another_process_took_meanwhile_is_refused(tiny_data, tmp_path):
-    first, second = (config_for(tiny_data, epochs=1, seed=seed) for seed in (0, 1))
+    first, second = (small_for(tiny_data, epochs=1, seed=seed) for seed in (0, 1))
 
     def meanwhile() -> None:
         thinned.train(first, name="x", runs=tmp_path)
@@ -295,18 +290,6 @@ def test_damaged_facts_are_known_anew_from_the_same_data_only(finished, tiny_dat
         _ = thinned.Run.open(copy).facts
 
 
-def test_damaged_facts_of_arrays_are_not_those_of_the_package(tmp_path):
-    arrays = Arrays({"train": blobs(40, 0), "test": blobs(20, 1)}, DataConfig()).load()
-    config = Config(model="mlp", mlp=MlpConfig((8,)), epochs=1, batch_size=8)
-    run = thinned.train(config, name="arrays", runs=tmp_path, dataset=arrays)
-    (run.folder / "data.json").unlink()
-    with pytest.raises(RequestError, match="are no longer what"):
-        _ = thinned.Run.open(run.folder).facts
-    (run.folder / "environment.json").unlink()
-    with pytest.raises(RequestError, match="or from arrays: restore it"):
-        _ = thinned.Run.open(run.folder).facts
-
-
 def test_lines_that_are_no_records_are_passed_over(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl")
     whole = {"split": "train", "epoch": 1, "step": 2}
@@ -339,10 +322,10 @@ def start(folder: Path, config: Config, *, name: str = "killed") -> subprocess.P
 
 
 @pytest.mark.long
-def test_killed_at_random_moments_it_still_ends_with_the_same_bits(finished, tmp_path):
+def test_killed_at_random_moments_it_still_ends_with_the_same_bits(tiny_data, tmp_path):
     """SIGKILL after a random line of output, or while a checkpoint is being written."""
     chance = random.Random(1)
-    config = dataclasses.replace(finished.config, checkpoint_every_s=0.001)
+    config = config_for(tiny_data, epochs=6, checkpoint_every_s=0.001)
     whole = thinned.train(config, name="whole", runs=tmp_path)
     kills = 0
     for _ in range(5):
@@ -359,21 +342,44 @@ def test_killed_at_random_moments_it_still_ends_with_the_same_bits(finished, tmp
     assert differing(whole, killed) == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_says_how_to_go_on(finished, tmp_path, number, code):
-    config = dataclasses.replace(finished.config, epochs=3000)
-    process = start(tmp_path, config)
+def told_how_to_go_on(folder: Path, errors: str) -> None:
+    assert errors.count("\n") == 1
+    assert f"thinned train --resume {folder}" in errors
+    run = thinned.Run.open(folder)
+    step = run.checkpoints.steps()[-1]
+    assert f"step {step}" in errors
+    assert run.metrics[-1]["step"] <= step
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [pytest.param(signal.SIGINT, 130, marks=pytest.mark.long), (signal.SIGTERM, 143)],
+)
+def test_a_signal_saves_and_says_how_to_go_on(tiny_data, tmp_path, number, code):
+    process = start(tmp_path, small_for(tiny_data, epochs=30_000))
     process.stdout.readline()
     process.stdout.readline()
     os.kill(process.pid, number)
     _, errors = process.communicate()
     assert process.returncode == code
-    assert errors.count("\n") == 1
-    assert f"thinned train --resume {tmp_path / 'killed'}" in errors
-    run = thinned.Run.open(tmp_path / "killed")
-    step = run.checkpoints.steps()[-1]
-    assert f"step {step}" in errors
-    assert run.metrics[-1]["step"] <= step
+    told_how_to_go_on(tmp_path / "killed", errors)
+
+
+def test_so_does_the_signal_of_a_keyboard(tiny_data, tmp_path, monkeypatch, capsys):
+    """In this process, as soon as something is recorded."""
+    append = MetricsLog.append
+
+    def interrupted(log, records):
+        append(log, records)
+        # Once: a second signal stops at once.
+        monkeypatch.setattr(MetricsLog, "append", append)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(MetricsLog, "append", interrupted)
+    (tmp_path / "config.json").write_text(to_json(small_for(tiny_data)))
+    words = ["train", "-c", str(tmp_path / "config.json"), "--runs", str(tmp_path), "--name", "x"]
+    assert main(words) == 130
+    told_how_to_go_on(tmp_path / "x", capsys.readouterr().err)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -382,7 +388,7 @@ def test_tensorboard_reads_what_was_recorded(tiny_data, tmp_path, monkeypatch):
     event_accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator"
     )
-    config = Config(data=DataConfig(path=tiny_data), epochs=2, batch_size=20, log="tensorboard")
+    config = small_for(tiny_data, log="tensorboard")
     run = thinned.train(config, runs=tmp_path)
     events = event_accumulator.EventAccumulator(str(run.folder / "tensorboard")).Reload()
     shown = [(event.step, event.value) for event in events.Scalars("loss/test")]
@@ -391,23 +397,6 @@ def test_tensorboard_reads_what_was_recorded(tiny_data, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
     with pytest.raises(RequestError, match=r"thinned\[tensorboard\]"):
         thinned.train(config, runs=tmp_path)
-
-
-def test_arrays_of_a_program_are_trained_on_evaluated_and_gone_on_with(tmp_path):
-    images, labels = blobs(120, 0, size=28)
-    data = Arrays({"": (images, labels)}, DataConfig()).load()
-    config = Config(model="mlp", mlp=MlpConfig(hidden=(16,)), batch_size=24, epochs=2)
-    whole = thinned.train(config, dataset=data, runs=tmp_path)
-    # Neither taken for the package's MNIST, which is not normalised, nor evaluated on it.
-    assert whole.facts.mean is not None
-    assert whole.built.augment is not None
-    assert whole.evaluate(dataset=data).totals.count == len(data.test)
-    for ask in (whole.evaluate, partial(thinned.resume, whole.folder)):
-        with pytest.raises(RequestError, match=r"learned from arrays of a program.*dataset="):
-            ask()
-    short = thinned.train(dataclasses.replace(config, epochs=1), dataset=data, runs=tmp_path)
-    grown = thinned.resume(short.folder, config, dataset=data)
-    assert differing(whole, grown) == []
 
 
 def test_a_name_that_is_too_long_is_no_run_and_no_unexpected_error(tmp_path):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -156,10 +157,12 @@ def show(config: Config, path: Path) -> None:
     augment = augment_for(config.augment, facts.image_shape, len(facts.classes), facts.plain)
     if augment is None:
         rows = {"as they are; nothing is varied (--augment.preset)": images}
-    for step in range(5 if augment else 0):
+    # As one program: operation by operation, each would be compiled by itself.
+    vary = None if augment is None else jax.jit(augment.__call__)
+    for step in range(5 if vary else 0):
         key = key_for(config.seed, "augment", step)
-        assert augment is not None
-        varied = augment(as_float(jnp.asarray(images)), jnp.asarray(labels), key).images
+        assert vary is not None
+        varied = vary(as_float(jnp.asarray(images)), jnp.asarray(labels), key).images
         rows[f"varied, step {step + 1}"] = np.asarray(jnp.rint(varied * 255), np.uint8)
     write_sheet(rows, path)
 
