@@ -198,8 +198,8 @@ def _whitening(covariance: np.ndarray) -> np.ndarray:
 
     By Cholesky's factor: eigenvectors give the same distances and take some ten times as long.
     """
-    width, scale = len(covariance), float(covariance.diagonal().max(initial=0.0))
-    # What never varies says next to nothing.
+    width, scale = len(covariance), float(np.trace(covariance))
+    # Where nothing varies there is still a factor.
     floor = scale * width * np.finfo(np.float64).eps if scale > 0 else 1.0
     factor = linalg.cholesky(covariance + floor * np.eye(width), lower=True)
     return linalg.solve_triangular(factor, np.eye(width), lower=True).T
