@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from thinned.cli.main import main
-from thinned.core.config import Config, with_values
+from thinned.core.config import Config, DataConfig, DropoutConfig
 from thinned.runs import doctor
 from thinned.runs.doctor import diagnose
 from thinned.runs.train import train
@@ -20,33 +20,21 @@ def write(path, data, **options):
     return path
 
 
-@pytest.mark.parametrize(
-    ("kind", "model", "sites"),
-    [("element", "cnn", 1), ("concrete", "mlp", 2), ("connect", "mlp", 2)],
-)
-def test_a_run_passes_with_its_own_keys_and_rates(tiny_data, tmp_path, kind, model, sites):
-    values = {
-        "data": {"path": str(tiny_data)},
-        "model": model,
-        "dropout": {"kind": kind, "rate": 0.4},
-        "epochs": 1,
-        "batch_size": 20,
-    }
-    if model == "mlp":
-        values["mlp"] = {"hidden": [32]}
-        values["dropout"]["input_rate"] = 0.4
-    run = train(with_values(Config(), values, "test"), runs=tmp_path)
+@pytest.mark.parametrize("kind", ["element", "concrete", "connect"])
+def test_a_run_passes_with_its_own_keys_and_rates(tiny_data, tmp_path, kind):
+    dropout = DropoutConfig(kind=kind, rate=0.4)
+    config = Config(data=DataConfig(path=tiny_data), epochs=1, batch_size=20, dropout=dropout)
+    run = train(config, runs=tmp_path)
     found = diagnose(run.folder)
     assert found.passed, str(found)
-    assert len(found.sites) == sites
-    for site in found.sites:
-        # Of kind connect it is the weights that are dropped.
-        assert (site.shape[0] == 16) == (kind != "connect")
-        if kind == "concrete":
-            assert site.rate != pytest.approx(0.4, abs=1e-6)
-            assert abs(site.effective - site.rate) < 5 * site.error
-        else:
-            assert site.rate == pytest.approx(0.4)
+    (site,) = found.sites
+    # Of kind connect it is the weights that are dropped.
+    assert (site.shape[0] == 16) == (kind != "connect")
+    if kind == "concrete":
+        assert site.rate != pytest.approx(0.4, abs=1e-6)
+        assert abs(site.effective - site.rate) < 5 * site.error
+    else:
+        assert site.rate == pytest.approx(0.4)
 
 
 def test_the_printed_tutorial_fails_with_exit_code_1(tiny_data, tmp_path, capsys):
@@ -55,8 +43,7 @@ def test_the_printed_tutorial_fails_with_exit_code_1(tiny_data, tmp_path, capsys
     shown = capsys.readouterr()
     assert "FAIL  masks change from step to step: Dropout_0" in shown.out
     assert shown.err.strip() == f"thinned: {config} fails its audit"
-    good = write(tmp_path / "good.json", tiny_data, **SMALL)
-    assert main(["doctor", str(good), "--draws", "8"]) == 0
+    assert main(["doctor", str(write(tmp_path / "good.json", tiny_data)), "--draws", "8"]) == 0
 
 
 def test_a_schedule_that_never_turns_dropout_on_is_caught(tiny_data, tmp_path):

@@ -162,7 +162,8 @@ def test_commands_say_which_epoch_they_use(whole, capsys, tmp_path):
 
 def test_training_says_what_it_kept(config, tmp_path, capsys):
     words = ["--keep-best", "accuracy", "--epochs", "2", "--learning-rate", "1e-20"]
-    words += ["--model", "mlp", "--mlp.hidden", "16", "--data.validation", "40"]
+    words += ["--model", "mlp", "--mlp.hidden", "16", "--batch-size", "20"]
+    words += ["--data.validation", "40"]
     assert main(["train", "--data", str(config.data.path), *words, "--runs", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "kept      epoch 1, the best on validation" in out

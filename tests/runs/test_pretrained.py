@@ -64,9 +64,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "cache_folder", lambda kind: folder / "cache" / kind)
-        # One block instead of three: a stem, a block, a neck and a head are stages enough, and
-        # every test compiles a training of its own.
-        patch.setattr(WideResNet, "rows", lambda self: (1,))
+        # One row of blocks instead of three: a stem, a block, a neck and a head are stages enough,
+        # and every test compiles a training of its own.
+        patch.setattr(WideResNet, "rows", lambda self: ((self.depth - 4) // 6,))
         yield folder
 
 

@@ -376,7 +376,7 @@ def test_so_does_the_signal_of_a_keyboard(tiny_data, tmp_path, monkeypatch, caps
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(MetricsLog, "append", interrupted)
-    (tmp_path / "config.json").write_text(to_json(small_for(tiny_data)))
+    (tmp_path / "config.json").write_text(to_json(small_for(tiny_data, epochs=30_000)))
     words = ["train", "-c", str(tmp_path / "config.json"), "--runs", str(tmp_path), "--name", "x"]
     assert main(words) == 130
     told_how_to_go_on(tmp_path / "x", capsys.readouterr().err)

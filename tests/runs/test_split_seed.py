@@ -80,10 +80,10 @@ def test_a_run_of_before_keeps_its_split(tiny_data, tmp_path):
 
 
 def test_validation_is_recorded_apart_and_shrinks_training(tiny_data, tmp_path):
-    run = train(small(tiny_data), runs=tmp_path)
+    run = train(small(tiny_data, limit=None), runs=tmp_path)
     counts = {record["split"]: record["count"] for record in run.metrics}
-    # Of 100 images 30 are held out; a step takes 50, and what is left waits for the next epoch.
-    assert counts == {"train": 50, "validation": 30, "test": 77}
+    # Of 200 images 30 are held out; a step takes 50, and what is left waits for the next epoch.
+    assert counts == {"train": 150, "validation": 30, "test": 77}
 
 
 def test_a_file_of_options_means_the_default_split(tmp_path):
