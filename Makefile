@@ -4,7 +4,8 @@ VENV ?= .venv
 # The other end of the pins: the newest JAX, which needs a newer Python.
 NEWER ?= python3.13
 SUBSET := tests/core tests/dropout/test_bits.py tests/dropout/test_functional.py \
-  tests/dropout/test_settings.py tests/engine/test_step.py tests/trust/test_partition.py tests/runs/test_stack.py
+  tests/dropout/test_settings.py tests/engine/test_step.py tests/engine/test_evaluation.py \
+  tests/trust/test_partition.py tests/runs/test_stack.py
 BIN := $(VENV)/bin
 WORKERS ?= 2
 # Where one PyTorch build is enough, name it: make bench TORCH=torch==2.13.0
