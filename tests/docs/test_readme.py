@@ -4,6 +4,7 @@ import dataclasses
 import re
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,9 @@ def small(command: str) -> list[str]:
         words += ["--risk", "0.9"]
     if "--coverage" in words:
         words += ["--coverage", "0.8"]
+    if "--onnx" in words and find_spec("jax2onnx") is None:
+        # tests/deploy/test_onnx.py says what is said then.
+        words.remove("--onnx")
     if words[0] == "find-lr":
         words += ["--data.limit", "96", "--steps", "20"]
     if words[0] == "verify-resume":

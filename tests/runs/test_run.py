@@ -45,7 +45,8 @@ def small_for(tiny_data: Path, **changes) -> Config:
     return config_for(tiny_data, model="mlp", mlp=MlpConfig(hidden=(32,)), **changes)
 
 
-@pytest.fixture(scope="session")
+# Of the module, not of the session: that would come before programs are compiled as is needed here.
+@pytest.fixture(scope="module")
 def finished(tiny_data, tmp_path_factory) -> thinned.Run:
     """A run of six epochs that nobody interrupted."""
     runs = tmp_path_factory.mktemp("finished")
