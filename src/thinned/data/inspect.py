@@ -157,13 +157,14 @@ def show(config: Config, path: Path) -> None:
     augment = augment_for(config.augment, facts.image_shape, len(facts.classes), facts.plain)
     if augment is None:
         rows = {"as they are; nothing is varied (--augment.preset)": images}
-    # As one program: operation by operation, each would be compiled by itself.
-    vary = None if augment is None else jax.jit(augment.__call__)
-    for step in range(5 if vary else 0):
-        key = key_for(config.seed, "augment", step)
-        assert vary is not None
-        varied = vary(as_float(jnp.asarray(images)), jnp.asarray(labels), key).images
-        rows[f"varied, step {step + 1}"] = np.asarray(jnp.rint(varied * 255), np.uint8)
+    else:
+        # As one program: operation by operation, each would be compiled by itself.
+        vary = jax.jit(augment.__call__)
+        pixels = as_float(jnp.asarray(images))
+        for step in range(5):
+            varied = vary(pixels, jnp.asarray(labels), key_for(config.seed, "augment", step))
+            shown = np.asarray(jnp.rint(varied.images * 255), np.uint8)
+            rows[f"varied, step {step + 1}"] = shown
     write_sheet(rows, path)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from thinned.deploy.onnx import ONNX
+
 _PLAIN = """\
 import json
 
@@ -174,7 +176,7 @@ def _use(about: Mapping[str, Any]) -> str:
         "## Use\n\n"
         "With `thinned`: `thinned predict FOLDER IMAGES` or `thinned serve FOLDER`. Without it, "
         "`pip install jax numpy flatbuffers safetensors`, and in this folder:\n\n"
-        f"```python\n{program}```{_ONNX if 'plain.onnx' in about['sha256'] else ''}"
+        f"```python\n{program}```{_ONNX if ONNX in about['sha256'] else ''}"
     )
 
 
