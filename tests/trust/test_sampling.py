@@ -22,6 +22,7 @@ from thinned.trust.sampling import (
     averaged,
     entropy_of,
     look_at,
+    sample_logits,
     sample_predictions,
 )
 
@@ -164,6 +165,25 @@ def test_what_does_not_depend_on_the_key_runs_once():
     assert [value.size for value in varying] == [4 * 4 * 64]
     expected = network(KEY, variables, X[0])
     np.testing.assert_allclose(parted.head(fixed, varying, KEY), expected, rtol=1e-5)
+
+
+def test_the_head_says_how_wide_it_is():
+    """Of what it makes of an image: masks, which all images share, do not count."""
+    parted = split_by_key(network_of(Curved()), KEY, started(Curved()), X[0])
+    # 8 hidden values and 4 classes.
+    assert parted.width == 8
+    mask = split_by_key(lambda key, x, y: jax.random.uniform(key, (9,)).sum() * y, KEY, 1.0, 2.0)
+    assert mask.width == 1
+
+
+@pytest.mark.parametrize("room", [1, 7 * 8 * 2, 1 << 19])
+def test_samples_do_not_depend_on_how_many_are_computed_at_once(room, monkeypatch):
+    model = Curved()
+    variables = started(model)
+    monkeypatch.setattr("thinned.trust.sampling._IN_CACHE", room)
+    logits = sample_logits(model.apply, variables, X, KEY, 6)
+    each = naive(model, variables, 6)
+    np.testing.assert_allclose(special.softmax(np.asarray(logits), -1), each, atol=1e-6)
 
 
 def test_a_function_without_randomness_is_all_trunk():

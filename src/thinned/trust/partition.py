@@ -48,11 +48,13 @@ class Parted(NamedTuple):
             depend on `own`, and a list of those that do.
         head: from (these two lists, key) to what the function returns.
         random: whether anything depends on the key at all.
+        width: elements of the largest array that the head makes of `own`.
     """
 
     trunk: Callable[[Any, Any], tuple[list[Any], list[Any]]]
     head: Callable[[list[Any], list[Any], Key], jax.Array]
     random: bool
+    width: int
 
 
 def split_by_key(
@@ -93,7 +95,8 @@ def split_by_key(
     def run_head(fixed: list[Any], varying: list[Any], key: Key) -> jax.Array:
         return after(*fixed, *varying, key)[0]
 
-    return Parted(run_trunk, run_head, out in random)
+    sizes = (var.aval.size for equation in head for var in equation.outvars if var in varied)
+    return Parted(run_trunk, run_head, out in random, max(sizes, default=0))
 
 
 def is_affine(parted: Parted, fixed: list[Any], varying: list[Any], key: Key) -> bool:

@@ -30,6 +30,9 @@ from thinned.trust.scores import by_parts
 _BLOCK = 10 * BATCH_SIZE
 """Images that share the matrices of their samples, where a head is affine."""
 
+_IN_CACHE = 1 << 19
+"""Elements of one array that samples computed together may fill: 2 MiB in f32, a core's cache."""
+
 
 class SampleSums(NamedTuple):
     """Sums over the samples of a block of images.
@@ -189,13 +192,17 @@ def _heads(
     varying = (
         jax.lax.map(trunk, images, batch_size=BATCH_SIZE) if known else jax.vmap(trunk)(images)
     )
-    return (_by_matrices if affine else _one_by_one)(parted, fixed, varying)
+    if affine:
+        return _by_matrices(parted, fixed, varying)
+    # Several share what a layer reads of its kernel, but wide maps should stay in the cache.
+    fit = _IN_CACHE // max(1, images.shape[0] * parted.width) if known else 4
+    return min(4, max(1, fit)), _one_by_one(parted, fixed, varying)
 
 
-def _one_by_one(parted: Parted, fixed: list[Any], varying: list[Any]) -> _Heads:
+def _one_by_one(parted: Parted, fixed: list[Any], varying: list[Any]) -> Callable[[Key], jax.Array]:
     of_images = jax.vmap(parted.head, (None, 0, None))
     of_samples = jax.vmap(of_images, (None, None, 0))
-    return 4, lambda keys: of_samples(fixed, varying, keys).astype(jnp.float32)
+    return lambda keys: of_samples(fixed, varying, keys).astype(jnp.float32)
 
 
 def _by_matrices(parted: Parted, fixed: list[Any], varying: list[Any]) -> _Heads:
