@@ -16,14 +16,16 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 QUICK_ANYWAY = os.environ.get(QUICK)
 if QUICK_ANYWAY is None and version("jax").startswith("0.10."):
-    # Half of what is left. Later versions do not know it, and end the process.
-    FLAGS = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_cpu_use_fusion_emitters=false".strip()
+    # Half of what is left, and two thirds of that. Later versions do not know the first, and end
+    # the process.
+    FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 # See thinned.cli.main.main.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import hypothesis
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -59,6 +61,16 @@ def blobs(count: int, seed: int, size: int = 8, classes: int = 3) -> tuple[np.nd
     for label in range(classes):
         images[labels == label, label * size // classes : (label + 1) * size // classes] += 120
     return images.astype(np.uint8), labels.astype(np.uint8)
+
+
+def uniform_values(seed: int, *shape: int) -> jax.Array:
+    """Numbers f32 in [0, 1). JAX would compile a program for every shape, in every worker."""
+    return jnp.asarray(np.random.default_rng(seed).random(shape, np.float32))
+
+
+def normal_values(seed: int, *shape: int) -> jax.Array:
+    """Standard normal numbers f32, as `uniform_values`."""
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
 
 
 @pytest.fixture(scope="session")

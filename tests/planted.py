@@ -7,6 +7,7 @@ from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import nnx
 
@@ -15,9 +16,10 @@ from thinned.dropout.audit.functions import audit_function
 
 BATCH, RATE, WIDTH, DRAWS = 6, 0.4, 16, 8
 INIT, ROOT = jax.random.split(jax.random.key(0))
-IMAGES = jax.random.normal(jax.random.key(1), (BATCH, 4, 4, 3))
-TOKENS = jax.random.randint(jax.random.key(2), (BATCH, 5), 0, 11)
-ROWS = jax.random.normal(jax.random.key(3), (BATCH, WIDTH))
+RANDOM = np.random.default_rng(1)
+IMAGES = jnp.asarray(RANDOM.standard_normal((BATCH, 4, 4, 3), np.float32))
+TOKENS = jnp.asarray(RANDOM.integers(0, 11, (BATCH, 5)))
+ROWS = jnp.asarray(RANDOM.standard_normal((BATCH, WIDTH), np.float32))
 
 FAULTS = {
     "frozen key": "masks change from step to step",

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import uniform_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -11,7 +12,7 @@ from scipy import ndimage
 from thinned.core.config import AugmentConfig
 from thinned.data.augment import PRESETS, Augment, augment_for, coloured, resampled, rotated
 
-IMAGES = jax.random.uniform(jax.random.key(0), (6, 12, 10, 3))
+IMAGES = uniform_values(0, 6, 12, 10, 3)
 LABELS = jnp.arange(6) % 3
 KEY = jax.random.key(1)
 EVERYTHING = Augment(0.2, 0.5, 0.6, 20, 0.3, 2, 0.4, 0.4, 1.0, classes=3)

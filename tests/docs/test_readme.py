@@ -63,11 +63,12 @@ def small(command: str) -> list[str]:
         words += ["--data.limit", count]
         if "--epochs" not in words:
             words += ["--epochs", "1"]
-        if "--data.validation" in words and "--data" not in words:
-            # What is judged in every way there is has few features.
-            words += ["--model", "mlp", "--mlp.hidden", "16"]
     if words[0] == "study":
         words += ["--data.limit", "64", "--epochs", "1", "--seeds", "1"]
+    starts = words[0] in ("train", "study", "find-lr") and "--resume" not in words
+    if starts and not {"--model", "--dropout.sites", "block", "long"} & {*words}:
+        # Every command, not every network: three have maps, and the others compile in no time.
+        words += ["--model", "mlp", "--mlp.hidden", "16"]
     if "--data.validation" in words:
         words += ["--data.validation", "40"]
     if "--samples" in words:

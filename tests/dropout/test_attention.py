@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from conftest import normal_values
 from flax import linen as nn
 from flax import nnx
 
@@ -12,7 +13,7 @@ import thinned
 from thinned.core.errors import RequestError
 
 KEY = jax.random.key(0)
-X = jax.random.normal(KEY, (3, 5, 8))
+X = normal_values(0, 3, 5, 8)
 
 
 def of_linen(function, share, mask):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import planted
 import pytest
-from conftest import ROOT
+from conftest import ROOT, normal_values
 from flax import linen as nn
 from jax.sharding import Mesh, PartitionSpec
 
@@ -22,7 +22,7 @@ from thinned.dropout.audit.program import Watch, run, traced
 from thinned.dropout.linen import Dropout
 from thinned.testing import assert_dropout
 
-KEY, X = jax.random.key(0), jax.random.normal(jax.random.key(1), (6, 8))
+KEY, X = jax.random.key(0), normal_values(1, 6, 8)
 
 # Each fault in one or two networks, of which the slower waits for the night;
 # scripts/planted_faults.py has them all.
@@ -150,7 +150,7 @@ def test_noise_that_is_added_and_random_choices_raise_no_alarm():
 
 def test_a_latent_code_and_masked_tokens_raise_no_alarm():
     """Noise of an autoencoder (Kingma & Welling 2014) and the input of BERT keep no mean."""
-    table = jax.random.normal(KEY, (11, 8))
+    table = normal_values(0, 11, 8)
 
     def network(key, tokens):
         one, two = jax.random.split(key)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import normal_values
 from flax import nnx
 
 import thinned.dropout.equinox as on_equinox
@@ -20,8 +21,8 @@ from thinned.core.rng import key_for
 from thinned.dropout import functional as F
 
 KEY = jax.random.key(5)
-MAPS = jax.random.normal(jax.random.key(6), (1, 6, 6, 4))
-ROWS = jax.random.normal(jax.random.key(7), (1, 4))
+MAPS = normal_values(6, 1, 6, 6, 4)
+ROWS = normal_values(7, 1, 4)
 
 KINDS = {
     "Dropout": ("dropout", {"bits": "fast"}),
@@ -82,7 +83,7 @@ def test_every_face_drops_the_same_weights(off):
 
 
 def test_every_face_regularises_a_learned_rate_alike():
-    kernel = jax.random.normal(KEY, (4, 3))
+    kernel = normal_values(0, 4, 3)
     expected = F.concrete_regulariser(jnp.float32(0.4), kernel, 4, 100)
     layer = on_nnx.ConcreteDropout(0.4, examples=100)
     layer.regularise(kernel, 4)

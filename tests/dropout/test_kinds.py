@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import normal_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
@@ -20,7 +21,7 @@ from thinned.dropout.bits import normal, uniform
 from thinned.dropout.linen import DropConnectDense
 from thinned.dropout.masks import grown, seed_rate, seed_shape
 
-KERNEL = jax.random.normal(jax.random.key(8), (6, 5))
+KERNEL = normal_values(8, 6, 5)
 KINDS = {
     "element": F.dropout,
     "shared": partial(F.dropout, broadcast_dims=(1, -1)),
@@ -261,7 +262,7 @@ def test_gaussian_noise_has_the_variance_of_dropout_and_alpha_keeps_both_moments
     variance = rate / (1 - rate)
     assert abs(noise.mean() - 1) < 4 * np.sqrt(variance / count)
     assert abs(noise.var() / variance - 1) < 4 * np.sqrt(2 / count)
-    values = jax.random.normal(jax.random.key(1), (count,))
+    values = normal_values(1, count)
     y = np.asarray(F.alpha_dropout(values, rate, jax.random.key(2)), np.float64)
     fourth = np.mean((y - y.mean()) ** 4)
     assert abs(y.mean()) < 4 / np.sqrt(count)
@@ -297,10 +298,9 @@ print("equal")
 
 def test_masks_forward_and_backward_are_the_same_on_one_device_and_on_four():
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
-    environment = dict(os.environ, XLA_FLAGS=flags)
     found = subprocess.run(
         [sys.executable, "-c", SHARDED],
-        env=environment,
+        env=dict(os.environ, XLA_FLAGS=flags, PYTHONPATH=os.pathsep.join(sys.path)),
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
@@ -461,7 +461,7 @@ def test_an_activation_behind_dropconnect_has_slopes_at_0(rate, traced):
 
 @pytest.mark.parametrize("rate", [0.2, 0.5])
 def test_the_moments_of_dropconnect_are_those_of_100_000_masks(rate):
-    x = jax.random.normal(jax.random.key(1), (6,))
+    x = normal_values(1, 6)
     mean, variance = F.drop_connect_moments(x, KERNEL, rate)
     many = jnp.broadcast_to(x, (100_000, 6))
     y = np.asarray(F.drop_connect(many, KERNEL, rate, jax.random.key(2), bits="fast"), np.float64)

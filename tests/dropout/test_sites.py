@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import uniform_values
 from flax import linen as nn
 
 from thinned.core.errors import RequestError
@@ -16,7 +17,7 @@ from thinned.engine.step import create_state, train_step
 from thinned.models.cnn import CNN
 
 KINDS = ("element", "channel", "block", "path", "gaussian", "alpha", "concrete", "connect")
-IMAGES = jax.random.uniform(jax.random.key(0), (8, 8, 8, 1))
+IMAGES = uniform_values(0, 8, 8, 8, 1)
 KEY = jax.random.key(1)
 
 

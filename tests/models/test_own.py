@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import uniform_values
 from flax import linen as nn
 from flax import nnx
 
@@ -24,7 +25,7 @@ from thinned.models.own import EquinoxNetwork, NnxNetwork
 from thinned.trust.sampling import sample_predictions
 
 KEY = jax.random.key(2)
-X = jax.random.uniform(jax.random.key(3), (6, 4, 4, 1))
+X = uniform_values(3, 6, 4, 4, 1)
 RNGS = {"dropout": KEY}
 
 

@@ -347,6 +347,7 @@ def test_runs_that_go_on_in_other_processes_keep_their_threads_or_are_named(base
     assert line.startswith(f"{place}: note: JAX computed with 5 threads, now with 3")
 
 
+@pytest.mark.long
 def test_processes_end_with_a_study_that_is_killed_and_their_runs_go_on(base, tmp_path):
     words, said = killed(base, tmp_path, "--seeds", "2", "--processes", "2")
     assert said.startswith("1/4")

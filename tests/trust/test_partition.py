@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import uniform_values
 from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from thinned.trust.sampling import look_at, sample_predictions
 
 KEY = jax.random.key(5)
 # The first image is dark: behind any threshold it lies on the flat side.
-X = jax.random.uniform(jax.random.key(0), (5, 2, 2, 3)).at[0].set(0.0)
+X = uniform_values(0, 5, 2, 2, 3).at[0].set(0.0)
 
 
 @jax.custom_vjp

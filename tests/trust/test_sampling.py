@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import uniform_values
 from flax import linen as nn
 from scipy import special
 
@@ -26,7 +27,7 @@ from thinned.trust.sampling import (
     sample_predictions,
 )
 
-X = jax.random.uniform(jax.random.key(0), (7, 16, 16, 3))
+X = uniform_values(0, 7, 16, 16, 3)
 KEY = jax.random.key(5)
 
 
