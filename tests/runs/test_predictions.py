@@ -28,6 +28,7 @@ from thinned.runs.files import columns, predict_files
 from thinned.runs.train import train
 from thinned.trust import scores
 from thinned.trust.conformal import Conformal, SetScores
+from thinned.trust.intervals import crossed_interval
 from thinned.trust.ood import OOD_SCORES
 from thinned.trust.sampling import Predictions
 from thinned.trust.selection import select
@@ -309,7 +310,7 @@ def test_differences_are_over_draws_of_masks_and_of_like_with_like(runs, capsys)
         assert not np.array_equal(drawn[0], drawn[1])
         assert plain.scores["nll"] == pytest.approx(base.mean())
         assert sampled.scores["nll"] == pytest.approx(drawn.mean())
-        assert sampled.nll_difference == pytest.approx(scores.crossed_interval(drawn - base))
+        assert sampled.nll_difference == pytest.approx(crossed_interval(drawn - base))
     assert found.methods[0].time == 1.0
     assert found.methods[0].temperature == 1.0
     assert found.tempered[0].temperature == trust.fitted([run]).temperature

@@ -10,7 +10,7 @@ from thinned.runs.calibration import fit
 from thinned.runs.predictions import tempered
 from thinned.trust.appraisal import Appraisal, uncertainties
 from thinned.trust.conformal import Conformal, SetScores, nonconformity
-from thinned.trust.sampling import averaged, certain, entropy_of, joined
+from thinned.trust.sampling import averaged, entropy_of, joined, of_logits
 
 IMAGES, CLASSES = 300, 10_000
 SIZE = IMAGES * CLASSES * 8
@@ -29,7 +29,9 @@ def labels():
 @pytest.fixture(scope="module")
 def found():
     values = logits()
-    return joined((certain(values[start : start + 50]) for start in range(0, IMAGES, 50)), IMAGES)
+    return joined(
+        (of_logits(values[None, start : start + 50]) for start in range(0, IMAGES, 50)), IMAGES
+    )
 
 
 def taken(work):
@@ -43,7 +45,7 @@ def taken(work):
 
 def test_parts_are_joined_without_a_copy():
     values = logits()
-    parts = (certain(values[start : start + 10]) for start in range(0, IMAGES, 10))
+    parts = (of_logits(values[None, start : start + 10]) for start in range(0, IMAGES, 10))
     whole, most = taken(lambda: joined(parts, IMAGES))
     assert most < 1.4
     expected = np.exp(log_softmax(values.astype(np.float64), 1))
@@ -55,7 +57,11 @@ def test_parts_are_joined_without_a_copy():
 def test_an_appraisal_takes_a_part_of_what_it_is_of(found, labels):
     appraisal = Appraisal(found, labels, NAMES)
     # The text has a line for each class.
-    for work in (lambda: appraisal.scores, lambda: appraisal.bins, lambda: uncertainties(found)):
+    for work in (
+        lambda: appraisal.scores,
+        lambda: appraisal.bins,
+        lambda: uncertainties(found.told),
+    ):
         assert taken(work)[1] < 0.4
     assert appraisal.scores["top5"] == np.mean(
         [

@@ -20,7 +20,7 @@ from thinned.runs.predictions import (
     sets_for,
 )
 from thinned.runs.run import Run
-from thinned.trust.appraisal import Appraisal, told_apart
+from thinned.trust.appraisal import Appraisal, other_measures, told_apart
 from thinned.trust.conformal import SetKind, SetScores
 
 _OF_KINDS = ("accuracy", "nll", "ece")
@@ -84,10 +84,11 @@ def evaluate_runs(
         values["sets"] = scored.as_values()
         say(f"\n{scored}")
     if other is not None:
-        outside = predictions_of(runs, other.images, samples, calibrated)
+        outside = predictions_of(runs, other.images, samples, calibrated, vary=True)
         told = told_apart(
             measures_of(runs, test.images, appraisal.predictions),
             measures_of(runs, other.images, outside),
+            other_measures(appraisal.predictions, outside),
         )
         values["ood"] = {"data": ood, "images": len(other), "measures": told}
         say(f"\n{len(other):,} other images ({ood}), told apart by")

@@ -119,7 +119,7 @@ def measures_of(runs: Sequence[Run], images: Any, found: Predictions) -> dict[st
 
     Where a network's features cannot be seen, those that need none.
     """
-    measures = uncertainties(found)
+    measures = uncertainties(found.told)
     try:
         # One pass serves all scores.
         seen = _seen_by_each(runs, images)

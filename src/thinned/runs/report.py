@@ -38,7 +38,13 @@ from thinned.runs.predictions import (
 )
 from thinned.runs.run import Run
 from thinned.trust import scores
-from thinned.trust.appraisal import COVERAGES, Appraisal, told_apart, uncertainties
+from thinned.trust.appraisal import (
+    COVERAGES,
+    Appraisal,
+    other_measures,
+    told_apart,
+    uncertainties,
+)
 from thinned.trust.conformal import Conformal, SetKind, SetScores
 from thinned.trust.sampling import Predictions
 
@@ -132,7 +138,7 @@ def write_report(
 
 def _shown(run: Run, others: Any, sets: Conformal | None, samples: int) -> _Shown:
     found = appraise([run], run.test_images(), samples)
-    outside = None if others is None else predictions_of([run], others, samples)
+    outside = None if others is None else predictions_of([run], others, samples, vary=True)
     return _Shown(run, found, outside, sets, _audit(run), _warmer(run, found, samples))
 
 
@@ -273,7 +279,12 @@ def _said(words: str) -> str:
 
 
 def _outsiders(found: Appraisal, outside: Predictions) -> str:
-    told_by = told_apart(uncertainties(found.predictions), uncertainties(outside))
+    inside = found.predictions
+    told_by = told_apart(
+        uncertainties(inside.told),
+        uncertainties(outside.told),
+        other_measures(inside, outside),
+    )
     rows = [
         [name]
         + [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from thinned.trust import intervals, scores
-from thinned.trust.sampling import Predictions
+from thinned.trust.sampling import Predictions, Told
 
 COVERAGES = (0.8, 0.9, 0.95)
 _MATRIX = 20
@@ -101,14 +101,17 @@ class Appraisal:
 
     @cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """95 % intervals over new images, of ``ece`` and ``aurc``."""
-        seen = (self.probabilities.max(1), self.right)
+        """95 % intervals of ``ece`` and ``aurc``, over new images and, with samples, new masks."""
+        seen = self.probabilities.max(1), self.right
+        others = [
+            (other.confidence, other.predicted == self.labels) for other in self.predictions.others
+        ]
         return {
             "ece": intervals.over_images(
-                lambda sure, right: scores.bins_of(sure, right).error, seen, above_zero=True
+                lambda sure, right: scores.bins_of(sure, right).error, seen, others, above_zero=True
             ),
             "aurc": intervals.over_images(
-                lambda sure, right: scores.risk_coverage(sure, right).area, seen
+                lambda sure, right: scores.risk_coverage(sure, right).area, seen, others
             ),
         }
 
@@ -197,26 +200,38 @@ class Appraisal:
             )
 
 
-def uncertainties(predictions: Predictions) -> dict[str, np.ndarray]:
+def uncertainties(told: Told) -> dict[str, np.ndarray]:
     """Measures of uncertainty f64 [image] by name, larger is less sure."""
     measures = {
-        "entropy": predictions.entropy,
-        "1 - max probability": 1 - predictions.probabilities.max(1),
-        "energy": predictions.energy,
+        "entropy": told.entropy,
+        "1 - max probability": 1 - told.confidence,
+        "energy": told.energy,
     }
-    if predictions.samples > 1:
-        measures["mutual information"] = predictions.mutual_information
+    if told.samples > 1:
+        measures["mutual information"] = told.mutual_information
     return measures
 
 
+Measures = Mapping[str, np.ndarray]
+"""How strange images are, f64 [image] by name; larger is stranger."""
+
+
+def other_measures(inside: Predictions, outside: Predictions) -> list[tuple[Measures, Measures]]:
+    """Uncertainties of test images and of others, without each part of the samples of both."""
+    pairs = zip(inside.others, outside.others, strict=True)
+    return [(uncertainties(own), uncertainties(other)) for own, other in pairs]
+
+
 def told_apart(
-    inside: Mapping[str, np.ndarray], outside: Mapping[str, np.ndarray]
+    inside: Measures, outside: Measures, others: Sequence[tuple[Measures, Measures]] = ()
 ) -> dict[str, dict[str, float]]:
     """How well other images are told from the test images, by each of several measures.
 
     Args:
-        inside: f64 [image] of the test images by name, larger is stranger; as `uncertainties`.
-        outside: the same of the others, made in the same way.
+        inside: of the test images.
+        outside: of the others, made in the same way.
+        others: both without each part of the samples, see `other_measures`: intervals are over
+            masks, too. A measure that is not among them knows no masks.
 
     Returns:
         Measure -> {"auroc", "fpr95"}, and the ends of their intervals, {"auroc_low", ...}.
@@ -224,8 +239,9 @@ def told_apart(
     found: dict[str, dict[str, float]] = {}
     for name in inside.keys() & outside.keys():
         pair = inside[name], outside[name]
-        area = intervals.auroc_interval(*pair)
-        rate = intervals.fpr_interval(*pair)
+        varied = [(own[name], other[name]) for own, other in others if name in own]
+        area = intervals.auroc_interval(*pair, varied)
+        rate = intervals.fpr_interval(*pair, varied)
         found[name] = {
             "auroc": scores.auroc(*pair),
             "auroc_low": area[0],
