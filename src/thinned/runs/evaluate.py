@@ -73,6 +73,8 @@ def evaluate_runs(
         made = sets_for(runs, coverage, sets, per_class, samples, calibrated)
     appraisal = appraise(runs, test, samples, calibrated)
     say(str(appraisal))
+    if samples and not appraisal.predictions.others:
+        say("(intervals are over images: a single sample does not tell how masks vary)")
     values: dict[str, Any] = {
         "runs": [str(run.folder) for run in runs],
         "samples": samples,

@@ -77,7 +77,7 @@ class Appraisal:
     def scores(self) -> dict[str, float]:
         """Every score by name; losses in nats per example, the others as parts of 1."""
         p, y = self.probabilities, self.labels
-        low, high = scores.accuracy_interval(int(self.right.sum()), len(y))
+        low, high = intervals.accuracy_interval(self.right, [right for _, right in self._others])
         values = {
             "accuracy": float(self.right.mean()),
             "accuracy_low": low,
@@ -102,10 +102,7 @@ class Appraisal:
     @cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:
         """95 % intervals of ``ece`` and ``aurc``, over new images and, with samples, new masks."""
-        seen = self.probabilities.max(1), self.right
-        others = [
-            (other.confidence, other.predicted == self.labels) for other in self.predictions.others
-        ]
+        seen, others = (self.probabilities.max(1), self.right), self._others
         return {
             "ece": intervals.over_images(
                 lambda sure, right: scores.bins_of(sure, right).error, seen, others, above_zero=True
@@ -114,6 +111,18 @@ class Appraisal:
                 lambda sure, right: scores.risk_coverage(sure, right).area, seen, others
             ),
         }
+
+    @cached_property
+    def _others(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Confidence, and whether the answer is right, without each part of the samples."""
+        return [
+            (each.confidence, each.predicted == self.labels) for each in self.predictions.others
+        ]
+
+    @property
+    def varied(self) -> str:
+        """What its intervals are over."""
+        return "images and masks" if self.predictions.others else "images"
 
     def __str__(self) -> str:
         """The scores, a line for each class, the confusion matrix, the reliability bins."""
@@ -128,13 +137,15 @@ class Appraisal:
     def as_values(self) -> dict[str, Any]:
         """Everything as plain values for JSON; NaN is null.
 
-        ``scores`` by name; ``intervals`` and ``ece_by_chance``, see there; ``classes``;
-        ``per_class`` rows of precision, recall and F1; ``confusion`` [true][predicted], null of
-        more than `WIDEST` classes; ``confused`` rows of its cells that are not 0: true, predicted,
-        count; ``reliability`` bins; ``risk_coverage`` points.
+        ``scores`` by name; ``varied``, what intervals are over; ``intervals`` and
+        ``ece_by_chance``, see there; ``classes``; ``per_class`` rows of precision, recall and F1;
+        ``confusion`` [true][predicted], null of more than `WIDEST` classes; ``confused`` rows of
+        its cells that are not 0: true, predicted, count; ``reliability`` bins; ``risk_coverage``
+        points.
         """
         parts = {
             "scores": self.scores,
+            "varied": self.varied,
             "intervals": self.intervals,
             "ece_by_chance": self.ece_by_chance,
             "classes": self.classes,
@@ -148,10 +159,11 @@ class Appraisal:
 
     def _lines(self) -> Iterator[str]:
         score, count = self.scores, len(self.labels)
+        how = "95 %" if self.predictions.others else "Wilson 95 %"
         yield (
             f"accuracy      {score['accuracy']:.2%} ({score['accuracy_low']:.2%} to "
-            f"{score['accuracy_high']:.2%}, Wilson 95 %), {int(self.right.sum()):,} of {count:,} "
-            "images"
+            f"{score['accuracy_high']:.2%}, {how}), "
+            f"{int(self.right.sum()):,} of {count:,} images"
         )
         if "top5" in score:
             yield f"top 5         {score['top5']:.2%}"
@@ -169,6 +181,8 @@ class Appraisal:
             f"selective     AURC {score['aurc']:.5f} ({low:.5f} to {high:.5f}); accuracy "
             f"{', '.join(parts)} coverage"
         )
+        if self.predictions.others:
+            yield f"              (intervals are over {self.varied})"
 
     def _per_class(self) -> Iterator[str]:
         width = max(5, *(len(name) for name in self.classes))

@@ -87,6 +87,20 @@ def crossed_interval(values: np.ndarray) -> tuple[float, float, float]:
     return mean, *crossed(mean, error, error, values.mean(1), examples - 1)
 
 
+def accuracy_interval(right: np.ndarray, others: Sequence[np.ndarray] = ()) -> tuple[float, float]:
+    """Wilson's interval of an accuracy, from whether each answer is right, bool [image].
+
+    Args:
+        right: of all samples.
+        others: without each part of them, for masks that are drawn anew, too.
+    """
+    own = float(right.mean())
+    low, high = scores.accuracy_interval(int(right.sum()), len(right))
+    draws = pseudo_values(own, [float(each.mean()) for each in others])
+    low, high = crossed(own, (own - low) / _Z, (high - own) / _Z, draws)
+    return max(low, 0.0), min(high, 1.0)
+
+
 def over_images(
     score: Callable[..., float],
     arrays: tuple[np.ndarray, ...],
