@@ -14,6 +14,7 @@ from thinned.trust.sampling import averaged, entropy_of, joined, of_logits
 
 IMAGES, CLASSES = 300, 10_000
 SIZE = IMAGES * CLASSES * 8
+ORDER = np.random.default_rng(0).permutation(IMAGES)
 NAMES = tuple(map(str, range(CLASSES)))
 
 
@@ -90,9 +91,12 @@ def test_sets_of_classes_take_a_part(found, labels, kind):
     assert most < 0.6
     sets, most = taken(lambda: made.sets(found.probabilities))
     assert most < 0.6
-    fits = nonconformity(kind, found.probabilities)
+    fits = nonconformity(kind, found.probabilities, 0.0, made.penalty, made.free)
     np.testing.assert_array_equal(sets, fits <= made.thresholds)
-    assert np.sort(fits[np.arange(IMAGES), labels])[270] == made.thresholds[0]
+    # Of 300 images, or of the 210 that do not choose how ranks are penalised.
+    assert (made.images, made.tuned) == ((210, 90) if kind == "raps" else (300, 0))
+    rank, rest = (270, np.arange(300)) if kind != "raps" else (189, np.delete(ORDER, range(90)))
+    assert np.sort(fits[np.arange(IMAGES), labels][rest])[rank] == made.thresholds[0]
     assert taken(lambda: SetScores.of(made, found.probabilities, labels, NAMES[:3]))[1] < 0.6
 
 

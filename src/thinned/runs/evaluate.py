@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from thinned.core.types import Split
 from thinned.data.damage import corrupted, corruptions_for
 from thinned.runs.ood import measures_of
 from thinned.runs.predictions import (
+    Witness,
     appraise,
     common_test,
     enough_samples,
@@ -70,7 +72,7 @@ def evaluate_runs(
         say(str(enough))
     made = None
     if coverage is not None:
-        made = sets_for(runs, coverage, sets, per_class, samples, calibrated)
+        made = sets_for(Witness(runs, samples, calibrated), coverage, sets, per_class)
     appraisal = appraise(runs, test, samples, calibrated)
     say(str(appraisal))
     if samples and not appraisal.predictions.others:
@@ -102,8 +104,16 @@ def evaluate_runs(
             )
             say(f"{name:<22}{', '.join(shown)}")
     if corrupt:
+        # Seventy copies of the images, for which nobody asks again: they would fill the disk.
+        passing = [replace(run, keeps=False) for run in runs]
         values["damage"] = _damaged(
-            test, say, lambda split: appraise(runs, split, samples, calibrated)
+            test,
+            say,
+            lambda split: Appraisal(
+                predictions_of(passing, split.images, samples, calibrated),
+                split.labels,
+                appraisal.classes,
+            ),
         )
     return values
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,7 +115,7 @@ def _in_parts(
 
 @fixed_settings()
 def _member(run: Run, images: Any, samples: int, draw: int, parts: int) -> list[Predictions]:
-    state, images = read_by(run.built, run.state, images)
+    state, images = read_by(run.built, run.state, images, run.keeps)
     if samples == 0:
         batches = logits_by_batch(state.apply_fn, state.variables, images)
         return [joined((of_logits(logits[None]) for logits in batches), len(images))]
@@ -203,16 +205,39 @@ def held_alike(runs: Sequence[Run], flag: str) -> Split:
     return held
 
 
-def selection_for(
-    runs: Sequence[Run], risk: float, level: float, samples: int, calibrated: bool
-) -> Selection:
+@dataclass(frozen=True)
+class Witness:
+    """The validation images of runs, by which all is promised, and what is predicted of them.
+
+    That is predicted once, when it is first asked for, however much is promised by it.
+
+    Attributes:
+        runs: one, or several as an ensemble, that held out the same images.
+        samples, calibrated: see `predictions_of`.
+    """
+
+    runs: Sequence[Run]
+    samples: int = 0
+    calibrated: bool = False
+
+    def images(self, flag: str) -> Split:
+        """Those images; see `held_alike`."""
+        return held_alike(self.runs, flag)
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        """What the runs predict of them; errors as for `predictions_of`."""
+        images = validation_of(self.runs[0]).images
+        return predictions_of(self.runs, images, self.samples, self.calibrated)
+
+
+def selection_for(witness: Witness, risk: float, level: float) -> Selection:
     """From which confidence on at most a part `risk` of new answers is wrong.
 
     Args:
-        runs: one, or several as an ensemble, that held out the same images.
+        witness: tells by what.
         risk: above 0 and below 1.
         level: with which probability that holds, over draws of the validation images.
-        samples, calibrated: see `predictions_of`.
 
     Raises:
         RequestError: there are no validation images, or too few for such a promise; or the runs
@@ -220,42 +245,34 @@ def selection_for(
     """
     refuse_no_part("--risk", risk)
     refuse_no_part("--confidence", level)
-    held = held_alike(runs, "--risk")
+    held = witness.images("--risk")
     needed = least_images(risk, level)
     if len(held) < needed:
-        raise too_few(f"--risk {risk:g} --confidence {level:g}", needed, runs, held)
-    found = predictions_of(runs, held.images, samples, calibrated).probabilities
+        raise too_few(f"--risk {risk:g} --confidence {level:g}", needed, witness.runs, held)
+    found = witness.predictions.probabilities
     return select(found.max(1), found.argmax(1) == held.labels, risk, level)
 
 
-def sets_for(
-    runs: Sequence[Run],
-    coverage: float,
-    kind: SetKind,
-    per_class: bool,
-    samples: int,
-    calibrated: bool,
-) -> Conformal:
+def sets_for(witness: Witness, coverage: float, kind: SetKind, per_class: bool) -> Conformal:
     """Sets of classes that hold the right one of a part `coverage` of new images.
 
     Args:
-        runs: one, or several as an ensemble, that held out the same images.
+        witness: tells by what.
         coverage: above 0 and below 1.
         kind: see `thinned.trust.conformal.nonconformity`.
         per_class: whether of each class.
-        samples, calibrated: see `predictions_of`.
 
     Raises:
         RequestError: as `selection_for`.
     """
     refuse_no_part("--coverage", coverage)
-    held = held_alike(runs, "--coverage")
+    held = witness.images("--coverage")
     needed = fewest_images(1 - coverage)
     most = int(np.bincount(held.labels).max()) if per_class else len(held)
     if most < needed:
         each = " of a class" if per_class else ""
-        raise too_few(f"--coverage {coverage:g}", needed, runs, held, each)
-    found = predictions_of(runs, held.images, samples, calibrated).probabilities
+        raise too_few(f"--coverage {coverage:g}", needed, witness.runs, held, each)
+    found = witness.predictions.probabilities
     return Conformal.of(kind, coverage, found, held.labels, per_class)
 
 

@@ -28,6 +28,7 @@ from thinned.dropout.audit.findings import Audit
 from thinned.runs import figures, verdicts
 from thinned.runs.doctor import audited
 from thinned.runs.predictions import (
+    Witness,
     appraise,
     fitted,
     other_images,
@@ -116,7 +117,7 @@ def write_report(
         None if ood is None else other_images(run, ood, run.test_images()).images for run in runs
     ]
     made = [
-        None if coverage is None else sets_for([run], coverage, sets, False, samples, False)
+        None if coverage is None else sets_for(Witness([run], samples), coverage, sets, False)
         for run in runs
     ]
     shown = [

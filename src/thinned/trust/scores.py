@@ -134,11 +134,15 @@ def top_k(probabilities: np.ndarray, labels: np.ndarray, k: int) -> float:
 
     Ties are decided as by a stable sort: among equals, the class of the lower index is taken first.
     """
-    return float(np.mean(by_parts(_ahead, probabilities, labels) < k))
+    return float(np.mean(ranks(probabilities, labels) < k))
+
+
+def ranks(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How many classes are more probable than the label's, i64 [example]; ties as for `top_k`."""
+    return by_parts(_ahead, probabilities, labels)
 
 
 def _ahead(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many classes come before the label's, i64 [example]."""
     own = probabilities[np.arange(len(labels)), labels, None]
     lower = np.arange(probabilities.shape[1]) < labels[:, None]
     return np.sum((probabilities > own) | ((probabilities == own) & lower), 1)
