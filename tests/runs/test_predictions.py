@@ -23,6 +23,7 @@ from thinned.models.apply import features_by_batch, last_dense
 from thinned.runs import calibration, ood, worth
 from thinned.runs import evaluate as scoring
 from thinned.runs import predictions as trust
+from thinned.runs.answers import answers_of
 from thinned.runs.calibration import Calibration, fit
 from thinned.runs.files import columns, predict_files
 from thinned.runs.train import train
@@ -454,6 +455,21 @@ def test_unsure_answers_are_those_below_what_keeps_the_risk(runs, pictures, caps
     )
     assert "--risk is 1: must" in refused(capsys, *words[:3], "--risk", "1")
     assert "--confidence says" in refused(capsys, *words[:3], "--confidence", "0.9")
+
+
+def test_validation_images_are_predicted_once_for_all_promises(runs, monkeypatch):
+    asked, own = [], trust.predictions_of
+
+    def counted(*args, **options):
+        asked.append(len(args[1]))
+        return own(*args, **options)
+
+    monkeypatch.setattr(trust, "predictions_of", counted)
+    made = answers_of(runs[:1], risk=0.2, confidence=0.9, coverage=0.9, ood_fpr=0.1)
+    assert len(made.promises) == 3
+    assert asked == [60]
+    assert answers_of(runs[:1]).promises == []
+    assert asked == [60]
 
 
 @pytest.mark.parametrize("samples", [0, 5])
