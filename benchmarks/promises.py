@@ -4,9 +4,10 @@ Run: python benchmarks/promises.py     (SPLITS=500 IMAGES=1000 FRESH=20000 MANY=
 
 Each split draws IMAGES validation images and FRESH new ones of a classifier of ten classes that is
 too sure of itself, and MANY of one of a hundred. "broken" is the part of the splits in which more
-answers than `risk` were wrong; its promise is at most 1 - confidence. "coverage" is the mean over splits; its promise is at least
-what was asked for. Intervals are Wilson's, or five standard errors of the mean. The "tempered" rows
-fit a temperature on the very images that choose the threshold, as --calibrated does.
+answers than `risk` were wrong; its promise is at most 1 - confidence. "coverage" is the mean over
+splits; its promise is at least what was asked for. Intervals are Wilson's, or five standard errors
+of the mean. The "tempered" rows fit a temperature on the very images that choose the threshold, as
+--calibrated does.
 """
 
 import os

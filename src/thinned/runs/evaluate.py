@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
 
 from thinned.core.types import Split
 from thinned.data.damage import corrupted, corruptions_for
@@ -24,6 +23,7 @@ from thinned.runs.predictions import (
 from thinned.runs.run import Run
 from thinned.trust.appraisal import Appraisal, other_measures, told_apart
 from thinned.trust.conformal import SetKind, SetScores
+from thinned.trust.intervals import crossed
 
 _OF_KINDS = ("accuracy", "nll", "ece")
 
@@ -153,5 +153,5 @@ def _row(title: str, scores: Mapping[str, float]) -> str:
 def _over(values: np.ndarray) -> dict[str, float]:
     """The mean with Student's 95 % interval."""
     mean = float(values.mean())
-    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+    low, high = crossed(mean, 0.0, 0.0, values)
+    return {"mean": mean, "low": low, "high": high}

@@ -77,7 +77,7 @@ class Appraisal:
     def scores(self) -> dict[str, float]:
         """Every score by name; losses in nats per example, the others as parts of 1."""
         p, y = self.probabilities, self.labels
-        low, high = intervals.accuracy_interval(self.right, [right for _, right in self._others])
+        low, high = intervals.accuracy_interval(self.right, [right for _, right in self.others])
         values = {
             "accuracy": float(self.right.mean()),
             "accuracy_low": low,
@@ -102,7 +102,7 @@ class Appraisal:
     @cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:
         """95 % intervals of ``ece`` and ``aurc``, over new images and, with samples, new masks."""
-        seen, others = (self.probabilities.max(1), self.right), self._others
+        seen, others = (self.probabilities.max(1), self.right), self.others
         return {
             "ece": intervals.over_images(
                 lambda sure, right: scores.bins_of(sure, right).error, seen, others, above_zero=True
@@ -113,8 +113,10 @@ class Appraisal:
         }
 
     @cached_property
-    def _others(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Confidence, and whether the answer is right, without each part of the samples."""
+    def others(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Confidence f64 [example], and whether the answer is right, bool [example], without each
+        part of the samples, see `thinned.trust.sampling.Predictions.others`.
+        """
         return [
             (each.confidence, each.predicted == self.labels) for each in self.predictions.others
         ]
