@@ -21,16 +21,14 @@ from thinned.trust import scores
 
 _REPEATS = 500
 _LEVELS = (0.025, 0.975)
-
-
-PARTS = 10
+_PARTS = 10
 """Of the samples, at most: Student's t of nine degrees is 1.15 times that of many."""
 _Z = float(stats.norm.ppf(_LEVELS[1]))
 
 
 def parts_for(samples: int) -> int:
     """How many parts of so many samples there are to leave out; 1 where nothing can be left out."""
-    return min(samples, PARTS) if samples > 1 else 1
+    return min(samples, _PARTS) if samples > 1 else 1
 
 
 def crossed(

@@ -392,9 +392,10 @@ def of_logits(logits: np.ndarray) -> Predictions:
     wide += energies[..., None]
     p, count = np.exp(wide, out=wide), len(wide)
     mean = _normalised(p.mean(0))
-    entropies, energy = entropy_of(p).mean(0), energies.mean(0)
+    energy = energies.mean(0)
     if count == 1:
-        return Predictions(mean, np.zeros(len(mean)), entropies, energy, 1)
+        return Predictions(mean, np.zeros(len(mean)), entropy_of(mean), energy, 1)
+    entropies = entropy_of(p).mean(0)
     variances = p.var(0, ddof=1)
     deviation = np.sqrt(_of(variances, mean.argmax(1)[:, None]))
     return Predictions(mean, deviation, entropies, energy, count, variances.astype(np.float32))
