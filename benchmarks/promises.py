@@ -1,12 +1,13 @@
 """Do the promises of --risk, --coverage and --calibrated hold? Simulated over many splits.
 
-Run: python benchmarks/promises.py     (SPLITS=500 IMAGES=1000 FRESH=20000, NumPy and SciPy only)
+Run: python benchmarks/promises.py     (SPLITS=500 IMAGES=1000 FRESH=20000 MANY=1000, on a CPU)
 
 Each split draws IMAGES validation images and FRESH new ones of a classifier of ten classes that is
-too sure of itself. "broken" is the part of the splits in which more answers than `risk` were wrong;
-its promise is at most 1 - confidence. "coverage" is the mean over splits; its promise is at least
-what was asked for. Intervals are Wilson's, or five standard errors of the mean. The "tempered" rows
-fit a temperature on the very images that choose the threshold, as --calibrated does.
+too sure of itself, and MANY of one of a hundred. "broken" is the part of the splits in which more
+answers than `risk` were wrong; its promise is at most 1 - confidence. "coverage" is the mean over
+splits; its promise is at least what was asked for. Intervals are Wilson's, or five standard errors
+of the mean. The "tempered" rows fit a temperature on the very images that choose the threshold, as
+--calibrated does.
 """
 
 import os
@@ -15,23 +16,28 @@ import numpy as np
 from scipy.special import softmax
 
 from thinned.trust import scores
-from thinned.trust.conformal import Conformal
+from thinned.trust.conformal import Conformal, nonconformity, quantile
 from thinned.trust.selection import select
 
-SPLITS, IMAGES, FRESH = (
+SPLITS, IMAGES, FRESH, MANY = (
     int(os.environ.get(name, default))
-    for name, default in (("SPLITS", "500"), ("IMAGES", "1000"), ("FRESH", "20000"))
+    for name, default in (
+        ("SPLITS", "500"),
+        ("IMAGES", "1000"),
+        ("FRESH", "20000"),
+        ("MANY", "1000"),
+    )
 )
 CLASSES, SHARP, COVERAGE, LEVEL = 10, 2.0, 0.95, 0.95
 RISKS = (0.01, 0.05)
 
 
-def drawn(count, random):
+def drawn(count, random, classes=CLASSES):
     """Probabilities f64 [count, class], twice as sharp as they ought to be, and labels."""
     hard = random.exponential(size=(count, 1))
-    logits = 30 * np.exp(-0.7 * hard) * random.normal(size=(count, CLASSES))
+    logits = 30 * np.exp(-0.7 * hard) * random.normal(size=(count, classes))
     labels = (random.random((count, 1)) > np.cumsum(softmax(logits, 1), 1)).sum(1)
-    return softmax(SHARP * logits, 1), labels.clip(0, CLASSES - 1)
+    return softmax(SHARP * logits, 1), labels.clip(0, classes - 1)
 
 
 def tempered(held, labels, new):
@@ -71,9 +77,30 @@ def split(random):
     return found
 
 
+def split_of_many(random):
+    """Name -> (coverage, size), of a hundred classes; raps also as it is by default."""
+    (p, known), (q, labels) = (drawn(count, random, 100) for count in (IMAGES, MANY))
+    found = {}
+    for kind in ("lac", "aps", "raps"):
+        made = Conformal.of(kind, COVERAGE, p, known)
+        found[f"--sets {kind}, 100 classes"] = held_in(made, q, labels)
+    own = nonconformity("raps", p)[np.arange(IMAGES), known]
+    thresholds = np.full(100, quantile(own, 1 - COVERAGE))
+    fixed = Conformal("raps", COVERAGE, thresholds, IMAGES, False)
+    found["--sets raps, 100 classes, not tuned"] = held_in(fixed, q, labels)
+    return found
+
+
+def held_in(made, q, labels):
+    sets = made.sets(q)
+    return sets[np.arange(len(labels)), labels].mean(), sets.sum(1).mean()
+
+
 def main():
     random = np.random.default_rng(0)
     rows = [split(random) for _ in range(SPLITS)]
+    many = np.random.default_rng(1)
+    rows = [{**row, **split_of_many(many)} for row in rows]
     print(f"{SPLITS} splits of {IMAGES} validation and {FRESH:,} new images, {CLASSES} classes\n")
     print(f"{'':<42}broken (Wilson 95 %)      answered")
     for name in (each for each in rows[0] if "risk" in each or "alone" in each):

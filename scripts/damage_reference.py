@@ -79,7 +79,7 @@ def gaussian(image, sigma, multichannel=False, **how):
 
 
 def affine(scale=(1, 1), rotation=0, shear=0, translation=(0, 0)):
-    """scikit-image's map of 2019; its shear has been another one since."""
+    """scikit-image's map up to 0.20; its shear has been another one since."""
     matrix = np.eye(3)
     matrix[0, :2] = scale[0] * np.cos(rotation), -scale[1] * np.sin(rotation + shear)
     matrix[1, :2] = scale[0] * np.sin(rotation), scale[1] * np.cos(rotation + shear)

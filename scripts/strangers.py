@@ -20,7 +20,7 @@ from thinned.core.config import DataConfig
 from thinned.data.decode import from_array
 from thinned.data.sources.load import open_source
 from thinned.runs.ood import known_below, strangeness
-from thinned.runs.predictions import other_images, predictions_of
+from thinned.runs.predictions import Witness, other_images, predictions_of
 from thinned.runs.run import Run
 from thinned.trust.ood import OOD_SCORES
 
@@ -57,10 +57,8 @@ def main() -> None:
     parser.add_argument("--fpr", type=float, default=0.05)
     arguments = parser.parse_args()
     runs = [Run.open(folder) for folder in arguments.runs]
-    lines = {
-        score: known_below(runs, arguments.fpr, score, arguments.samples, False)
-        for score in OOD_SCORES
-    }
+    witness = Witness(runs, arguments.samples)
+    lines = {score: known_below(witness, arguments.fpr, score) for score in OOD_SCORES}
     print(f"thresholds from {lines['energy'].images} validation photos\n")
     print(f"| images | count | {' | '.join(OOD_SCORES)} |\n|---|---:|{'---:|' * len(OOD_SCORES)}")
     known: dict[str, np.ndarray] = {}

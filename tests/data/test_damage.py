@@ -50,6 +50,25 @@ def test_damage_is_what_its_authors_programs_make(path):
         assert far.mean() < 0.5
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_shear_looks_up_pixels_where_the_published_formula_leads(seed):
+    """`AffineTransform` of scikit-image 0.14 to 0.20, about 13.5, as corruptions.py calls it."""
+    image = np.random.default_rng(9).random((28, 28)).astype(np.float32)
+    (angle,) = MNIST_C.kinds["shear"].levels[0]
+    assert angle == 0.4
+    slant = angle * np.random.default_rng(seed).choice([-1, 1])
+    scale_x = scale_y = 1
+    rotation = 0
+    rows, columns = np.indices((28, 28))
+    x, y = columns - 13.5, rows - 13.5
+    from_x = (scale_x * x * np.cos(rotation) - scale_y * y * np.sin(rotation + slant)) + 13.5
+    from_y = scale_x * x * np.sin(rotation) + scale_y * y * np.cos(rotation + slant) + 13.5
+    expected = ndimage.map_coordinates(image, [from_y, from_x], order=1, mode="grid-constant")
+    shear = MNIST_C.kinds["shear"].way
+    found = shear(image[None, ..., None], [np.random.default_rng(seed)], angle)
+    np.testing.assert_allclose(found[0, ..., 0], expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("reach", "rounds"), [(1, 2), (2, 3), (4, 1)])
 def test_pixels_go_where_the_authors_loop_carries_them(reach, rounds, channels):

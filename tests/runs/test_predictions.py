@@ -23,11 +23,13 @@ from thinned.models.apply import features_by_batch, last_dense
 from thinned.runs import calibration, ood, worth
 from thinned.runs import evaluate as scoring
 from thinned.runs import predictions as trust
+from thinned.runs.answers import answers_of
 from thinned.runs.calibration import Calibration, fit
 from thinned.runs.files import columns, predict_files
 from thinned.runs.train import train
 from thinned.trust import scores
 from thinned.trust.conformal import Conformal, SetScores
+from thinned.trust.intervals import crossed_interval
 from thinned.trust.ood import OOD_SCORES
 from thinned.trust.sampling import Predictions
 from thinned.trust.selection import select
@@ -309,7 +311,7 @@ def test_differences_are_over_draws_of_masks_and_of_like_with_like(runs, capsys)
         assert not np.array_equal(drawn[0], drawn[1])
         assert plain.scores["nll"] == pytest.approx(base.mean())
         assert sampled.scores["nll"] == pytest.approx(drawn.mean())
-        assert sampled.nll_difference == pytest.approx(scores.crossed_interval(drawn - base))
+        assert sampled.nll_difference == pytest.approx(crossed_interval(drawn - base))
     assert found.methods[0].time == 1.0
     assert found.methods[0].temperature == 1.0
     assert found.tempered[0].temperature == trust.fitted([run]).temperature
@@ -439,7 +441,7 @@ def test_a_table_of_nothing_has_its_columns(runs, base, form, capsys):
 
 def test_unsure_answers_are_those_below_what_keeps_the_risk(runs, pictures, capsys):
     run, held = runs[0], runs[0].dataset.validation
-    found = trust.selection_for([run], 0.2, 0.9, 0, calibrated=False)
+    found = trust.selection_for(trust.Witness([run]), 0.2, 0.9)
     p = trust.predictions_of([run], held.images).probabilities
     assert found == select(p.max(1), p.argmax(1) == held.labels, 0.2, 0.9)
     words = ["predict", str(run.folder), str(pictures), "--risk", "0.2", "--confidence", "0.9"]
@@ -453,6 +455,21 @@ def test_unsure_answers_are_those_below_what_keeps_the_risk(runs, pictures, caps
     )
     assert "--risk is 1: must" in refused(capsys, *words[:3], "--risk", "1")
     assert "--confidence says" in refused(capsys, *words[:3], "--confidence", "0.9")
+
+
+def test_validation_images_are_predicted_once_for_all_promises(runs, monkeypatch):
+    asked, own = [], trust.predictions_of
+
+    def counted(*args, **options):
+        asked.append(len(args[1]))
+        return own(*args, **options)
+
+    monkeypatch.setattr(trust, "predictions_of", counted)
+    made = answers_of(runs[:1], risk=0.2, confidence=0.9, coverage=0.9, ood_fpr=0.1)
+    assert len(made.promises) == 3
+    assert asked == [60]
+    assert answers_of(runs[:1]).promises == []
+    assert asked == [60]
 
 
 @pytest.mark.parametrize("samples", [0, 5])
@@ -487,7 +504,7 @@ def test_sets_are_those_of_validation_images(alike, pictures, samples, capsys):
 
 def test_sets_of_each_class_and_what_cannot_be_promised(runs, pictures, base, capsys):
     run, folder = str(runs[0].folder), str(pictures)
-    made = trust.sets_for(runs[:1], 0.9, "lac", True, 0, calibrated=False)
+    made = trust.sets_for(trust.Witness(runs[:1]), 0.9, "lac", per_class=True)
     held = runs[0].dataset.validation
     p = trust.predictions_of(runs[:1], held.images).probabilities
     own = [np.sort(1 - p[held.labels == y, y]) for y in range(3)]
@@ -509,13 +526,13 @@ def test_sets_of_each_class_and_what_cannot_be_promised(runs, pictures, base, ca
 
 def test_a_threshold_for_several_runs_needs_images_that_none_learned_from(runs, alike):
     with pytest.raises(RequestError, match="s1 held out other validation images than .*s0"):
-        trust.selection_for(runs, 0.1, 0.9, 0, calibrated=False)
-    assert trust.selection_for(alike, 0.9, 0.9, 0, calibrated=False).answered == 60
+        trust.selection_for(trust.Witness(runs), 0.1, 0.9)
+    assert trust.selection_for(trust.Witness(alike), 0.9, 0.9).answered == 60
 
 
 def test_strange_images_are_marked_by_validation_photos(runs, base, pictures, capsys):
     run, held = runs[0], runs[0].dataset.validation
-    known = ood.known_below([run], 0.1, "energy", 0, calibrated=False)
+    known = ood.known_below(trust.Witness([run]), 0.1, "energy")
     energy = trust.predictions_of([run], held.images).energy
     # The ceil(61 * 0.9)-th smallest of 60.
     assert known.threshold == np.sort(energy)[54]
@@ -551,7 +568,7 @@ def test_every_score_sees_the_features_and_is_kept_with_its_weights(runs, base, 
     plain = trust.predictions_of([run], held.images)
     np.testing.assert_allclose(special.softmax(logits, 1), plain.probabilities, atol=1e-5)
     for score in OOD_SCORES:
-        known = ood.known_below([run], 0.1, score, 0, calibrated=False)
+        known = ood.known_below(trust.Witness([run]), 0.1, score)
         found = ood.strangeness([run], score, held.images, plain)
         assert known.marked == int(np.sum(found > known.threshold)) <= 6
     words = ["predict", str(run.folder), str(pictures), "--ood-fpr", "0.1", "--ood-score"]
@@ -589,7 +606,7 @@ def test_strangers_to_several_runs_and_samples_are_marked(runs, base, pictures, 
     assert [row["energy"] for row in alone] == pytest.approx([row["energy"] for row in together])
     assert list(alone[0]) == list(columns(samples, ood_score="energy"))
     with pytest.raises(RequestError, match="--ood-fpr: .*s1 held out other validation images"):
-        ood.known_below(runs, 0.1, "energy", samples, calibrated=False)
+        ood.known_below(trust.Witness(runs, samples), 0.1, "energy")
 
 
 def test_a_temperature_changes_no_energy(runs, base):
@@ -597,7 +614,9 @@ def test_a_temperature_changes_no_energy(runs, base):
     shutil.copytree(runs[0].folder, copy)
     run = trust.load_runs([copy])[0]
     trust.calibrate([run])
-    plain, tempered = (ood.known_below([run], 0.1, "energy", 0, c) for c in (False, True))
+    plain, tempered = (
+        ood.known_below(trust.Witness([run], 0, c), 0.1, "energy") for c in (False, True)
+    )
     assert plain == tempered
 
 

@@ -354,3 +354,11 @@ def test_a_run_with_a_fixed_part_is_judged_like_any_other(
     assert appraise([run], OTHER.test).scores["accuracy"] == pytest.approx(accuracy)
     sampled = predictions_of([run], OTHER.test.images, samples=5)
     np.testing.assert_allclose(sampled.probabilities.sum(1), 1, rtol=1e-5)
+    # Features of images that nobody asks for again are the same, and leave the disk as it is.
+    cache = features.cache_folder("features")
+    before = sorted(cache.rglob("*"))
+    passing, odd = replace(run, keeps=False), 255 - OTHER.test.images
+    found = predictions_of([passing], odd).probabilities
+    assert sorted(cache.rglob("*")) == before
+    np.testing.assert_array_equal(found, predictions_of([run], odd).probabilities)
+    assert len(sorted(cache.rglob("*"))) > len(before)

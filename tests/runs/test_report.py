@@ -18,7 +18,7 @@ from thinned.core.config import Config, DataConfig, DropoutConfig, MlpConfig
 from thinned.core.pages import Plots
 from thinned.runs import figures, report, verdicts
 from thinned.runs.doctor import audited
-from thinned.runs.predictions import appraise, sets_for
+from thinned.runs.predictions import Witness, appraise, sets_for
 from thinned.runs.train import train
 from thinned.trust.appraisal import Appraisal
 from thinned.trust.conformal import SetScores
@@ -97,7 +97,7 @@ def test_it_says_how_it_was_made_and_what_its_scores_mean(page, runs):
 
 def test_its_sets_are_those_of_evaluate_and_stand_below_each_image(page, runs):
     run, text = runs[0], html.unescape(page.read_text())
-    made = sets_for([run], 0.9, "aps", False, 5, calibrated=False)
+    made = sets_for(Witness([run], 5), 0.9, "aps", per_class=False)
     found = appraise([run], run.test_images(), 5)
     assert str(SetScores.of(made, found.probabilities, found.labels, found.classes)) in text
     held, unsure = made.sets(found.probabilities), found.probabilities.max(1).argmin()

@@ -11,6 +11,7 @@ from scipy import special, stats
 
 from thinned.trust.conformal import (
     Conformal,
+    Penalised,
     SetScores,
     Share,
     fewest_images,
@@ -110,7 +111,53 @@ def test_the_most_probable_class_is_in_every_adaptive_set_and_sets_are_nested():
     for kind in ("aps", "raps"):
         sets = Conformal.of(kind, 0.9, p, labels).sets(new)
         assert sets[np.arange(50), new.argmax(1)].all()
-        assert np.all(Conformal.of(kind, 0.6, p, labels).sets(new) <= sets)
+        # Those of raps count ranks otherwise for another coverage.
+        assert kind == "raps" or np.all(Conformal.of(kind, 0.6, p, labels).sets(new) <= sets)
+
+
+@given(SEEDS)
+def test_ranks_are_penalised_as_the_authors_loop_chooses_it(seed):
+    """`pick_kreg` and `pick_lamda_size` of their program, with quantiles that count a new image."""
+    p, labels = case(np.random.default_rng(seed), 60, 12, 0.7)
+    order = np.argsort(-p, 1)
+    places = [list(row).index(label) for row, label in zip(order, labels, strict=True)]
+    free = sorted(places)[-(-61 * 9 // 10) - 1] + 1
+    sizes = []
+    for penalty in (0.001, 0.01, 0.1, 0.2, 0.5):
+        fits = np.zeros((60, 12))
+        for row, classes in enumerate(order):
+            for place, label in enumerate(classes):
+                above = p[row, classes[:place]].sum()
+                fits[row, label] = above + penalty * max(0, place + 1 - free)
+        threshold = sorted(fits[np.arange(60), labels])[-(-61 * 9 // 10) - 1]
+        sizes.append(np.sum(fits <= threshold + 1e-12))
+    found = Penalised.for_small_sets(0.1, p, labels)
+    assert (found.free, found.images) == (free, 60)
+    assert found.penalty == (0.001, 0.01, 0.1, 0.2, 0.5)[np.argmin(sizes)]
+
+
+def test_images_that_choose_penalties_choose_no_threshold():
+    p, labels = case(np.random.default_rng(4), 100, 12)
+    made = Conformal.of("raps", 0.9, p, labels)
+    assert (made.images, made.tuned) == (70, 30)
+    order = np.random.default_rng(0).permutation(100)
+    how = Penalised.for_small_sets(1 - 0.9, p[order[:30]], labels[order[:30]])
+    assert (made.penalty, made.free) == how[:2]
+    fits = nonconformity("raps", p, 0.0, *how[:2])[np.arange(100), labels]
+    assert made.thresholds[0] == np.sort(fits[order[30:]])[63]
+    assert f"{how.penalty:g} for each rank beyond {how.free}, chosen by 30 others" in str(made)
+
+
+@pytest.mark.parametrize(("count", "per_class"), [(25, False), (100, True)])
+def test_too_few_images_choose_the_threshold_alone(count, per_class):
+    """25 would leave 8 for penalties, and 9 take part in a promise of 90 %; so in a class."""
+    p, labels = case(np.random.default_rng(5), count, 6)
+    if per_class:
+        labels = np.where(labels == 5, 4, labels)
+        labels[:9] = 5
+    made = Conformal.of("raps", 0.9, p, labels, per_class)
+    assert (made.images, made.tuned, made.penalty, made.free) == (count, 0, 0.01, 5)
+    assert np.isfinite(made.thresholds[5])
 
 
 def test_a_class_with_too_few_images_is_in_every_set():

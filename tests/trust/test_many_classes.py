@@ -10,10 +10,11 @@ from thinned.runs.calibration import fit
 from thinned.runs.predictions import tempered
 from thinned.trust.appraisal import Appraisal, uncertainties
 from thinned.trust.conformal import Conformal, SetScores, nonconformity
-from thinned.trust.sampling import averaged, certain, entropy_of, joined
+from thinned.trust.sampling import averaged, entropy_of, joined, of_logits
 
 IMAGES, CLASSES = 300, 10_000
 SIZE = IMAGES * CLASSES * 8
+ORDER = np.random.default_rng(0).permutation(IMAGES)
 NAMES = tuple(map(str, range(CLASSES)))
 
 
@@ -29,7 +30,9 @@ def labels():
 @pytest.fixture(scope="module")
 def found():
     values = logits()
-    return joined((certain(values[start : start + 50]) for start in range(0, IMAGES, 50)), IMAGES)
+    return joined(
+        (of_logits(values[None, start : start + 50]) for start in range(0, IMAGES, 50)), IMAGES
+    )
 
 
 def taken(work):
@@ -43,7 +46,7 @@ def taken(work):
 
 def test_parts_are_joined_without_a_copy():
     values = logits()
-    parts = (certain(values[start : start + 10]) for start in range(0, IMAGES, 10))
+    parts = (of_logits(values[None, start : start + 10]) for start in range(0, IMAGES, 10))
     whole, most = taken(lambda: joined(parts, IMAGES))
     assert most < 1.4
     expected = np.exp(log_softmax(values.astype(np.float64), 1))
@@ -55,7 +58,11 @@ def test_parts_are_joined_without_a_copy():
 def test_an_appraisal_takes_a_part_of_what_it_is_of(found, labels):
     appraisal = Appraisal(found, labels, NAMES)
     # The text has a line for each class.
-    for work in (lambda: appraisal.scores, lambda: appraisal.bins, lambda: uncertainties(found)):
+    for work in (
+        lambda: appraisal.scores,
+        lambda: appraisal.bins,
+        lambda: uncertainties(found.told),
+    ):
         assert taken(work)[1] < 0.4
     assert appraisal.scores["top5"] == np.mean(
         [
@@ -84,9 +91,12 @@ def test_sets_of_classes_take_a_part(found, labels, kind):
     assert most < 0.6
     sets, most = taken(lambda: made.sets(found.probabilities))
     assert most < 0.6
-    fits = nonconformity(kind, found.probabilities)
+    fits = nonconformity(kind, found.probabilities, 0.0, made.penalty, made.free)
     np.testing.assert_array_equal(sets, fits <= made.thresholds)
-    assert np.sort(fits[np.arange(IMAGES), labels])[270] == made.thresholds[0]
+    # Of 300 images, or of the 210 that do not choose how ranks are penalised.
+    assert (made.images, made.tuned) == ((210, 90) if kind == "raps" else (300, 0))
+    rank, rest = (270, np.arange(300)) if kind != "raps" else (189, np.delete(ORDER, range(90)))
+    assert np.sort(fits[np.arange(IMAGES), labels][rest])[rank] == made.thresholds[0]
     assert taken(lambda: SetScores.of(made, found.probabilities, labels, NAMES[:3]))[1] < 0.6
 
 

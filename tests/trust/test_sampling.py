@@ -25,6 +25,7 @@ from thinned.trust.sampling import (
     look_at,
     sample_logits,
     sample_predictions,
+    sampled_in_parts,
 )
 
 X = uniform_values(0, 7, 16, 16, 3)
@@ -142,6 +143,28 @@ def test_samples_are_those_of_the_naive_loop(model, samples):
         np.testing.assert_allclose(found.deviation, tops.std(0, ddof=1), atol=1e-6)
         assert np.all(found.mutual_information >= 0)
     assert found.samples == samples
+
+
+def test_what_is_said_without_a_part_of_the_samples_is_what_the_others_say():
+    model = MODELS["own"]
+    found = sampled_in_parts(model.apply, started(model), X, KEY, 6, 4)
+    each = naive(model, started(model), 6)
+    assert [made.samples for made in found] == [6, 4, 4, 5, 5]
+    for made, kept in zip(found, [range(6), *left_out(6, 4)], strict=True):
+        np.testing.assert_allclose(made.probabilities, each[kept].mean(0), atol=1e-5)
+        entropy = entropy_of(each[kept]).mean(0)
+        np.testing.assert_allclose(made.expected_entropy, entropy, atol=1e-5)
+        told = made.told
+        assert told.predicted.tolist() == each[kept].mean(0).argmax(1).tolist()
+        np.testing.assert_allclose(told.mutual_information, told.entropy - entropy, atol=1e-5)
+    # The energy of all is a mean of those without each of three equal parts.
+    _, *others = sampled_in_parts(model.apply, started(model), X, KEY, 6, 3)
+    mean = np.mean([other.energy for other in others], 0)
+    np.testing.assert_allclose(mean, found[0].energy, rtol=1e-5)
+
+
+def left_out(samples, parts):
+    return [[place for place in range(samples) if place % parts != part] for part in range(parts)]
 
 
 def network_of(model):

@@ -11,6 +11,7 @@ from sklearn import metrics
 
 from thinned.trust import scores
 from thinned.trust.appraisal import Appraisal
+from thinned.trust.intervals import crossed_interval
 from thinned.trust.sampling import Predictions
 
 
@@ -184,9 +185,9 @@ def test_the_bootstrap_interval_covers_the_mean_as_that_of_scipy():
 def test_the_interval_of_one_draw_is_students_and_of_equal_ones_a_point():
     values = np.random.default_rng(0).normal(1, 2, (1, 50))
     expected = stats.ttest_1samp(values[0], 0).confidence_interval(0.95)
-    found = scores.crossed_interval(values)
+    found = crossed_interval(values)
     assert found == pytest.approx((values.mean(), expected.low, expected.high))
-    assert scores.crossed_interval(np.full((3, 9), 0.5)) == (0.5, 0.5, 0.5)
+    assert crossed_interval(np.full((3, 9), 0.5)) == (0.5, 0.5, 0.5)
 
 
 @pytest.mark.parametrize(("between", "within"), [(1.0, 0.0), (0.2, 1.0), (0.05, 1.0), (0.0, 1.0)])
@@ -196,7 +197,7 @@ def test_intervals_over_draws_and_examples_hold_the_mean_over_both(between, with
     for _ in range(1000):
         rows, columns = random.normal(size=(5, 1)), random.exponential(size=(1, 60)) - 1
         both = random.normal(size=(5, 60))
-        _, low, high = scores.crossed_interval(between * rows + within * (columns + both))
+        _, low, high = crossed_interval(between * rows + within * (columns + both))
         held += low <= 0 <= high
     # Skewed values of 60 examples alone cost Student's interval up to 2 %.
     assert held / 1000 >= 0.93 - 5 * np.sqrt(0.95 * 0.05 / 1000)

@@ -10,7 +10,7 @@ import numpy as np
 
 from thinned.data.decode import Fit
 from thinned.runs.ood import Known, known_below, strangeness
-from thinned.runs.predictions import predictions_of, selection_for, sets_for
+from thinned.runs.predictions import Witness, predictions_of, selection_for, sets_for
 from thinned.runs.run import Run
 from thinned.trust.conformal import Conformal, SetKind
 from thinned.trust.sampling import Predictions
@@ -104,15 +104,15 @@ def answers_of(
     ood_score: str = "energy",
 ) -> Answers:
     """How runs answer; arguments and errors as for `thinned.runs.files.predict_files`."""
-    way = (samples, calibrated)
+    witness = Witness(runs, samples, calibrated)
     return Answers(
         runs[0].facts.classes,
         runs[0].facts.image_shape,
         runs[0].config.data.fit,
         lambda images: predictions_of(runs, images, samples, calibrated),
         samples,
-        None if risk is None else selection_for(runs, risk, confidence, *way),
-        None if coverage is None else sets_for(runs, coverage, sets, per_class, *way),
-        None if ood_fpr is None else known_below(runs, ood_fpr, ood_score, *way),
+        None if risk is None else selection_for(witness, risk, confidence),
+        None if coverage is None else sets_for(witness, coverage, sets, per_class),
+        None if ood_fpr is None else known_below(witness, ood_fpr, ood_score),
         lambda images, found: strangeness(runs, ood_score, images, found),
     )

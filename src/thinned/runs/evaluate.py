@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
 
 from thinned.core.types import Split
 from thinned.data.damage import corrupted, corruptions_for
 from thinned.runs.ood import measures_of
 from thinned.runs.predictions import (
+    Witness,
     appraise,
     common_test,
     enough_samples,
@@ -20,8 +21,9 @@ from thinned.runs.predictions import (
     sets_for,
 )
 from thinned.runs.run import Run
-from thinned.trust.appraisal import Appraisal, told_apart
+from thinned.trust.appraisal import Appraisal, other_measures, told_apart
 from thinned.trust.conformal import SetKind, SetScores
+from thinned.trust.intervals import crossed
 
 _OF_KINDS = ("accuracy", "nll", "ece")
 
@@ -70,9 +72,11 @@ def evaluate_runs(
         say(str(enough))
     made = None
     if coverage is not None:
-        made = sets_for(runs, coverage, sets, per_class, samples, calibrated)
+        made = sets_for(Witness(runs, samples, calibrated), coverage, sets, per_class)
     appraisal = appraise(runs, test, samples, calibrated)
     say(str(appraisal))
+    if samples and not appraisal.predictions.others:
+        say("(intervals are over images: a single sample does not tell how masks vary)")
     values: dict[str, Any] = {
         "runs": [str(run.folder) for run in runs],
         "samples": samples,
@@ -84,10 +88,11 @@ def evaluate_runs(
         values["sets"] = scored.as_values()
         say(f"\n{scored}")
     if other is not None:
-        outside = predictions_of(runs, other.images, samples, calibrated)
+        outside = predictions_of(runs, other.images, samples, calibrated, vary=True)
         told = told_apart(
             measures_of(runs, test.images, appraisal.predictions),
             measures_of(runs, other.images, outside),
+            other_measures(appraisal.predictions, outside),
         )
         values["ood"] = {"data": ood, "images": len(other), "measures": told}
         say(f"\n{len(other):,} other images ({ood}), told apart by")
@@ -99,8 +104,16 @@ def evaluate_runs(
             )
             say(f"{name:<22}{', '.join(shown)}")
     if corrupt:
+        # Seventy copies of the images, for which nobody asks again: they would fill the disk.
+        passing = [replace(run, keeps=False) for run in runs]
         values["damage"] = _damaged(
-            test, say, lambda split: appraise(runs, split, samples, calibrated)
+            test,
+            say,
+            lambda split: Appraisal(
+                predictions_of(passing, split.images, samples, calibrated),
+                split.labels,
+                appraisal.classes,
+            ),
         )
     return values
 
@@ -140,5 +153,5 @@ def _row(title: str, scores: Mapping[str, float]) -> str:
 def _over(values: np.ndarray) -> dict[str, float]:
     """The mean with Student's 95 % interval."""
     mean = float(values.mean())
-    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+    low, high = crossed(mean, 0.0, 0.0, values)
+    return {"mean": mean, "low": low, "high": high}

@@ -115,13 +115,16 @@ def shortened(
     return short, state.replace(apply_fn=_tail(built)), dataset
 
 
-def read_by(built: Built, state: TrainState, images: Any) -> tuple[TrainState, Any]:
+def read_by(
+    built: Built, state: TrainState, images: Any, keep: bool = True
+) -> tuple[TrainState, Any]:
     """A state that predicts, and images as it reads them: features where a part is still.
 
     Args:
         built: what the run is made of.
         state: of all stages, as `thinned.runs.run.Run.state`.
         images: u8 [image, height, width, channel], or anything that reads so by indexing.
+        keep: whether their features are kept for whoever asks again.
 
     Raises:
         ThinnedError: as `featured`.
@@ -129,7 +132,7 @@ def read_by(built: Built, state: TrainState, images: Any) -> tuple[TrainState, A
     if not built.cut:
         return state, images
     trunk = Trunk.of(built, state, built.cut)
-    made = features_of(trunk, Split(images, np.zeros(len(images), np.int32)))
+    made = features_of(trunk, Split(images, np.zeros(len(images), np.int32)), keep=keep)
     return state.replace(apply_fn=_tail(built)), made
 
 
@@ -169,13 +172,13 @@ def featured(trunk: Trunk, built: Built, dataset: Dataset, quiet: bool = True) -
     return replace(dataset, train=Split(features, np.tile(train.labels, count)), **made)
 
 
-def features_of(trunk: Trunk, split: Split, quiet: bool = True) -> np.ndarray:
-    """The features f32 [example, ...] of images as they are.
+def features_of(trunk: Trunk, split: Split, quiet: bool = True, keep: bool = True) -> np.ndarray:
+    """The features f32 [example, ...] of images as they are; those computed now are kept, or not.
 
     Raises:
         ThinnedError: as `featured`.
     """
-    return _Way(trunk, "images").features(split, quiet)
+    return _Way(trunk, "images").features(split, quiet, keep)
 
 
 @dataclass(frozen=True)
@@ -206,8 +209,8 @@ class _Way:
         """Of all that decides what an image's features are, but the image."""
         return _short(f"{self.trunk.digest} {self.told}".encode())
 
-    def features(self, split: Split, quiet: bool) -> np.ndarray:
-        """f32 [example, ...], each computed at most once."""
+    def features(self, split: Split, quiet: bool, keep: bool = True) -> np.ndarray:
+        """f32 [example, ...], each computed at most once where they are kept."""
         digests = [digest.hex()[:_DIGEST] for digest in image_digests(split)]
         known = self._kept()
         # Equal images have equal features.
@@ -216,7 +219,7 @@ class _Way:
         if missing:
             own = {digests[row]: row for row in missing}
             with view_for(quiet, 0, len(own), "features") as view:
-                known |= self._computed(split, own, view)
+                known |= self._computed(split, own, view, keep)
         empty = np.zeros((0, *self.trunk.shape), np.float32)
         return np.stack([known[digest] for digest in digests]) if digests else empty
 
@@ -231,9 +234,13 @@ class _Way:
                 by_digest.update(zip(pack.beside["digests"], shaped, strict=True))
         return by_digest
 
-    def _computed(self, split: Split, own: dict[str, int], view: Silent) -> dict[str, np.ndarray]:
-        """Image digest -> features, computed now, and kept."""
+    def _computed(
+        self, split: Split, own: dict[str, int], view: Silent, keep: bool
+    ) -> dict[str, np.ndarray]:
+        """Image digest -> features, computed now, and kept, or not."""
         digests, by_digest = list(own), dict[str, np.ndarray]()
+        if not keep:
+            return dict(zip(digests, self._run(split, own, view), strict=True))
 
         def made() -> Iterator[tuple[int, np.ndarray]]:
             for place, features in enumerate(self._run(split, own, view)):

@@ -18,7 +18,7 @@ from thinned.core.rng import a_few, fixed_settings
 from thinned.core.types import Split
 from thinned.models.apply import features_by_batch, last_dense
 from thinned.runs.features import read_by
-from thinned.runs.predictions import held_alike, predictions_of, refuse_no_part, too_few
+from thinned.runs.predictions import Witness, refuse_no_part, too_few
 from thinned.runs.run import Run, fitting_images
 from thinned.trust.appraisal import uncertainties
 from thinned.trust.conformal import fewest_images
@@ -52,16 +52,13 @@ class Known(NamedTuple):
         )
 
 
-def known_below(
-    runs: Sequence[Run], fpr: float, score: str, samples: int, calibrated: bool
-) -> Known:
+def known_below(witness: Witness, fpr: float, score: str) -> Known:
     """Above which score an image is marked as none of the classes, by the validation images.
 
     Args:
-        runs: one, or several as an ensemble, that held out the same images.
+        witness: tells by what.
         fpr: the part of new images of the classes that may be marked, on average.
         score: one of `thinned.trust.ood.OOD_SCORES`.
-        samples, calibrated: see `thinned.runs.predictions.predictions_of`.
 
     Raises:
         RequestError: no such score; there are no validation images, or too few for so small a part;
@@ -69,12 +66,12 @@ def known_below(
     """
     refuse_no_part("--ood-fpr", fpr)
     score_named(score)
-    held = held_alike(runs, "--ood-fpr")
+    held = witness.images("--ood-fpr")
     needed = fewest_images(fpr)
     if len(held) < needed:
-        raise too_few(f"--ood-fpr {fpr:g}", needed, runs, held)
-    found = predictions_of(runs, held.images, samples, calibrated)
-    return known_by(strangeness(runs, score, held.images, found), score, fpr)
+        raise too_few(f"--ood-fpr {fpr:g}", needed, witness.runs, held)
+    strange = strangeness(witness.runs, score, held.images, witness.predictions)
+    return known_by(strange, score, fpr)
 
 
 def known_by(strange: np.ndarray, score: str, fpr: float) -> Known:
@@ -119,7 +116,7 @@ def measures_of(runs: Sequence[Run], images: Any, found: Predictions) -> dict[st
 
     Where a network's features cannot be seen, those that need none.
     """
-    measures = uncertainties(found)
+    measures = uncertainties(found.told)
     try:
         # One pass serves all scores.
         seen = _seen_by_each(runs, images)
@@ -175,7 +172,7 @@ def last_layer_of(run: Run, images: Any) -> LastLayer:
     Raises:
         RequestError: as `thinned.models.apply.last_dense`.
     """
-    state, images = read_by(run.built, run.state, images[:1])
+    state, images = read_by(run.built, run.state, images[:1], run.keeps)
     return LastLayer(*last_dense(state.apply_fn, state.variables, images))
 
 
@@ -186,7 +183,7 @@ def seen_by(run: Run, images: Any) -> Seen:
     Raises:
         RequestError: as `thinned.models.apply.last_dense`.
     """
-    state, images = read_by(run.built, run.state, images)
+    state, images = read_by(run.built, run.state, images, run.keeps)
     parts = list(features_by_batch(state.apply_fn, state.variables, images))
     return Seen(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,23 +26,33 @@ from thinned.runs.run import Run, fitting_images, note_best
 from thinned.trust import scores
 from thinned.trust.appraisal import Appraisal
 from thinned.trust.conformal import Conformal, SetKind, fewest_images
+from thinned.trust.intervals import parts_for
 from thinned.trust.sampling import (
     Predictions,
     averaged,
-    certain,
     entropy_of,
     joined,
-    sample_predictions,
+    of_logits,
+    sampled_in_parts,
     variance_within,
 )
 from thinned.trust.selection import Selection, least_images, select
 
 _PILOT = 500
 _MOST = 1024
+_BLOCK = 1000
+"""Images that are sampled together."""
+_TOGETHER = 1 << 24
+"""Probabilities that are held for all parts of the samples: in doubles, 128 MB."""
 
 
 def predictions_of(
-    runs: Sequence[Run], images: Any, samples: int = 0, calibrated: bool = False, draw: int = 0
+    runs: Sequence[Run],
+    images: Any,
+    samples: int = 0,
+    calibrated: bool = False,
+    draw: int = 0,
+    vary: bool = False,
 ) -> Predictions:
     """What one run, or several as an ensemble, predict.
 
@@ -52,6 +64,8 @@ def predictions_of(
         calibrated: whether to temper the mean, as `calibrate` fitted it for just these runs and
             samples.
         draw: of the masks of all samples, which the run's seed and this number decide.
+        vary: whether to tell how much depends on the masks, see `Predictions.others`: some more
+            sums, and no more passes.
 
     Raises:
         RequestError: runs do not fit together, cannot be sampled, or were never calibrated.
@@ -59,14 +73,35 @@ def predictions_of(
     if samples < 0:
         raise RequestError(f"--samples is {samples}: must be at least 0")
     temperature = temperature_of(runs, samples) if calibrated else None
-    predictions = averaged(members_of(runs, images, samples, draw))
-    return predictions if temperature is None else tempered(predictions, temperature)
+    parts = parts_for(samples) if vary else 1
+
+    def predicted(some: Any) -> Predictions:
+        members = _in_parts(runs, some, samples, draw, parts)
+        whole, *others = (averaged(same) for same in zip(*members, strict=True))
+        if temperature is not None:
+            whole, *others = (tempered(each, temperature) for each in (whole, *others))
+        return whole._replace(others=tuple(each.told for each in others))
+
+    if parts == 1:
+        return predicted(images)
+    # What is said without a part has as many numbers as what is said, and is forgotten block by
+    # block.
+    rows = max(1, _TOGETHER // (parts * len(runs[0].facts.classes) * _BLOCK)) * _BLOCK
+    blocks = (
+        np.arange(start, min(start + rows, len(images))) for start in range(0, len(images), rows)
+    )
+    return joined((predicted(images[block]) for block in blocks), len(images))
 
 
-def members_of(
-    runs: Sequence[Run], images: Any, samples: int = 0, draw: int = 0
-) -> list[Predictions]:
+def members_of(runs: Sequence[Run], images: Any, samples: int = 0) -> list[Predictions]:
     """What each of several runs predicts; arguments and errors as for `predictions_of`."""
+    return [whole for whole, *_ in _in_parts(runs, images, samples, 0, 1)]
+
+
+def _in_parts(
+    runs: Sequence[Run], images: Any, samples: int, draw: int, parts: int
+) -> list[list[Predictions]]:
+    """What each run predicts, and what it would without each part of the samples, if there are."""
     first = runs[0].facts
     images = fitting_images(images, first.image_shape)
     for run in runs[1:]:
@@ -75,15 +110,15 @@ def members_of(
                 f"{run.folder} and {runs[0].folder} differ in classes or image shape: "
                 "they are no ensemble"
             )
-    return [_member(run, images, samples, draw) for run in runs]
+    return [_member(run, images, samples, draw, parts) for run in runs]
 
 
 @fixed_settings()
-def _member(run: Run, images: Any, samples: int, draw: int) -> Predictions:
-    state, images = read_by(run.built, run.state, images)
+def _member(run: Run, images: Any, samples: int, draw: int, parts: int) -> list[Predictions]:
+    state, images = read_by(run.built, run.state, images, run.keeps)
     if samples == 0:
         batches = logits_by_batch(state.apply_fn, state.variables, images)
-        return joined(map(certain, batches), len(images))
+        return [joined((of_logits(logits[None]) for logits in batches), len(images))]
     variables = dict(state.variables)
     rates = run.built.plan.full_rates
     if rates and not any(rates.values()):
@@ -93,7 +128,7 @@ def _member(run: Run, images: Any, samples: int, draw: int) -> Predictions:
     # At 1 are the images to look at, see `thinned.core.rng.a_few`.
     key = key_for(run.config.seed, "sample", 2 * draw)
     try:
-        return sample_predictions(state.apply_fn, variables, images, key, samples)
+        return sampled_in_parts(state.apply_fn, variables, images, key, samples, parts)
     except RequestError as error:
         raise RequestError(f"{run.folder}: {error}") from error
 
@@ -170,16 +205,39 @@ def held_alike(runs: Sequence[Run], flag: str) -> Split:
     return held
 
 
-def selection_for(
-    runs: Sequence[Run], risk: float, level: float, samples: int, calibrated: bool
-) -> Selection:
+@dataclass(frozen=True)
+class Witness:
+    """The validation images of runs, by which all is promised, and what is predicted of them.
+
+    That is predicted once, when it is first asked for, however much is promised by it.
+
+    Attributes:
+        runs: one, or several as an ensemble, that held out the same images.
+        samples, calibrated: see `predictions_of`.
+    """
+
+    runs: Sequence[Run]
+    samples: int = 0
+    calibrated: bool = False
+
+    def images(self, flag: str) -> Split:
+        """Those images; see `held_alike`."""
+        return held_alike(self.runs, flag)
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        """What the runs predict of them; errors as for `predictions_of`."""
+        images = validation_of(self.runs[0]).images
+        return predictions_of(self.runs, images, self.samples, self.calibrated)
+
+
+def selection_for(witness: Witness, risk: float, level: float) -> Selection:
     """From which confidence on at most a part `risk` of new answers is wrong.
 
     Args:
-        runs: one, or several as an ensemble, that held out the same images.
+        witness: tells by what.
         risk: above 0 and below 1.
         level: with which probability that holds, over draws of the validation images.
-        samples, calibrated: see `predictions_of`.
 
     Raises:
         RequestError: there are no validation images, or too few for such a promise; or the runs
@@ -187,42 +245,34 @@ def selection_for(
     """
     refuse_no_part("--risk", risk)
     refuse_no_part("--confidence", level)
-    held = held_alike(runs, "--risk")
+    held = witness.images("--risk")
     needed = least_images(risk, level)
     if len(held) < needed:
-        raise too_few(f"--risk {risk:g} --confidence {level:g}", needed, runs, held)
-    found = predictions_of(runs, held.images, samples, calibrated).probabilities
+        raise too_few(f"--risk {risk:g} --confidence {level:g}", needed, witness.runs, held)
+    found = witness.predictions.probabilities
     return select(found.max(1), found.argmax(1) == held.labels, risk, level)
 
 
-def sets_for(
-    runs: Sequence[Run],
-    coverage: float,
-    kind: SetKind,
-    per_class: bool,
-    samples: int,
-    calibrated: bool,
-) -> Conformal:
+def sets_for(witness: Witness, coverage: float, kind: SetKind, per_class: bool) -> Conformal:
     """Sets of classes that hold the right one of a part `coverage` of new images.
 
     Args:
-        runs: one, or several as an ensemble, that held out the same images.
+        witness: tells by what.
         coverage: above 0 and below 1.
         kind: see `thinned.trust.conformal.nonconformity`.
         per_class: whether of each class.
-        samples, calibrated: see `predictions_of`.
 
     Raises:
         RequestError: as `selection_for`.
     """
     refuse_no_part("--coverage", coverage)
-    held = held_alike(runs, "--coverage")
+    held = witness.images("--coverage")
     needed = fewest_images(1 - coverage)
     most = int(np.bincount(held.labels).max()) if per_class else len(held)
     if most < needed:
         each = " of a class" if per_class else ""
-        raise too_few(f"--coverage {coverage:g}", needed, runs, held, each)
-    found = predictions_of(runs, held.images, samples, calibrated).probabilities
+        raise too_few(f"--coverage {coverage:g}", needed, witness.runs, held, each)
+    found = witness.predictions.probabilities
     return Conformal.of(kind, coverage, found, held.labels, per_class)
 
 
@@ -246,7 +296,7 @@ def appraise(
     runs: Sequence[Run], test: Split, samples: int = 0, calibrated: bool = False
 ) -> Appraisal:
     """Score runs, as an ensemble where they are several, on labelled images."""
-    predictions = predictions_of(runs, test.images, samples, calibrated)
+    predictions = predictions_of(runs, test.images, samples, calibrated, vary=True)
     return Appraisal(predictions, test.labels, runs[0].facts.classes)
 
 

@@ -28,6 +28,7 @@ from thinned.dropout.audit.findings import Audit
 from thinned.runs import figures, verdicts
 from thinned.runs.doctor import audited
 from thinned.runs.predictions import (
+    Witness,
     appraise,
     fitted,
     other_images,
@@ -37,8 +38,14 @@ from thinned.runs.predictions import (
     tempered,
 )
 from thinned.runs.run import Run
-from thinned.trust import scores
-from thinned.trust.appraisal import COVERAGES, Appraisal, told_apart, uncertainties
+from thinned.trust import intervals, scores
+from thinned.trust.appraisal import (
+    COVERAGES,
+    Appraisal,
+    other_measures,
+    told_apart,
+    uncertainties,
+)
 from thinned.trust.conformal import Conformal, SetKind, SetScores
 from thinned.trust.sampling import Predictions
 
@@ -54,6 +61,7 @@ _TOP = 3
 _LISTED = 20
 """Classes up to which a table of them is not folded."""
 _DRAWS = 16
+_REPEATS = 1000
 _EXACT, _THUMB = 64, 224
 _LOOKED_THROUGH = 4 << 30
 """Bytes of images up to which equal ones are looked for: each has to be read."""
@@ -110,7 +118,7 @@ def write_report(
         None if ood is None else other_images(run, ood, run.test_images()).images for run in runs
     ]
     made = [
-        None if coverage is None else sets_for([run], coverage, sets, False, samples, False)
+        None if coverage is None else sets_for(Witness([run], samples), coverage, sets, False)
         for run in runs
     ]
     shown = [
@@ -132,7 +140,7 @@ def write_report(
 
 def _shown(run: Run, others: Any, sets: Conformal | None, samples: int) -> _Shown:
     found = appraise([run], run.test_images(), samples)
-    outside = None if others is None else predictions_of([run], others, samples)
+    outside = None if others is None else predictions_of([run], others, samples, vary=True)
     return _Shown(run, found, outside, sets, _audit(run), _warmer(run, found, samples))
 
 
@@ -201,14 +209,22 @@ def _compared(shown: Sequence[_Shown], plots: Plots) -> str:
         if not same_images(each.run.test_images(), test):
             verdict.append(f"{names[0]} is not compared: other test images.")
             continue
-        difference = each.found.right.astype(float) - base.found.right.astype(float)
-        low, high = scores.bootstrap(difference)
+        difference = _gain(each.found.right, base.found.right)
+        others = [
+            (_gain(own, other),)
+            for (_, own), (_, other) in zip(each.found.others, base.found.others, strict=True)
+        ]
+        low, high = intervals.over_images(np.mean, (difference,), others, repeats=_REPEATS)
         verdict.append(verdicts.difference(*names, float(difference.mean()), low, high))
     runs = [each.run for each in shown]
     title = "Compared: " + ", ".join(run.folder.name for run in runs)
     told = ", ".join(verdicts.headline(each.found)[0] for each in shown)
-    below = "of the test images right; differences by a paired bootstrap over images"
+    below = f"of the test images right; differences by a paired bootstrap over {base.found.varied}"
     return lead(title, (told, below), verdict, (), figures.accuracy_curve(runs, plots))
+
+
+def _gain(right: np.ndarray, base: np.ndarray) -> np.ndarray:
+    return right.astype(float) - base.astype(float)
 
 
 def _scores(shown: Sequence[_Shown], samples: int) -> str:
@@ -234,7 +250,8 @@ def _named(found: Appraisal) -> Iterator[tuple[str, str]]:
     score = found.scores
     low, high = score["accuracy_low"], score["accuracy_high"]
     told = points([score["accuracy"], low, high], (high - low) / 2)
-    yield "accuracy, % (Wilson's 95 % interval)", f"{told[0]} ({told[1]} to {told[2]})"
+    how = "95 % interval over images and masks" if found.others else "Wilson's 95 % interval"
+    yield f"accuracy, % ({how})", f"{told[0]} ({told[1]} to {told[2]})"
     for coverage in COVERAGES:
         (part,) = points([score[f"accuracy_at_{coverage:g}"]], (high - low) / 2)
         yield f"accuracy on the surest {coverage:.0%}, %", part
@@ -273,7 +290,12 @@ def _said(words: str) -> str:
 
 
 def _outsiders(found: Appraisal, outside: Predictions) -> str:
-    told_by = told_apart(uncertainties(found.predictions), uncertainties(outside))
+    inside = found.predictions
+    told_by = told_apart(
+        uncertainties(inside.told),
+        uncertainties(outside.told),
+        other_measures(inside, outside),
+    )
     rows = [
         [name]
         + [

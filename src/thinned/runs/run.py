@@ -46,10 +46,13 @@ class Run:
     Attributes:
         folder: ``runs/<name>``.
         config: what the run was asked to do.
+        keeps: whether what a still part of its network makes of images is kept for the next time,
+            see `thinned.runs.features`: not of such as nobody will ask for again.
     """
 
     folder: Path
     config: Config
+    keeps: bool = True
 
     @classmethod
     def open(cls, folder: Path | str) -> Run:
@@ -179,7 +182,7 @@ class Run:
                 were arrays of a program and are not given.
         """
         test = self.test_images(path) if dataset is None else matched(dataset, self.facts)
-        state, images = read_by(self.built, self.state, test.images)
+        state, images = read_by(self.built, self.state, test.images, self.keeps)
         test = Split(images, test.labels)
         layout = all_here()
         data = placed(self.config, test, layout)
@@ -225,7 +228,7 @@ class Run:
                 booleans nor floats from 0 to 1.
         """
         images = fitting_images(images, self.facts.image_shape)
-        state, images = read_by(self.built, self.state, np.asarray(images))
+        state, images = read_by(self.built, self.state, np.asarray(images), self.keeps)
         return predict(state.apply_fn, state.variables, images)
 
 

@@ -15,10 +15,10 @@ from thinned.runs.calibration import fit
 from thinned.runs.ood import last_layer_of, seen_by, some_training_images
 from thinned.runs.predictions import common_test, held_alike, predictions_of, tempered
 from thinned.runs.run import Run
-from thinned.trust import scores
 from thinned.trust.appraisal import Appraisal
+from thinned.trust.intervals import crossed_interval
 from thinned.trust.laplace import Laplace
-from thinned.trust.sampling import Predictions, certain
+from thinned.trust.sampling import Predictions, entropy_of, of_logits
 
 _DRAWS = 5
 _SHOWN = ("accuracy", "nll", "ece", "aurc")
@@ -140,7 +140,7 @@ def compare(
         if seen is not None and even is not None
     )
     if even is not None:
-        mean, low, high = scores.crossed_interval(even.losses - plain.losses)
+        mean, low, high = crossed_interval(even.losses - plain.losses)
         notes.append(f"a temperature alone: NLL {mean:+.4f} ({low:+.4f} to {high:+.4f})")
     return Comparison(as_they_are, own, draws, tuple(dict.fromkeys(notes)))
 
@@ -184,7 +184,9 @@ def _seen(appraisals: Sequence[Appraisal], seconds: float, temperatures: Sequenc
 def _predicted(way: _Way, split: Split, draw: int) -> Predictions:
     if way.posterior is not None:
         seen = seen_by(way.runs[0], split.images)
-        return certain(seen.logits, way.posterior.probabilities(seen))
+        p = way.posterior.probabilities(seen)
+        plain = of_logits(seen.logits[None])
+        return plain._replace(probabilities=p, expected_entropy=entropy_of(p))
     return predictions_of(way.runs, split.images, way.samples, draw=draw)
 
 
@@ -207,7 +209,7 @@ def _compared(name: str, seen: _Seen, base: _Seen, plain: _Seen) -> Method:
         seen.seconds / plain.seconds,
         seen.temperature,
         {score: float(np.mean([shown[score] for shown in seen.scores])) for score in _SHOWN},
-        scores.crossed_interval(seen.losses - base.losses),
+        crossed_interval(seen.losses - base.losses),
         _mcnemar(base.right[0], seen.right[0]),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from thinned.trust import intervals, scores
-from thinned.trust.sampling import Predictions
+from thinned.trust.sampling import Predictions, Told
 
 COVERAGES = (0.8, 0.9, 0.95)
 _MATRIX = 20
@@ -77,7 +77,7 @@ class Appraisal:
     def scores(self) -> dict[str, float]:
         """Every score by name; losses in nats per example, the others as parts of 1."""
         p, y = self.probabilities, self.labels
-        low, high = scores.accuracy_interval(int(self.right.sum()), len(y))
+        low, high = intervals.accuracy_interval(self.right, [right for _, right in self.others])
         values = {
             "accuracy": float(self.right.mean()),
             "accuracy_low": low,
@@ -101,16 +101,30 @@ class Appraisal:
 
     @cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """95 % intervals over new images, of ``ece`` and ``aurc``."""
-        seen = (self.probabilities.max(1), self.right)
+        """95 % intervals of ``ece`` and ``aurc``, over new images and, with samples, new masks."""
+        seen, others = (self.probabilities.max(1), self.right), self.others
         return {
             "ece": intervals.over_images(
-                lambda sure, right: scores.bins_of(sure, right).error, seen, above_zero=True
+                lambda sure, right: scores.bins_of(sure, right).error, seen, others, above_zero=True
             ),
             "aurc": intervals.over_images(
-                lambda sure, right: scores.risk_coverage(sure, right).area, seen
+                lambda sure, right: scores.risk_coverage(sure, right).area, seen, others
             ),
         }
+
+    @cached_property
+    def others(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Confidence f64 [example], and whether the answer is right, bool [example], without each
+        part of the samples, see `thinned.trust.sampling.Predictions.others`.
+        """
+        return [
+            (each.confidence, each.predicted == self.labels) for each in self.predictions.others
+        ]
+
+    @property
+    def varied(self) -> str:
+        """What its intervals are over."""
+        return "images and masks" if self.predictions.others else "images"
 
     def __str__(self) -> str:
         """The scores, a line for each class, the confusion matrix, the reliability bins."""
@@ -125,13 +139,15 @@ class Appraisal:
     def as_values(self) -> dict[str, Any]:
         """Everything as plain values for JSON; NaN is null.
 
-        ``scores`` by name; ``intervals`` and ``ece_by_chance``, see there; ``classes``;
-        ``per_class`` rows of precision, recall and F1; ``confusion`` [true][predicted], null of
-        more than `WIDEST` classes; ``confused`` rows of its cells that are not 0: true, predicted,
-        count; ``reliability`` bins; ``risk_coverage`` points.
+        ``scores`` by name; ``varied``, what intervals are over; ``intervals`` and
+        ``ece_by_chance``, see there; ``classes``; ``per_class`` rows of precision, recall and F1;
+        ``confusion`` [true][predicted], null of more than `WIDEST` classes; ``confused`` rows of
+        its cells that are not 0: true, predicted, count; ``reliability`` bins; ``risk_coverage``
+        points.
         """
         parts = {
             "scores": self.scores,
+            "varied": self.varied,
             "intervals": self.intervals,
             "ece_by_chance": self.ece_by_chance,
             "classes": self.classes,
@@ -145,10 +161,11 @@ class Appraisal:
 
     def _lines(self) -> Iterator[str]:
         score, count = self.scores, len(self.labels)
+        how = "95 %" if self.predictions.others else "Wilson 95 %"
         yield (
             f"accuracy      {score['accuracy']:.2%} ({score['accuracy_low']:.2%} to "
-            f"{score['accuracy_high']:.2%}, Wilson 95 %), {int(self.right.sum()):,} of {count:,} "
-            "images"
+            f"{score['accuracy_high']:.2%}, {how}), "
+            f"{int(self.right.sum()):,} of {count:,} images"
         )
         if "top5" in score:
             yield f"top 5         {score['top5']:.2%}"
@@ -166,6 +183,8 @@ class Appraisal:
             f"selective     AURC {score['aurc']:.5f} ({low:.5f} to {high:.5f}); accuracy "
             f"{', '.join(parts)} coverage"
         )
+        if self.predictions.others:
+            yield f"              (intervals are over {self.varied})"
 
     def _per_class(self) -> Iterator[str]:
         width = max(5, *(len(name) for name in self.classes))
@@ -197,26 +216,38 @@ class Appraisal:
             )
 
 
-def uncertainties(predictions: Predictions) -> dict[str, np.ndarray]:
+def uncertainties(told: Told) -> dict[str, np.ndarray]:
     """Measures of uncertainty f64 [image] by name, larger is less sure."""
     measures = {
-        "entropy": predictions.entropy,
-        "1 - max probability": 1 - predictions.probabilities.max(1),
-        "energy": predictions.energy,
+        "entropy": told.entropy,
+        "1 - max probability": 1 - told.confidence,
+        "energy": told.energy,
     }
-    if predictions.samples > 1:
-        measures["mutual information"] = predictions.mutual_information
+    if told.samples > 1:
+        measures["mutual information"] = told.mutual_information
     return measures
 
 
+Measures = Mapping[str, np.ndarray]
+"""How strange images are, f64 [image] by name; larger is stranger."""
+
+
+def other_measures(inside: Predictions, outside: Predictions) -> list[tuple[Measures, Measures]]:
+    """Uncertainties of test images and of others, without each part of the samples of both."""
+    pairs = zip(inside.others, outside.others, strict=True)
+    return [(uncertainties(own), uncertainties(other)) for own, other in pairs]
+
+
 def told_apart(
-    inside: Mapping[str, np.ndarray], outside: Mapping[str, np.ndarray]
+    inside: Measures, outside: Measures, others: Sequence[tuple[Measures, Measures]] = ()
 ) -> dict[str, dict[str, float]]:
     """How well other images are told from the test images, by each of several measures.
 
     Args:
-        inside: f64 [image] of the test images by name, larger is stranger; as `uncertainties`.
-        outside: the same of the others, made in the same way.
+        inside: of the test images.
+        outside: of the others, made in the same way.
+        others: both without each part of the samples, see `other_measures`: intervals are over
+            masks, too. A measure that is not among them knows no masks.
 
     Returns:
         Measure -> {"auroc", "fpr95"}, and the ends of their intervals, {"auroc_low", ...}.
@@ -224,8 +255,9 @@ def told_apart(
     found: dict[str, dict[str, float]] = {}
     for name in inside.keys() & outside.keys():
         pair = inside[name], outside[name]
-        area = intervals.auroc_interval(*pair)
-        rate = intervals.fpr_interval(*pair)
+        varied = [(own[name], other[name]) for own, other in others if name in own]
+        area = intervals.auroc_interval(*pair, varied)
+        rate = intervals.fpr_interval(*pair, varied)
         found[name] = {
             "auroc": scores.auroc(*pair),
             "auroc_low": area[0],

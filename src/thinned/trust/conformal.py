@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from thinned.trust.scores import accuracy_interval, bootstrap, by_parts, parts_of
+from thinned.trust.scores import accuracy_interval, bootstrap, by_parts, parts_of, ranks
 
 SetKind = Literal["lac", "aps", "raps"]
 LEAST_RATE = 2.0**-53
 """Smaller parts count as this one: no images could show them."""
+PENALTY, FREE = 0.01, 5
+"""Of ``raps``, where there are too few images to choose them by."""
+_PENALTIES = (0.001, 0.01, 0.1, 0.2, 0.5)
+_TUNED = 0.3
+"""The part of the images by which they are chosen; that and the penalties are the authors'."""
 _SIZES = (0, 1, 2, 3, 4, 11, 101)
 """Where classes of sizes begin, close to those of Angelopoulos et al. (2021), section 4."""
 
@@ -47,8 +52,8 @@ def nonconformity(
     kind: SetKind,
     probabilities: np.ndarray,
     draws: np.ndarray | float = 0.0,
-    penalty: float = 0.01,
-    free: int = 5,
+    penalty: float = PENALTY,
+    free: int = FREE,
 ) -> np.ndarray:
     """How badly each class fits an image, f64 [image, class].
 
@@ -57,7 +62,7 @@ def nonconformity(
     probable, and the part `draws` of its own (Romano et al. 2020): sets grow with how hard an image
     is.
     ``raps``: that, and `penalty` for each rank beyond `free` (Angelopoulos et al. 2021), which
-    keeps sets of many classes small.
+    keeps sets of many classes small; `Penalised` chooses them.
 
     Args:
         kind: which.
@@ -81,9 +86,50 @@ def nonconformity(
     return back
 
 
-def _of_label(kind: SetKind, probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """`nonconformity` of the right class, f64 [image]."""
-    return nonconformity(kind, probabilities)[np.arange(len(labels)), labels]
+class Penalised(NamedTuple):
+    """How ``raps`` counts ranks: `penalty` for each beyond `free`, by so many `images`."""
+
+    penalty: float = PENALTY
+    free: int = FREE
+    images: int = 0
+
+    @classmethod
+    def for_small_sets(
+        cls, rate: float, probabilities: np.ndarray, labels: np.ndarray
+    ) -> Penalised:
+        """Those that make sets of given images small (Angelopoulos et al. 2021, appendix E).
+
+        No rank is penalised up to which the right classes of a part ``1 - rate`` are; of five
+        penalties it is the one with the smallest sets of these images, made by themselves.
+
+        Args:
+            rate: above 0 and below 1.
+            probabilities: f64 [image, class], of at least `fewest_images` images that choose
+                nothing else: then the coverage of sets that others choose is kept.
+            labels: int [image].
+        """
+        free = int(quantile(1 + ranks(probabilities, labels), rate))
+
+        def size(penalty: float) -> int:
+            fits = partial(nonconformity, "raps", penalty=penalty, free=free)
+            own = by_parts(partial(_of_label, fits), probabilities, labels)
+            inside = partial(_count_below, fits, quantile(own, rate))
+            return int(by_parts(inside, probabilities).sum())
+
+        return cls(min(_PENALTIES, key=size), free, len(labels))
+
+
+_Fits = Callable[[np.ndarray], np.ndarray]
+"""`nonconformity` of some kind, of probabilities."""
+
+
+def _of_label(fits: _Fits, probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """That of the right class, f64 [image]."""
+    return fits(probabilities)[np.arange(len(labels)), labels]
+
+
+def _count_below(fits: _Fits, threshold: float, probabilities: np.ndarray) -> np.ndarray:
+    return (fits(probabilities) <= threshold).sum(1)
 
 
 @dataclass(frozen=True)
@@ -97,6 +143,8 @@ class Conformal:
             is in every set.
         images: validation images by which they were chosen.
         per_class: whether the coverage is that of each class.
+        penalty, free: of ``raps``, see `nonconformity`.
+        tuned: other validation images, by which these two were chosen; 0 where there were too few.
     """
 
     kind: SetKind
@@ -104,6 +152,9 @@ class Conformal:
     thresholds: np.ndarray
     images: int
     per_class: bool
+    penalty: float = PENALTY
+    free: int = FREE
+    tuned: int = 0
 
     @classmethod
     def of(
@@ -116,6 +167,10 @@ class Conformal:
     ) -> Conformal:
         """Thresholds from images that nothing learned from (Vovk et al. 2005, split conformal).
 
+        For ``raps``, three tenths of them, drawn, choose how ranks are penalised, and the others
+        the threshold: it is no more chosen by what it is for than with one of the others. Where
+        either part would be too few, ranks are penalised as they are by default.
+
         Args:
             kind: of `nonconformity`.
             coverage: above 0 and below 1.
@@ -125,17 +180,25 @@ class Conformal:
                 coverage among images of that class (Mondrian; Vovk 2012).
         """
         classes, rate = probabilities.shape[1], 1 - coverage
-        own = by_parts(partial(_of_label, kind), probabilities, labels)
-        groups = [own[labels == name] for name in range(classes)] if per_class else [own]
-        quantiles = np.asarray([quantile(group, rate) for group in groups])
+        # What each threshold is chosen by.
+        groups = labels if per_class else np.zeros_like(labels)
+        some, rest = _divided(groups, fewest_images(rate)) if kind == "raps" else _undivided(groups)
+        how = Penalised()
+        if len(some):
+            how = Penalised.for_small_sets(rate, probabilities[some], labels[some])
+        fits = partial(nonconformity, kind, penalty=how.penalty, free=how.free)
+        own, groups = by_parts(partial(_of_label, fits), probabilities, labels)[rest], groups[rest]
+        names = range(classes if per_class else 1)
+        quantiles = np.asarray([quantile(own[groups == name], rate) for name in names])
         thresholds = np.broadcast_to(quantiles, classes)
-        return cls(kind, coverage, thresholds, len(labels), per_class)
+        return cls(kind, coverage, thresholds, len(rest), per_class, *how)
 
     def sets(self, probabilities: np.ndarray) -> np.ndarray:
         """Which classes are in the set of each image, bool [image, class]."""
         inside = np.empty(probabilities.shape, bool)
         for rows in parts_of(probabilities):
-            inside[rows] = nonconformity(self.kind, probabilities[rows]) <= self.thresholds
+            fits = nonconformity(self.kind, probabilities[rows], 0.0, self.penalty, self.free)
+            inside[rows] = fits <= self.thresholds
         return inside
 
     def __str__(self) -> str:
@@ -143,10 +206,33 @@ class Conformal:
         whose = "each class's" if self.per_class else "the"
         always = int(np.isinf(self.thresholds).sum())
         few = f"; too few of {always} classes, which are in every set" if always else ""
+        ranked = (
+            f"; {self.penalty:g} for each rank beyond {self.free}, chosen by {self.tuned:,} others"
+            if self.tuned
+            else ""
+        )
         return (
             f"sets ({self.kind}) hold the right class of {self.coverage:.4g} of {whose} images, on "
-            f"average over the {self.images:,} validation images that chose them{few}"
+            f"average over the {self.images:,} validation images that chose them{few}{ranked}"
         )
+
+
+def _undivided(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.arange(0), np.arange(len(groups))
+
+
+def _divided(groups: np.ndarray, fewest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that choose how ranks are penalised, and rows that choose thresholds.
+
+    Of the images only the group of each is looked at, and how many there are.
+    """
+    order = np.random.default_rng(0).permutation(len(groups))
+    some, rest = np.split(order, [math.ceil(_TUNED * len(groups))])
+    size = int(groups.max(initial=0)) + 1
+    enough, left = (np.bincount(groups[rows], minlength=size) >= fewest for rows in (order, rest))
+    if len(some) < fewest or not np.array_equal(enough, left):
+        return _undivided(groups)
+    return some, rest
 
 
 class Share(NamedTuple):
@@ -227,6 +313,9 @@ class SetScores:
             "promised": made.coverage,
             "per_class": made.per_class,
             "validation_images": made.images,
+            "penalty": made.penalty if made.kind == "raps" else None,
+            "free": made.free if made.kind == "raps" else None,
+            "tuned": made.tuned,
             "thresholds": [_finite(threshold) for threshold in made.thresholds.tolist()],
             "coverage": _values(self.coverage),
             "size": {"mean": size, "low": low, "high": high},

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
-from scipy.special import logsumexp, softmax
+from scipy.special import logsumexp
 
 from thinned.core.errors import RequestError
 from thinned.core.types import Key, Variables
@@ -40,11 +40,12 @@ class SampleSums(NamedTuple):
     Attributes:
         centre: f32 [image, class], probabilities of the first sample. What the others differ by is
             summed: squares of the probabilities themselves would lose small deviations in f32.
-        shifts: f32 [image, class], of the probabilities less the centre.
-        squares: f32 [image, class], of those squared.
-        entropies: f32 [image], of each sample's probabilities, in nats.
-        energies: f32 [image], the free energy -log sum exp of each sample's logits.
-        samples: i32 [].
+        shifts: f32 [part, image, class], of the probabilities less the centre, over the samples of
+            each part.
+        squares: f32 [image, class], of those squared, over all.
+        entropies: f32 [part, image], of each sample's probabilities, in nats.
+        energies: f32 [part, image], the free energy -log sum exp of each sample's logits.
+        samples: i32 [part].
     """
 
     centre: jax.Array
@@ -53,6 +54,24 @@ class SampleSums(NamedTuple):
     entropies: jax.Array
     energies: jax.Array
     samples: jax.Array
+
+
+class Told(NamedTuple):
+    """What predictions say of each image, without the probabilities of all classes.
+
+    Attributes:
+        predicted: i64 [image], the most probable class.
+        confidence: f64 [image], its probability.
+        entropy, mutual_information, energy: f64 [image], see `Predictions`.
+        samples: thinned networks behind each row.
+    """
+
+    predicted: np.ndarray
+    confidence: np.ndarray
+    entropy: np.ndarray
+    mutual_information: np.ndarray
+    energy: np.ndarray
+    samples: int
 
 
 class Predictions(NamedTuple):
@@ -68,6 +87,8 @@ class Predictions(NamedTuple):
         samples: thinned networks behind each row; 1 for a plain pass.
         variances: f32 [image, class], over samples, of every class's probability; None where it is
             not known, or 0 without samples.
+        others: what would be predicted without a part of the samples, for each part of them: how
+            much depends on the masks that were drawn. None of a plain pass, or where nobody asked.
     """
 
     probabilities: np.ndarray
@@ -76,6 +97,13 @@ class Predictions(NamedTuple):
     energy: np.ndarray
     samples: int
     variances: np.ndarray | None = None
+    others: tuple[Told, ...] = ()
+
+    @property
+    def told(self) -> Told:
+        """What they say of each image."""
+        p, disagreement = self.probabilities, self.mutual_information
+        return Told(p.argmax(1), p.max(1), self.entropy, disagreement, self.energy, self.samples)
 
     @property
     def entropy(self) -> np.ndarray:
@@ -97,24 +125,11 @@ def entropy_of(probabilities: np.ndarray) -> np.ndarray:
     return -np.sum(probabilities * np.log(safe), -1)
 
 
-def certain(logits: np.ndarray, probabilities: np.ndarray | None = None) -> Predictions:
-    """What a single pass says.
-
-    Args:
-        logits: f32 [image, class].
-        probabilities: f64 [image, class], where they are not the softmax of these.
-    """
-    wide = logits.astype(np.float64)
-    mean = np.asarray(softmax(wide, 1)) if probabilities is None else probabilities
-    return Predictions(
-        mean, np.zeros(len(mean)), entropy_of(mean), -np.asarray(logsumexp(wide, 1)), 1
-    )
-
-
-@partial(jax.jit, static_argnames=("apply_fn", "affine"))
+@partial(jax.jit, static_argnames=("apply_fn", "affine", "parts"))
 def sample_block(
     apply_fn: Callable[..., Any],
     affine: bool,
+    parts: int,
     variables: Variables,
     key: Key,
     count: jax.Array,
@@ -125,6 +140,7 @@ def sample_block(
     Args:
         apply_fn: the ``apply`` of a module called as ``module(images, train=bool)``.
         affine: whether to make a matrix of each thinned network's head, see `is_affine`.
+        parts: of the samples, which take turns in them.
         variables: its variables, the rates to sample with among them.
         key: of all samples; sample i uses ``fold_in(key, i)``.
         count: i32 [], traced: one program serves any number.
@@ -138,21 +154,24 @@ def sample_block(
         log_p = jax.nn.log_softmax(logits)
         # Samples beyond the last count for nothing.
         real = (places < count).astype(jnp.float32)
+        own = real * (places % parts == jnp.arange(parts)[:, None])
         p = jnp.exp(log_p)
         centre = jnp.where(turn == 0, p[0], sums.centre)
-        shifts = (p - centre) * real[:, None, None]
+        shifts = p - centre
         return SampleSums(
             centre,
-            sums.shifts + shifts.sum(0),
-            sums.squares + (shifts * shifts).sum(0),
-            sums.entropies - jnp.sum(p * log_p * real[:, None, None], (0, 2)),
-            sums.energies - jnp.sum(jax.nn.logsumexp(logits, -1) * real[:, None], 0),
-            sums.samples + real.sum().astype(jnp.int32),
+            sums.shifts + jnp.tensordot(own, shifts, 1),
+            sums.squares + jnp.tensordot(real, shifts * shifts, 1),
+            sums.entropies - own @ jnp.sum(p * log_p, 2),
+            sums.energies - own @ jax.nn.logsumexp(logits, -1),
+            sums.samples + own.sum(1).astype(jnp.int32),
         )
 
     shape = jax.eval_shape(logits_of, key[None]).shape[1:]
     nothing = jnp.zeros(shape, jnp.float32)
-    empty = SampleSums(nothing, nothing, nothing, nothing[:, 0], nothing[:, 0], jnp.int32(0))
+    each = jnp.zeros((parts, *shape), jnp.float32)
+    none = jnp.zeros(parts, jnp.int32)
+    empty = SampleSums(nothing, each, nothing, each[..., 0], each[..., 0], none)
     return jax.lax.fori_loop(0, -(-count // together), body, empty)
 
 
@@ -304,6 +323,24 @@ def sample_predictions(
     Raises:
         RequestError: `samples` is below 1, or nothing in the network is random.
     """
+    return sampled_in_parts(apply_fn, variables, images, key, samples, 1)[0]
+
+
+def sampled_in_parts(
+    apply_fn: Callable[..., Any],
+    variables: Variables,
+    images: Any,
+    key: Key,
+    samples: int,
+    parts: int,
+) -> list[Predictions]:
+    """The same, and after it what would be predicted without each part of the samples.
+
+    Of the latter no deviation is known (NaN). Arguments and errors as for `sample_predictions`.
+
+    Args:
+        parts: 1 for none of these; else at least 2, and at most `samples`.
+    """
     if samples < 1:
         raise RequestError(f"samples is {samples}: must be at least 1")
     random, affine = look_at(apply_fn, variables, jnp.asarray(images[np.arange(1)])[0])
@@ -311,59 +348,88 @@ def sample_predictions(
         raise RequestError("the network drops nothing: it cannot be sampled")
     block, count = min(_BLOCK if affine else BATCH_SIZE, len(images)), jnp.int32(samples)
 
-    parts = shared_out(sample_block, (apply_fn, affine), (variables, key, count), images, block)
-    return joined((_finished(sums, int(mask.sum())) for sums, mask in parts), len(images))
+    fixed = (apply_fn, affine, parts)
+    blocks = shared_out(sample_block, fixed, (variables, key, count), images, block)
+    return joined((_finished(sums, int(mask.sum())) for sums, mask in blocks), len(images))
 
 
-def _finished(sums: SampleSums, rows: int) -> Predictions:
-    count = int(sums.samples)
-    centre, shifts, squares = (
-        np.asarray(summed, np.float64)[:rows] for summed in (sums.centre, sums.shifts, sums.squares)
+def _finished(sums: SampleSums, rows: int) -> list[Predictions]:
+    """Of the first rows: what all samples say, and without each part of them, if there are any."""
+    counts = sums.samples.astype(np.int64)
+    centre, squares = (np.asarray(each, np.float64)[:rows] for each in (sums.centre, sums.squares))
+    shifts, entropies, energies = (
+        np.asarray(each, np.float64)[:, :rows]
+        for each in (sums.shifts, sums.entropies, sums.energies)
     )
-    mean = centre + shifts / count
-    mean = mean / mean.sum(1, keepdims=True)
-    top = mean.argmax(1)[:, None]
+    count, together = int(counts.sum()), shifts.sum(0)
+    mean = _normalised(centre + together / count)
     scale = count / (count - 1) if count > 1 else 0.0
-    variances = np.maximum(squares / count - (shifts / count) ** 2, 0) * scale
-    deviation = np.sqrt(_of(variances, top))
-    entropies, energies = (
-        np.asarray(summed, np.float64)[:rows] / count for summed in (sums.entropies, sums.energies)
+    variances = np.maximum(squares / count - (together / count) ** 2, 0) * scale
+    deviation = np.sqrt(_of(variances, mean.argmax(1)[:, None]))
+    entropy, energy = entropies.sum(0), energies.sum(0)
+    whole = Predictions(
+        mean, deviation, entropy / count, energy / count, count, variances.astype(np.float32)
     )
-    return Predictions(mean, deviation, entropies, energies, count, variances.astype(np.float32))
+    unknown = np.full(rows, np.nan)
+    return [whole] + [
+        Predictions(
+            _normalised(centre + (together - shifts[part]) / left),
+            unknown,
+            (entropy - entropies[part]) / left,
+            (energy - energies[part]) / left,
+            left,
+        )
+        for part, left in enumerate((count - counts).tolist())
+        if len(counts) > 1
+    ]
+
+
+def _normalised(mean: np.ndarray) -> np.ndarray:
+    return mean / mean.sum(1, keepdims=True)
 
 
 def of_logits(logits: np.ndarray) -> Predictions:
-    """What samples say, from their logits f32 [sample, image, class]; a single one is certain."""
+    """What samples say, from their logits f32 [sample, image, class]; a plain pass is one of them.
+
+    The variances of a single one, all 0, are left out.
+    """
     wide = logits.astype(np.float64)
     energies = -np.asarray(logsumexp(wide, 2))
-    p = np.exp(wide + energies[..., None])
-    mean, count = p.mean(0), len(p)
-    mean = mean / mean.sum(1, keepdims=True)
-    variances = p.var(0, ddof=1) if count > 1 else np.zeros_like(mean)
-    deviation = np.sqrt(_of(variances, mean.argmax(1)[:, None]))
+    # In place: of many classes, each copy is a large one.
+    wide += energies[..., None]
+    p, count = np.exp(wide, out=wide), len(wide)
+    mean = _normalised(p.mean(0))
+    energy = energies.mean(0)
+    if count == 1:
+        return Predictions(mean, np.zeros(len(mean)), entropy_of(mean), energy, 1)
     entropies = entropy_of(p).mean(0)
-    return Predictions(
-        mean, deviation, entropies, energies.mean(0), count, variances.astype(np.float32)
-    )
+    variances = p.var(0, ddof=1)
+    deviation = np.sqrt(_of(variances, mean.argmax(1)[:, None]))
+    return Predictions(mean, deviation, entropies, energy, count, variances.astype(np.float32))
 
 
-def joined(parts: Iterable[Predictions], count: int) -> Predictions:
+_Tree = TypeVar("_Tree")
+
+
+def joined(parts: Iterable[_Tree], count: int) -> _Tree:
     """Predictions of several parts of the images, one after another, as they come.
 
     What is known of every class of many images is by far the largest, and so is held once.
 
     Args:
-        parts: at least one.
+        parts: at least one; predictions, or several of the same images beside each other. Of what
+            is no array [image, ...], that of the first part stays.
         count: images in all of them.
     """
     whole, done = None, 0
     for part in parts:
         if whole is None:
-            whole = Predictions._make(_room(column, count) for column in part)
-        rows = slice(done, done + len(part.energy))
-        for room, column in zip(whole, part, strict=True):
-            if isinstance(room, np.ndarray):
-                room[rows] = column
+            whole = jax.tree.map(partial(_room, count=count), part)
+        columns = [leaf for leaf in jax.tree.leaves(part) if isinstance(leaf, np.ndarray)]
+        rooms = [leaf for leaf in jax.tree.leaves(whole) if isinstance(leaf, np.ndarray)]
+        rows = slice(done, done + len(columns[0]))
+        for room, column in zip(rooms, columns, strict=True):
+            room[rows] = column
         done = rows.stop
     if whole is None:
         raise ValueError("no images")

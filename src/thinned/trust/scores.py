@@ -134,11 +134,15 @@ def top_k(probabilities: np.ndarray, labels: np.ndarray, k: int) -> float:
 
     Ties are decided as by a stable sort: among equals, the class of the lower index is taken first.
     """
-    return float(np.mean(by_parts(_ahead, probabilities, labels) < k))
+    return float(np.mean(ranks(probabilities, labels) < k))
+
+
+def ranks(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How many classes are more probable than the label's, i64 [example]; ties as for `top_k`."""
+    return by_parts(_ahead, probabilities, labels)
 
 
 def _ahead(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many classes come before the label's, i64 [example]."""
     own = probabilities[np.arange(len(labels)), labels, None]
     lower = np.arange(probabilities.shape[1]) < labels[:, None]
     return np.sum((probabilities > own) | ((probabilities == own) & lower), 1)
@@ -325,25 +329,3 @@ def bootstrap(
     means = [values[random.integers(0, len(values), len(values))].mean() for _ in range(repeats)]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def crossed_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean of values f64 [draw, example], and its interval over new draws and new examples.
-
-    Where each draw of masks looks at all examples, both vary the mean: by the variance of the means
-    of draws over their number, and of examples over theirs (crossed random effects; Owen 2007,
-    section 3, whose bootstrap of both is as wide but for so few draws). Student's t with the
-    degrees of freedom of Satterthwaite (1946). Of a single draw, over examples alone.
-    """
-    draws, examples = values.shape
-    parts = [values.mean(0).var(ddof=1) / examples]
-    freedom = [examples - 1]
-    if draws > 1:
-        parts.append(values.mean(1).var(ddof=1) / draws)
-        freedom.append(draws - 1)
-    mean, variance = float(values.mean()), float(np.sum(parts))
-    if variance == 0:
-        return mean, mean, mean
-    degrees = variance**2 / np.sum(np.square(parts) / freedom)
-    half = float(stats.t.ppf((1 + level) / 2, degrees)) * math.sqrt(variance)
-    return mean, mean - half, mean + half

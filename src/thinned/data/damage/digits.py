@@ -23,7 +23,8 @@ def shear(images: np.ndarray, randoms: Randoms, angle: float) -> np.ndarray:
 
 
 def _slanted(angle: float) -> np.ndarray:
-    # scikit-image's matrix of 2019, when the images were published; it has another one now.
+    # That of scikit-image 0.15, with which the images were published (May 2019): it takes (x, y) to
+    # (x - y sin, y cos). Since 0.21 a shear leaves y alone.
     return np.array([[np.cos(angle), 0], [-np.sin(angle), 1]])
 
 
