@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import re
@@ -198,6 +199,13 @@ def differing(one: Run, two: Run) -> list[str]:
     another is kept, or its weights differ.
     """
     return [name for name, equal in _verdicts(one, two).items() if not equal]
+
+
+def hashed(run: Run) -> str:
+    """SHA-256, as hex, of all that `differing` compares but the best epoch."""
+    arrays = _leaves(run, arrays_of(run.built.initial_state()))
+    records = json.dumps(_timeless(run.metrics), sort_keys=True)
+    return digest({**arrays, "metrics.jsonl": np.frombuffer(records.encode(), np.uint8)})
 
 
 def _equal(whole: Run, killed: Run) -> bool:
