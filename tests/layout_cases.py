@@ -40,6 +40,7 @@ CASES = {
     ),
     "alpha, streamed": ({**SMALL, "dropout": DropoutConfig("alpha"), "data": STREAMED}, [3]),
     "adamw, clipped": ({**SMALL, "optim": Optim("adamw", clip=1.0, l2=1e-3)}, [4]),
+    "concrete": ({**SMALL, "dropout": DropoutConfig("concrete")}, [2]),
     "connect, r_drop": (
         {**SMALL, "dropout": DropoutConfig("connect"), "optim": Optim(r_drop=1.0, max_norm=2.0)},
         [2],
