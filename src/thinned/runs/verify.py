@@ -158,10 +158,15 @@ def finish(processes: Sequence[subprocess.Popen[str]]) -> None:
 
 def train_with_kills(
     folder: Path, kills: int, duration: float, shapes: Sequence[Shape | None] = (None,)
-) -> None:
-    """Train the run ``killed``, one process of which is killed so often; layouts take turns."""
-    done, turns = 0, itertools.cycle(shapes)
-    while done < kills:
+) -> list[str]:
+    """Train the run ``killed``, one process of which is killed so often; layouts take turns.
+
+    Returns:
+        Where each kill found the run; fewer than `kills` where it came to its end before.
+    """
+    found: list[str] = []
+    turns = itertools.cycle(shapes)
+    while len(found) < kills:
         processes = start(folder, "killed", next(turns))
         try:
             processes[0].communicate(timeout=duration * random.uniform(0.2, 0.8))
@@ -169,11 +174,12 @@ def train_with_kills(
             random.choice(processes).send_signal(signal.SIGKILL)
             for process in processes:
                 _end(process)
-            done += 1
-            print(f"killed {done} of {kills}: {_where(folder / 'killed')}", flush=True)
+            found.append(_where(folder / "killed"))
+            print(f"killed {len(found)} of {kills}: {found[-1]}", flush=True)
         else:
             break
     finish(start(folder, "killed", next(turns)))
+    return found
 
 
 def _end(process: subprocess.Popen[str]) -> None:
