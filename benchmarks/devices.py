@@ -1,16 +1,17 @@
-"""Several devices against one: `make bench-devices`, or `python benchmarks/devices.py [NETWORK ...]`.
+"""Several devices against one: `python benchmarks/devices.py [NETWORK ...]` (`make bench-devices`).
 
 Contract: the compiled steps of a run (Adam, dropout 0.5, batch BATCH, noise for images, all in
 memory) in turns on one device, `exact` on 1, 2, ... and `fast` on as many, `fast` once more with
 large parameters cut up. All in one process, each compiled before the first is timed; STEPS steps in
 each of ROUNDS rounds. What is printed is the pace over that of one device in the same round, median
-[quartiles]; the memory that the compiled program wants on each device besides its arguments, and the
-arguments (parameters, what Adam keeps, the images), in multiples of the parameters, as XLA counts
+[quartiles]; the memory that the compiled program wants on each device besides its arguments, and
+the arguments (parameters, what Adam keeps, images), in multiples P of the parameters, as XLA counts
 them; and the bytes that a device receives at each step, by arithmetic. With CLOCK=cpu, pace is that
 of CPU time: what a step costs, whatever else the cores do.
 
-On a machine with GPUs the devices are those (DEVICES=1,2,4,8; `BATCH=1024 NETWORK=wide-resnet-28-10`);
-elsewhere they are made of the CPU, and share its cores: on N cores more than N devices can win nothing.
+On a machine with GPUs the devices are those, as in
+`DEVICES=1,2,4,8 BATCH=1024 python benchmarks/devices.py cnn wide-resnet-28-10`; elsewhere they are
+made of the CPU and share its cores: on N cores, more than N devices can win nothing.
 """
 
 from __future__ import annotations
@@ -19,14 +20,6 @@ import os
 import statistics
 import sys
 import time
-
-WANTED = [int(count) for count in os.environ.get("DEVICES", "1,2").split(",")]
-# Before JAX starts; changes nothing where there are GPUs.
-_CPUS = f"--xla_force_host_platform_device_count={max(WANTED)}"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_CPUS}".strip()
-# As runs by `exact` have it.
-os.environ.setdefault("PJRT_NPROC", "8")
-
 from typing import Any
 
 import jax
@@ -43,6 +36,7 @@ from thinned.engine.feed import feed_of
 from thinned.engine.layout import ONE_DEVICE, Exact, Fast, Layout
 from thinned.engine.step import train_steps
 
+WANTED = [int(count) for count in os.environ.get("DEVICES", "1,2").split(",")]
 CLOCK = time.process_time if os.environ.get("CLOCK") == "cpu" else time.perf_counter
 BATCH, STEPS = int(os.environ.get("BATCH", "64")), int(os.environ.get("STEPS", "20"))
 ROUNDS = int(os.environ.get("ROUNDS", "7"))
@@ -137,5 +131,10 @@ def main(network: str) -> None:
 
 
 if __name__ == "__main__":
+    # Before JAX starts, which it does when it is asked for devices; GPUs do not mind.
+    made = f"--xla_force_host_platform_device_count={max(WANTED)}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {made}".strip()
+    # As runs by `exact` have it.
+    os.environ.setdefault("PJRT_NPROC", "8")
     for name in sys.argv[1:] or ["cnn"]:
         main(name)

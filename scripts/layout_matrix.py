@@ -3,12 +3,12 @@
     python scripts/layout_matrix.py cells.tsv [--count N] [--only WORD ...]
     python scripts/layout_matrix.py cells.tsv --table
 
-A cell is a run: a network, a kind of dropout, a generator, varied images or not, a moving average or
-not, on 1, 2, 4 or 8 devices made of a CPU, of one process or two, on one core or two. There are far
-too many for an evening, so they come in an order in which every pair of values is seen soon.
-The file gets a line for each with a hash of all that its checkpoint and its records hold; what is in
-it already is not run again. `--table` writes it out as Markdown, and exits with 1 where
-hashes differ.
+A cell is a run: a network, a kind of dropout, a generator, varied images or not, a moving average
+or not, on 1, 2, 4 or 8 devices made of a CPU, of one process or two, on one core or two. There are
+far too many for an evening, so they come in an order in which every pair of values is seen soon.
+The file gets a line for each with a hash of all that its checkpoint and its records hold; what is
+in it already is not run again. `--table` writes it out as Markdown. Exits with 1 where hashes
+differ.
 """
 
 from __future__ import annotations
