@@ -97,7 +97,13 @@ def verify_layout(config: Config, shapes: Sequence[Shape], kills: int) -> bool:
 
     Returns:
         Whether all ended with the same bits. A line for each run is printed.
+
+    Raises:
+        RequestError: there is nothing to compare.
+        ThinnedError: training failed.
     """
+    if len(shapes) + kills < 2:
+        raise RequestError("--layouts names one layout and --kills is 0: nothing is compared")
     config = replace(validate(config), parallel="exact")
     refuse_idle(config)
     with tempfile.TemporaryDirectory(prefix="thinned-verify-") as base:
@@ -107,13 +113,14 @@ def verify_layout(config: Config, shapes: Sequence[Shape], kills: int) -> bool:
         for index, shape in enumerate(shapes):
             finish(start(folder, str(index), shape))
             print(f"trained on {shape}", flush=True)
-        train_with_kills(folder, kills, (time.monotonic() - started) / len(shapes), shapes)
+        duration = (time.monotonic() - started) / len(shapes)
+        found = train_with_kills(folder, kills, duration, shapes) if kills else []
         first, *others = (Run.open(folder / str(index)) for index in range(len(shapes)))
-        moved = f"a run that was killed {kills} times and moved" if kills else "a run that moved"
-        named = [
-            *zip(map(str, shapes[1:]), others, strict=True),
-            (moved, Run.open(folder / "killed")),
-        ]
+        named = [*zip(map(str, shapes[1:]), others, strict=True)]
+        if kills:
+            # It may have come to its end before the moment that was drawn.
+            name = f"a run that was killed {len(found)} times and moved"
+            named.append((name, Run.open(folder / "killed")))
         verdicts = {name: differing(first, run) for name, run in named}
         for name, wrong in verdicts.items():
             print(f"{'DIFFERS' if wrong else 'equal'}  {name}{', '.join(['', *wrong[:3]])}")
