@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -215,10 +216,17 @@ def differing(one: Run, two: Run) -> list[str]:
 
 
 def hashed(run: Run) -> str:
-    """SHA-256, as hex, of all that `differing` compares but the best epoch."""
-    arrays = _leaves(run, arrays_of(run.built.initial_state()))
+    """SHA-256, as hex, of what `differing` compares: by the digest saved with the last checkpoint.
+
+    Raises:
+        ThinnedError: there is no checkpoint.
+    """
+    steps = run.checkpoints.steps()
+    if not steps:
+        raise ThinnedError(f"{run.folder} has no checkpoint")
     records = json.dumps(_timeless(run.metrics), sort_keys=True)
-    return digest({**arrays, "metrics.jsonl": np.frombuffer(records.encode(), np.uint8)})
+    held = f"{run.checkpoints.sealed(steps[-1])} {records}"
+    return hashlib.sha256(held.encode()).hexdigest()
 
 
 def _equal(whole: Run, killed: Run) -> bool:
