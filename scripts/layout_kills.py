@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from layout_matrix import digits
 
 from thinned import Config
 from thinned.core.config import to_json, with_values
@@ -22,7 +25,6 @@ from thinned.runs.run import Run
 from thinned.runs.verify import Shape, finish, hashed, start, train_with_kills
 
 SMALL = {
-    "data": {"limit": 640},
     "model": "mlp",
     "mlp": {"hidden": [64]},
     "epochs": 8,
@@ -39,25 +41,24 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     given = parser.parse_args()
     held = given.file.read_text().splitlines() if given.file.exists() else []
-    config = with_values(Config(), SMALL, "script")
     with tempfile.TemporaryDirectory(prefix="thinned-kills-") as base:
-        (Path(base) / "config.json").write_text(to_json(config), encoding="utf-8")
+        folder = Path(base)
+        config = with_values(Config(), {**SMALL, "data": {"path": str(digits(folder))}}, "script")
+        (folder / "config.json").write_text(to_json(config), encoding="utf-8")
+        finish(start(folder, "warm", TOGETHER))
         started = time.monotonic()
-        finish(start(Path(base), "whole", TOGETHER))
+        finish(start(folder, "whole", TOGETHER))
         duration = time.monotonic() - started
-        whole = hashed(Run.open(Path(base) / "whole"))
-    if not held:
-        held = [f"never killed\t{TOGETHER}\t{whole}"]
-        given.file.write_text(held[0] + "\n")
-    while len(held) <= given.kills:
-        after = random.choice(AFTER)
-        with tempfile.TemporaryDirectory(prefix="thinned-kills-") as base:
-            (Path(base) / "config.json").write_text(to_json(config), encoding="utf-8")
-            where = train_with_kills(Path(base), 1, duration, [TOGETHER, after])
+        whole = hashed(Run.open(folder / "whole"))
+        held = held or [f"never killed\t{TOGETHER}\t{whole}"]
+        while len(held) <= given.kills:
+            after = random.choice(AFTER)
+            where = train_with_kills(folder, 1, duration, [TOGETHER, after])
             # The run may have come to its end before the moment that was drawn.
             if where:
-                held.append(f"{where[0]}\t{after}\t{hashed(Run.open(Path(base) / 'killed'))}")
-        given.file.write_text("\n".join(held) + "\n")
+                held.append(f"{where[0]}\t{after}\t{hashed(Run.open(folder / 'killed'))}")
+            shutil.rmtree(folder / "killed", ignore_errors=True)
+            given.file.write_text("\n".join(held) + "\n")
     wrong = [line for line in held if line.split("\t")[2] != whole]
     print("\n".join(wrong) or f"{len(held) - 1} kills, all hashes equal")
     sys.exit(bool(wrong))
