@@ -11,7 +11,7 @@ WORKERS ?= 2
 # Where one PyTorch build is enough, name it: make bench TORCH=torch==2.13.0
 TORCH ?= torch
 
-.PHONY: help train test nightly subset ends check lint types bench bench-backbone docs notebook clean
+.PHONY: help train test nightly subset ends check lint types bench bench-backbone bench-devices docs notebook clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -70,6 +70,9 @@ bench: $(VENV)/.bench ## Our epoch against plain Flax, PyTorch and the roofline,
 bench-backbone: $(VENV)/.bench ## EfficientNet-Lite0 beside PyTorch: features and full fine-tuning
 	$(BIN)/python -m pip install --quiet timm safetensors
 	$(BIN)/python benchmarks/backbone.py
+
+bench-devices: $(BIN)/thinned ## Several devices beside one: pace, memory, bytes
+	$(BIN)/python benchmarks/devices.py cnn mlp
 
 $(VENV)/.docs: $(BIN)/thinned
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

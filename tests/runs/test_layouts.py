@@ -11,7 +11,7 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinned.core.config import Config, DropoutConfig
+from thinned.core.config import Config
 from thinned.core.errors import RequestError, ThinnedError
 from thinned.engine.exact import CELLS, cells_of, spans
 from thinned.engine.layout import layout_of, with_parallel
@@ -94,7 +94,6 @@ def test_every_cell_has_one_device_and_every_image_one_cell(batch, devices):
     [
         ({"devices": 64, "parallel": "exact"}, "JAX finds 1"),
         ({"devices": 2, "parallel": "no"}, "begun on one device"),
-        ({"parallel": "exact", "dropout": DropoutConfig("concrete")}, "take --parallel fast"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(values, said):

@@ -13,8 +13,10 @@ from thinned.core.config import recipe, with_values
 from thinned.core.errors import RequestError
 from thinned.engine.checkpoint import digest
 from thinned.engine.loop import arrays_of
+from thinned.studies import cluster
 from thinned.studies.arms import grid, varied
 from thinned.studies.jobs import place_of
+from thinned.studies.outcomes import read_outcome
 from thinned.studies.study import Study, run_of, run_study, search
 
 # Dask leaves sockets and loops to the collector.
@@ -81,16 +83,34 @@ def test_dask_is_asked_for_before_the_work(tmp_path, capsys, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_is_over_is_not_done_again_when_its_result_is_lost(base, tmp_path):
+    wanted = study(base, "dropout.rate=0")
+    run_study(wanted, tmp_path)
+    seed, arm = job = wanted.jobs[0]
+    kept = read_outcome(place_of(tmp_path, arm, seed))
+    before = written(tmp_path)
+    assert cluster._work(wanted.base, tmp_path, job) == kept
+    assert written(tmp_path) == before
+
+
+def written(folder) -> dict:
+    """When each file of the runs that are over was written."""
+    places = [path.parent for path in folder.glob("*/*/outcome.json")]
+    files = [path for place in places for path in place.rglob("*") if path.is_file()]
+    # The lock's file is touched by whoever looks whether the run is free.
+    return {path: path.stat().st_mtime_ns for path in files if not path.name.startswith(".lock")}
+
+
 @pytest.mark.long
-def test_a_killed_worker_breaks_no_run(base, tmp_path):
+def test_a_killed_worker_breaks_no_run_and_repeats_none(base, tmp_path):
     longer = with_values(base, {"epochs": 40}, "test")
-    wanted, killed = study(longer, "dropout.rate=0,0.5", seeds=(0, 1)), list[int]()
+    wanted, over, killed = study(longer, "dropout.rate=0,0.5", seeds=(0, 1)), {}, list[int]()
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        first = place_of(tmp_path / "there", wanted.arms[0], 0) / "checkpoints"
 
         def kill() -> None:
-            while not (first.is_dir() and any(first.iterdir())):
+            while not over:
                 time.sleep(0.05)
+                over.update(written(tmp_path / "there"))
             killed.append(next(iter(cluster.workers.values())).pid)
             os.kill(killed[0], signal.SIGKILL)
 
@@ -101,5 +121,6 @@ def test_a_killed_worker_breaks_no_run(base, tmp_path):
     assert killed
     outcomes = [outcome for row in rows for outcome in row.outcomes.values()]
     assert [outcome.status for outcome in outcomes] == ["finished"] * 4
+    assert over.items() <= written(tmp_path / "there").items()
     run_study(wanted, tmp_path / "here")
     assert bits(tmp_path / "there", wanted) == bits(tmp_path / "here", wanted)

@@ -565,7 +565,9 @@ def _concrete(x: jax.Array, rate: jax.Array, key: Key, how: tuple[Any, ...]) -> 
     drop_logit = jnp.log(safe) - jnp.log1p(-safe)
     u = uniform(key, shape, bits)
     gate = jax.nn.sigmoid(-(drop_logit + jnp.log(u) - jnp.log1p(-u)) / temperature)
-    gate = gate / _mean_gate(drop_logit, temperature)
+    # A gate is a quotient itself, and XLA turns a quotient of one into other products where a
+    # program is for several devices: other bits.
+    gate = gate * (1.0 / _mean_gate(drop_logit, temperature))
     gate = jnp.where(inside, gate, jnp.where(rate > 0, 0.0, 1.0))
     return jnp.where(rate < 1, x * gate.astype(x.dtype), jnp.zeros((), x.dtype))
 
@@ -581,6 +583,12 @@ def _mean_gate(drop_logit: jax.Array, temperature: float) -> jax.Array:
     cold, hot = min(temperature, 1.0), max(temperature, 1.0)
     gates = jax.nn.sigmoid(-(drop_logit + jnp.asarray(cold * logistic, jnp.float32)) / hot)
     return jnp.sum(jnp.asarray(weights / 2, jnp.float32) * gates)
+
+
+def _on_one_device() -> bool:
+    """Whether what is traced is for one device: there is no other, or each has its own part."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.device_count() == 1 or 0 < len(mesh.axis_names) == len(mesh.manual_axes)
 
 
 @partial(jax.jit, static_argnums=3, inline=True)
@@ -600,7 +608,7 @@ def _connections(
     indices = jnp.arange(rows.shape[0], dtype=jnp.uint32)
     if rows.shape[0] == 1:
         outputs = one(rows[0], indices[0])[None]
-    elif jax.default_backend() == "cpu" and jax.device_count() == 1:
+    elif jax.default_backend() == "cpu" and _on_one_device():
         # One by one: all thinned kernels at once would fill the memory, and every cache. But a
         # loop over examples cannot be spread over devices.
         outputs = jax.lax.map(lambda pair: one(*pair), (rows, indices))

@@ -66,6 +66,12 @@ class Checkpoints:
         names = [entry.name for entry in self.folder.iterdir() if entry.is_dir()]
         return sorted(int(name) for name in names if _is_number(name))
 
+    def sealed(self, step: int) -> str:
+        """The SHA-256 of arrays and progress that was saved with a checkpoint."""
+        # Where Orbax keeps what is saved as JSON.
+        saved = self.folder / str(step) / "progress" / "metadata"
+        return json.loads(saved.read_text(encoding="utf-8"))["sha256"]
+
     def usable(self) -> list[int]:
         """`steps` without those that `restore` passed over."""
         return [step for step in self.steps() if step not in self._passed]

@@ -348,8 +348,7 @@ def with_parallel(config: Config) -> Config:
     """The config of a new run, with ``--parallel auto`` written out."""
     if config.parallel != "auto":
         return config
-    shared = "fast" if config.dropout.kind == "concrete" else "exact"
-    return replace(config, parallel="no" if config.devices == 1 else shared)
+    return replace(config, parallel="no" if config.devices == 1 else "exact")
 
 
 def layout_of(config: Config) -> Layout:
@@ -367,12 +366,6 @@ def layout_of(config: Config) -> Layout:
         return ONE_DEVICE
     devices = _devices(config.devices)
     if config.parallel == "exact":
-        if config.dropout.kind == "concrete":
-            # Measured: XLA rounds its gradients otherwise on one device than on several.
-            raise RequestError(
-                "--dropout.kind concrete has other bits on one device than on several: take "
-                "--parallel fast"
-            )
         cells = cells_of(config.batch_size)
         if len(devices) > cells:
             raise RequestError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import os
 import random
 import re
@@ -96,7 +98,13 @@ def verify_layout(config: Config, shapes: Sequence[Shape], kills: int) -> bool:
 
     Returns:
         Whether all ended with the same bits. A line for each run is printed.
+
+    Raises:
+        RequestError: there is nothing to compare.
+        ThinnedError: training failed.
     """
+    if len(shapes) + kills < 2:
+        raise RequestError("--layouts names one layout and --kills is 0: nothing is compared")
     config = replace(validate(config), parallel="exact")
     refuse_idle(config)
     with tempfile.TemporaryDirectory(prefix="thinned-verify-") as base:
@@ -106,13 +114,14 @@ def verify_layout(config: Config, shapes: Sequence[Shape], kills: int) -> bool:
         for index, shape in enumerate(shapes):
             finish(start(folder, str(index), shape))
             print(f"trained on {shape}", flush=True)
-        train_with_kills(folder, kills, (time.monotonic() - started) / len(shapes), shapes)
+        duration = (time.monotonic() - started) / len(shapes)
+        found = train_with_kills(folder, kills, duration, shapes) if kills else []
         first, *others = (Run.open(folder / str(index)) for index in range(len(shapes)))
-        moved = f"a run that was killed {kills} times and moved" if kills else "a run that moved"
-        named = [
-            *zip(map(str, shapes[1:]), others, strict=True),
-            (moved, Run.open(folder / "killed")),
-        ]
+        named = [*zip(map(str, shapes[1:]), others, strict=True)]
+        if kills:
+            # It may have come to its end before the moment that was drawn.
+            name = f"a run that was killed {len(found)} times and moved"
+            named.append((name, Run.open(folder / "killed")))
         verdicts = {name: differing(first, run) for name, run in named}
         for name, wrong in verdicts.items():
             print(f"{'DIFFERS' if wrong else 'equal'}  {name}{', '.join(['', *wrong[:3]])}")
@@ -157,10 +166,15 @@ def finish(processes: Sequence[subprocess.Popen[str]]) -> None:
 
 def train_with_kills(
     folder: Path, kills: int, duration: float, shapes: Sequence[Shape | None] = (None,)
-) -> None:
-    """Train the run ``killed``, one process of which is killed so often; layouts take turns."""
-    done, turns = 0, itertools.cycle(shapes)
-    while done < kills:
+) -> list[str]:
+    """Train the run ``killed``, one process of which is killed so often; layouts take turns.
+
+    Returns:
+        Where each kill found the run; fewer than `kills` where it came to its end before.
+    """
+    found: list[str] = []
+    turns = itertools.cycle(shapes)
+    while len(found) < kills:
         processes = start(folder, "killed", next(turns))
         try:
             processes[0].communicate(timeout=duration * random.uniform(0.2, 0.8))
@@ -168,11 +182,12 @@ def train_with_kills(
             random.choice(processes).send_signal(signal.SIGKILL)
             for process in processes:
                 _end(process)
-            done += 1
-            print(f"killed {done} of {kills}: {_where(folder / 'killed')}", flush=True)
+            found.append(_where(folder / "killed"))
+            print(f"killed {len(found)} of {kills}: {found[-1]}", flush=True)
         else:
             break
     finish(start(folder, "killed", next(turns)))
+    return found
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -198,6 +213,20 @@ def differing(one: Run, two: Run) -> list[str]:
     another is kept, or its weights differ.
     """
     return [name for name, equal in _verdicts(one, two).items() if not equal]
+
+
+def hashed(run: Run) -> str:
+    """SHA-256, as hex, of what `differing` compares: by the digest saved with the last checkpoint.
+
+    Raises:
+        ThinnedError: there is no checkpoint.
+    """
+    steps = run.checkpoints.steps()
+    if not steps:
+        raise ThinnedError(f"{run.folder} has no checkpoint")
+    records = json.dumps(_timeless(run.metrics), sort_keys=True)
+    held = f"{run.checkpoints.sealed(steps[-1])} {records}"
+    return hashlib.sha256(held.encode()).hexdigest()
 
 
 def _equal(whole: Run, killed: Run) -> bool:

@@ -11,8 +11,8 @@ from typing import Any
 from thinned.core.config import Config
 from thinned.core.errors import RequestError, ThinnedError, need
 from thinned.engine.loop import Stopped, StopSignal
-from thinned.studies.jobs import Job, place_of, run_jobs
-from thinned.studies.outcomes import Outcome, write_outcome
+from thinned.studies.jobs import Job, left_of, place_of, run_jobs
+from thinned.studies.outcomes import Outcome, read_outcome, write_outcome
 
 _PATIENCE_S = 0.2
 # Between two looks at whether a signal came.
@@ -73,8 +73,8 @@ def share_on(
                 client.cancel(list(waiting))
                 raise Stopped("stopped; what was done is saved", stop.number)
             for future in done:
-                seed, arm = waiting.pop(future)
-                report(seed, arm.name, _outcome(future, place_of(folder, arm, seed)))
+                seed, arm = job = waiting.pop(future)
+                report(seed, arm.name, _outcome(future, _place(folder, job)))
 
 
 def _client(held: ExitStack, address: str, processes: int) -> Any:
@@ -94,18 +94,28 @@ def _client(held: ExitStack, address: str, processes: int) -> Any:
 
 
 def _work(base: Config, folder: Path, job: Job) -> Outcome:
-    """One run, in a worker."""
+    """One run, in a worker; of one that is over, what is on the disk."""
+    # Dask does again whatever a lost worker was the only one to know the result of.
+    if not left_of(folder, [job]) and (past := read_outcome(_place(folder, job))) is not None:
+        return past
     said: list[Outcome] = []
     with _ALONE:
         run_jobs(base, folder, [job], lambda seed, arm, outcome: said.append(outcome))
     return said[0]
 
 
+def _place(folder: Path, job: Job) -> Path:
+    seed, arm = job
+    return place_of(folder, arm, seed)
+
+
 def _outcome(future: Any, place: Path) -> Outcome:
-    if future.status == "finished":
+    # No look at its status: where a worker is lost with the result, that is pending again.
+    error = future.exception()
+    if error is None:
         return future.result()
     # The run itself never raises: workers were lost, or cannot see the files.
-    lost = Outcome("failed", f"lost: {' '.join(str(future.exception()).split())[:200]}")
+    lost = Outcome("failed", f"lost: {' '.join(str(error).split())[:200]}")
     with suppress(ThinnedError):
         write_outcome(place, lost)
     return lost
