@@ -13,4 +13,6 @@ COPY --from=artifact . /artifact
 ENV PYTHONDONTWRITEBYTECODE=1 JAX_PLATFORMS=cpu XDG_CACHE_HOME=/tmp/cache
 USER 65534:65534
 EXPOSE 8000
+# It listens once all is compiled.
+HEALTHCHECK --start-period=5m CMD ["/opt/thinned/bin/python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=9)"]
 ENTRYPOINT ["/opt/thinned/bin/thinned", "serve", "/artifact", "--host", "0.0.0.0"]

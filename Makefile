@@ -11,7 +11,7 @@ WORKERS ?= 2
 # Where one PyTorch build is enough, name it: make bench TORCH=torch==2.13.0
 TORCH ?= torch
 
-.PHONY: help train test nightly subset ends check lint types bench bench-backbone bench-devices docs notebook clean
+.PHONY: help train test nightly subset ends wheel check lint types bench bench-backbone bench-devices docs notebook clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,9 @@ subset: $(VENV)/.subset ## A named part of the tests, for the other end of the p
 ends: ## All tests on both ends of the pins: .venv, and .venv-newer with NEWER=python3.13
 	$(MAKE) nightly
 	$(MAKE) nightly PYTHON=$(NEWER) VENV=.venv-newer
+
+wheel: $(BIN)/thinned ## Sdist and wheel, and the wheel alone in a bare environment: train, predict, serve
+	$(BIN)/python scripts/wheel_trial.py --short
 
 check: lint types ## Formatting, lint, types, import contract, quick --help
 

@@ -1,8 +1,9 @@
 """The steps of the Dockerfile without Docker: python scripts/container_steps.py ARTIFACT.
 
-Each COPY and RUN is done in a temporary folder, and the entry point started there as a user without
-rights (where this one may become it), who can write nowhere but in a temporary folder. It has to
-say that it is ready, to answer, and to end on SIGTERM.
+Each COPY and RUN is done in a temporary folder, and the entry point started there. Where root runs
+this, the Dockerfile's user starts it, in a name space of its own in which the file system is
+read-only but for a tmpfs at /tmp, as `docker run --read-only --tmpfs /tmp` has it. It has to become
+healthy by the Dockerfile's own HEALTHCHECK, to answer, and to end on SIGTERM.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-NOBODY = 65534
 PORT = 8765
+READ_ONLY = """
+mount --options remount,bind,ro / && mount --types tmpfs tmpfs "$0" &&
+exec setpriv --reuid="$1" --regid="$1" --clear-groups --no-new-privs "${@:2}"
+"""
 
 
 def steps() -> list[list[str]]:
@@ -55,28 +58,56 @@ def build(base: Path, artifact: Path) -> None:
             subprocess.run(words, cwd=work, check=True)
 
 
-def entry(base: Path) -> subprocess.Popen[bytes]:
-    (text,) = re.findall(r"ENTRYPOINT (\[.*\])", (ROOT / "Dockerfile").read_text())
+def instruction(name: str) -> list[str]:
+    """The words of an instruction that is there once."""
+    (words,) = (words for first, *words in steps() if first == name)
+    return words
+
+
+def command(name: str, base: Path) -> list[str]:
+    """The command of ENTRYPOINT or HEALTHCHECK, in `base` and on a port that is likely free."""
+    (text,) = re.findall(rf"^{name} .*?(\[.*\])$", (ROOT / "Dockerfile").read_text(), re.M)
     words = [placed(word, base) for word in json.loads(text)]
-    (given,) = (words for name, *words in steps() if name == "ENV")
-    settings = dict(word.split("=", 1) for word in given)
-    environment = {name: placed(value, base) for name, value in settings.items()}
-    user = {"user": NOBODY, "group": NOBODY} if os.getuid() == 0 else {}
-    command = [*words, "--port", str(PORT)]
+    return [word.replace(":8000/", f":{PORT}/") for word in words]
+
+
+def settings(base: Path) -> dict[str, str]:
+    pairs = (word.split("=", 1) for word in instruction("ENV"))
+    return {name: placed(value, base) for name, value in pairs}
+
+
+def entry(base: Path) -> subprocess.Popen[bytes]:
+    words, artifact = [*command("ENTRYPOINT", base), "--port", str(PORT)], base / "artifact"
+    if os.getuid() == 0:
+        user = instruction("USER")[0].split(":")[0]
+        alone = ("unshare", "--mount", "bash", "-c", READ_ONLY)
+        words = [*alone, str(base / "tmp"), user, *words]
     print("ENTRYPOINT", *words, flush=True)
-    return subprocess.Popen(command, cwd=base / "artifact", env=environment, **user)
+    return subprocess.Popen(words, cwd=artifact, env={**settings(base), "PATH": os.environ["PATH"]})
 
 
-def answered(process: subprocess.Popen[bytes]) -> bytes:
-    """What /health says, once it does."""
+def healthy(process: subprocess.Popen[bytes], base: Path) -> None:
+    """Ask as the Dockerfile does, until it is."""
+    check = command("HEALTHCHECK", base)
     for _ in range(600):
-        try:
-            return urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health").read()
-        except urllib.error.URLError:
-            if process.poll() is not None:
-                sys.exit(f"it ended with {process.returncode}")
-            time.sleep(1)
+        if subprocess.run(check, env=settings(base), capture_output=True).returncode == 0:
+            return
+        if process.poll() is not None:
+            sys.exit(f"it ended with {process.returncode}")
+        time.sleep(1)
     sys.exit("it did not begin in ten minutes")
+
+
+def shut_in(process: subprocess.Popen[bytes]) -> None:
+    """It has no rights, and can write nothing but its /tmp."""
+    about = Path(f"/proc/{process.pid}")
+    user = instruction("USER")[0].split(":")[0]
+    assert re.findall(r"^Uid:\t(.*)", (about / "status").read_text(), re.M) == [
+        "\t".join([user] * 4)
+    ]
+    (options,) = re.findall(r"^\S+ / \S+ (\S+)", (about / "mounts").read_text(), re.M)
+    assert "ro" in options.split(","), options
+    print(f"user {user}, file system read-only")
 
 
 def refuse_hidden_python() -> None:
@@ -98,9 +129,12 @@ def main(artifact: Path) -> None:
         build(base, artifact)
         process = entry(base)
         try:
-            print("ready:", answered(process).decode())
-            page = urllib.request.urlopen(f"http://127.0.0.1:{PORT}/").read()
-            assert b"<canvas" in page
+            healthy(process, base)
+            if os.getuid() == 0:
+                shut_in(process)
+            address = f"http://127.0.0.1:{PORT}"
+            print("healthy:", urllib.request.urlopen(f"{address}/health").read().decode())
+            assert b"<canvas" in urllib.request.urlopen(f"{address}/").read()
         finally:
             process.send_signal(signal.SIGTERM)
         code = process.wait(90)

@@ -1,6 +1,8 @@
 """The service: what it answers, what it refuses, and that nobody disturbs the others."""
 
+import asyncio
 import base64
+import io
 import json
 import re
 import socket
@@ -11,9 +13,11 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from PIL import Image
 from served import CLASSES, WAY, artifact, ask, multipart, png, running, sampled
 
 from thinned.cli.main import main
+from thinned.deploy.batching import Batcher
 from thinned.deploy.server import Bounds, Model
 
 JSON = {"Content-Type": "application/json"}
@@ -179,6 +183,51 @@ def test_what_arrives_together_is_computed_together_and_no_more_waits_than_may(h
     assert 'thinned_requests_total{status="503"} 1.0' in text
     assert "thinned_images_total 4.0" in text
     assert "thinned_batch_images_count 2.0" in text
+
+
+def test_a_lone_question_is_computed_at_once_and_alone():
+    sizes = []
+
+    def compute(items):
+        sizes.append(len(items))
+        return [2 * item for item in items]
+
+    async def asked():
+        # Nothing could be waited for: there is no clock.
+        loop = asyncio.get_running_loop()
+        loop.call_later = loop.call_at = None
+        batcher = Batcher(compute, 16, 64)
+        return [await batcher.ask([item]) for item in range(3)]
+
+    assert asyncio.run(asked()) == [[0], [2], [4]]
+    assert sizes == [1, 1, 1]
+
+
+def test_a_small_image_is_handed_to_no_other_thread_to_be_decoded(model, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 256, (100, 100), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")
+    of_many_bytes = buffer.getvalue()
+    assert len(of_many_bytes) > 8192
+    with running(model) as (port, service, _):
+        handed = []
+        submit = service._decoders.submit
+        monkeypatch.setattr(
+            service._decoders,
+            "submit",
+            lambda *given: (handed.append(given[-1]), submit(*given))[1],
+        )
+        # Others are: of many bytes, of many pixels in few bytes, unreadable, several.
+        for files, expected in (
+            ([png(255)], 0),
+            ([of_many_bytes], 1),
+            ([png(255, (100, 100))], 1),
+            ([b"no"], 1),
+            ([png(255), png(0)], 2),
+        ):
+            handed.clear()
+            status = ask(port, "POST", "/predict", *multipart(files))[0]
+            assert (status, len(handed)) == (422 if files == [b"no"] else 200, expected)
 
 
 def test_stopping_answers_what_has_begun(held):

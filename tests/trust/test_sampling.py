@@ -23,6 +23,7 @@ from thinned.trust.sampling import (
     averaged,
     entropy_of,
     look_at,
+    of_logits,
     sample_logits,
     sample_predictions,
     sampled_in_parts,
@@ -331,3 +332,13 @@ def test_mutual_information_is_low_by_about_a_part_of_one_over_the_samples(count
 
     few = np.mean([mean_of(drawn[:, i : i + count]) for i in range(0, 3000 - count, count)])
     assert few / mean_of(drawn) == pytest.approx(1 - 1 / count, abs=0.2 / count)
+
+
+def test_what_logits_say_is_what_scipy_says_of_them_however_large_they_are():
+    logits = np.random.default_rng(0).normal(0, 300, (6, 9, 4)).astype(np.float32)
+    found, wide = of_logits(logits), logits.astype(np.float64)
+    p = special.softmax(wide, 2)
+    np.testing.assert_allclose(found.energy, -special.logsumexp(wide, 2).mean(0), rtol=1e-14)
+    np.testing.assert_allclose(found.probabilities, p.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.expected_entropy, special.entr(p).sum(2).mean(0), atol=1e-14)
+    np.testing.assert_allclose(found.variances, p.var(0, ddof=1), rtol=1e-6, atol=1e-30)

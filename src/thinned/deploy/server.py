@@ -37,6 +37,8 @@ from thinned.runs.answers import Answers
 _SIZES = (1, 4, 16, 64)
 """Images in a compiled batch; others are padded to the next."""
 _PHOTO = 3 * 96 * 96
+_SMALL_PIXELS, _SMALL_BYTES = 64 * 64, 8192
+"""Up to both, to decode an image takes less than to hand it to a thread and back."""
 _TOP = 10
 _SHOWN_SAMPLES = 100
 _LOW = 0.8
@@ -250,6 +252,8 @@ class Service:
         return files
 
     async def _decoded(self, files: Sequence[bytes]) -> list[np.ndarray | str]:
+        if len(files) == 1 and (small := self._small(files[0])) is not None:
+            return [small]
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self.bounds.answer_s):
@@ -259,15 +263,22 @@ class Service:
         except TimeoutError as error:
             raise Refused(503, "busy: try again") from error
 
-    def _image(self, file: bytes) -> np.ndarray | str:
-        height, width, channels = self.model.artifact.image_shape
-        return or_reason(self._bounded, file, (height, width), channels)
+    def _small(self, file: bytes) -> np.ndarray | None:
+        """A small image; None where it is not, or cannot be read."""
+        if len(file) > _SMALL_BYTES:
+            return None
+        small = or_reason(self._bounded, file, min(_SMALL_PIXELS, self.bounds.pixels))
+        return None if isinstance(small, str) else small
 
-    def _bounded(self, file: bytes, size: tuple[int, int], channels: int) -> np.ndarray:
+    def _image(self, file: bytes) -> np.ndarray | str:
+        return or_reason(self._bounded, file, self.bounds.pixels)
+
+    def _bounded(self, file: bytes, most: int) -> np.ndarray:
         tall, wide = read_header(file).size
-        if tall * wide > self.bounds.pixels:
-            raise Unreadable(f"{wide} x {tall}: more than {self.bounds.pixels:,} pixels")
-        return decode(file, size, channels, self.model.artifact.fit)
+        if tall * wide > most:
+            raise Unreadable(f"{wide} x {tall}: more than {most:,} pixels")
+        height, width, channels = self.model.artifact.image_shape
+        return decode(file, (height, width), channels, self.model.artifact.fit)
 
     async def _asked(self, images: Sequence[np.ndarray]) -> list[Answered]:
         try:
