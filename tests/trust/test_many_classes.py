@@ -88,7 +88,8 @@ def test_a_temperature_takes_one_copy(found, labels):
 @pytest.mark.parametrize("kind", ["lac", "aps", "raps"])
 def test_sets_of_classes_take_a_part(found, labels, kind):
     made, most = taken(lambda: Conformal.of(kind, 0.9, found.probabilities, labels))
-    assert most < 0.6
+    # Three tenths of the images are taken out, for how ranks are penalised.
+    assert most < (0.9 if kind == "raps" else 0.6)
     sets, most = taken(lambda: made.sets(found.probabilities))
     assert most < 0.6
     fits = nonconformity(kind, found.probabilities, 0.0, made.penalty, made.free)

@@ -196,9 +196,10 @@ class Conformal:
     def sets(self, probabilities: np.ndarray) -> np.ndarray:
         """Which classes are in the set of each image, bool [image, class]."""
         inside = np.empty(probabilities.shape, bool)
+        fits = partial(nonconformity, self.kind, penalty=self.penalty, free=self.free)
         for rows in parts_of(probabilities):
-            fits = nonconformity(self.kind, probabilities[rows], 0.0, self.penalty, self.free)
-            inside[rows] = fits <= self.thresholds
+            # Without a name: it would be held while the next part is computed.
+            inside[rows] = fits(probabilities[rows]) <= self.thresholds
         return inside
 
     def __str__(self) -> str:
