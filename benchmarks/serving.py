@@ -1,11 +1,14 @@
-"""Load on loopback: python benchmarks/serving.py ARTIFACT [--requests N] [--others].
+"""Load on loopback: python benchmarks/serving.py ARTIFACT [--others] [--clients N ...].
 
-Requests per second and the 50th and 99th percentile of their seconds with 1, 8 and 64 clients that
-ask one after another, each for one image (median of the rounds), and how many times as many thinned
-answers as each of the others (median, least and most of the rounds). Then requests of which each
-tenth is malformed: none may be lost, and the service's memory has to stay flat. Then clients that
-are killed, dawdle, or upload too much, while others ask on. `--others` puts LitServe and a plain
-FastAPI application with the same program beside it, in turns (pip install litserve fastapi).
+Requests per second, the 50th and 99th percentile of their seconds and the service's CPU time for
+each with 1, 8 and 64 clients that ask one after another, each for one image (median of the rounds),
+and how many times as many thinned answers as each of the others (median, least and most of the
+rounds). With `--clients` that is all.
+
+Then requests of which each tenth is malformed: none may be lost, and the service's memory has to
+stay flat. Then clients that are killed, dawdle, or upload too much, while others ask on. `--others`
+puts LitServe and a plain FastAPI application with the same program beside it, in turns (pip install
+litserve fastapi).
 Clients and services share the cores, so compare within a line only.
 """
 
@@ -29,7 +32,6 @@ import psutil
 from PIL import Image
 
 CLIENTS = (1, 8, 64)
-ROUNDS = 3
 
 COMMON = """
 import base64, io, json, sys
@@ -192,11 +194,43 @@ async def load(port: int, clients: int, given: list[bytes]) -> tuple[float, list
     return time.perf_counter() - began, seconds, statuses
 
 
-def measured(port: int, clients: int, given: list[bytes]) -> tuple[float, float, float]:
+def cpu_s(process: psutil.Process) -> float:
+    """CPU time of a service so far, its children's as well."""
+    each = (process, *process.children(recursive=True))
+    return sum(sum(one.cpu_times()[:2]) for one in each)
+
+
+def measured(
+    process: psutil.Process, port: int, clients: int, given: list[bytes]
+) -> tuple[float, float, float, float]:
+    before = cpu_s(process)
     total, seconds, statuses = asyncio.run(load(port, clients, given))
     assert set(statuses) == {200}, set(statuses)
     p50, p99 = np.percentile(seconds, (50, 99))
-    return len(given) / total, p50, p99
+    return len(given) / total, p50, p99, (cpu_s(process) - before) / len(given)
+
+
+def compared(
+    running: dict[str, tuple[psutil.Process, int]],
+    clients: int,
+    rounds: int,
+    given: list[bytes],
+) -> None:
+    """A line for each service, asked in turns."""
+    found: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in running}
+    for _ in range(rounds):
+        for name, (process, port) in running.items():
+            found[name].append(measured(process, port, clients, given))
+    for name, rows in found.items():
+        rate, p50, p99, cpu = map(statistics.median, zip(*rows, strict=True))
+        times = [own[0] / row[0] for own, row in zip(found["thinned"], rows, strict=True)]
+        ratio = f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})"
+        shown = "" if name == "thinned" else f"   thinned answers {ratio} times as many"
+        print(
+            f"{clients:>7}  {name:<10}{rate:>11.1f}{1e3 * p50:>11.1f}{1e3 * p99:>11.1f}"
+            f"{1e3 * cpu:>11.2f}{shown}",
+            flush=True,
+        )
 
 
 async def until_answered(port: int, sent: bytes, more: bytes = b"", pause: float = 1) -> int:
@@ -253,26 +287,17 @@ def main() -> None:
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--others", action="store_true")
+    parser.add_argument("--clients", type=int, nargs="+")
+    parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args()
     given, running = bodies(asked.artifact, 50), services(asked.artifact, asked.others)
     try:
-        print("clients  service    requests/s     p50 ms     p99 ms")
-        for clients in CLIENTS:
-            found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in running}
-            for _ in range(ROUNDS):
-                for name, (_, port) in running.items():
-                    part = (given * asked.requests)[: max(clients * 5, asked.requests // 20)]
-                    found[name].append(measured(port, clients, part))
-            for name, rows in found.items():
-                rate, p50, p99 = map(statistics.median, zip(*rows, strict=True))
-                times = [own[0] / row[0] for own, row in zip(found["thinned"], rows, strict=True)]
-                ratio = f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})"
-                shown = "" if name == "thinned" else f"   thinned answers {ratio} times as many"
-                print(
-                    f"{clients:>7}  {name:<10}{rate:>11.1f}{1e3 * p50:>11.1f}{1e3 * p99:>11.1f}"
-                    f"{shown}",
-                    flush=True,
-                )
+        print("clients  service    requests/s     p50 ms     p99 ms     CPU ms")
+        for clients in asked.clients or CLIENTS:
+            part = (given * asked.requests)[: max(clients * 5, asked.requests // 20)]
+            compared(running, clients, asked.rounds, part)
+        if asked.clients:
+            return
         process, port = running["thinned"]
         mixed = [
             MALFORMED[row // 10 % len(MALFORMED)] if row % 10 == 0 else given[row % len(given)]

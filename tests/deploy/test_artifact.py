@@ -7,10 +7,12 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import yaml
 from conftest import blobs
+from jax import export as jax_export
 from PIL import Image
 from scipy import special
 
@@ -20,6 +22,7 @@ from thinned.core.errors import RequestError, ThinnedError
 from thinned.deploy.artifact import Artifact
 from thinned.deploy.export import export, without_folders
 from thinned.deploy.promises import Asked, Way
+from thinned.deploy.server import Model
 from thinned.runs import predictions as trust
 from thinned.runs.train import train
 
@@ -64,6 +67,29 @@ def test_an_artifact_answers_as_its_runs_do(runs, folder, images):
     # Any number of images, whatever stands beside them.
     one = artifact.predictions(images[4:5], artifact.way(7, False))
     np.testing.assert_allclose(one.probabilities[0], own.probabilities[4], atol=1e-6)
+
+
+def test_once_it_is_warm_nothing_is_compiled_for_any_number_of_images(folder, caplog):
+    artifact = Artifact.open(folder)
+    model = Model(artifact, artifact.best_way(7))
+    image = np.zeros(artifact.image_shape, np.uint8)
+
+    def compiled():
+        return [each for each in caplog.messages if each.startswith("Compiling")]
+
+    with jax.log_compiles():
+        model.warm_up()
+        assert len(compiled()) >= len(model.sizes)
+        caplog.clear()
+        for count in (1, 2, 4, 7, 17, 64):
+            assert len(model([image] * count)) == count
+        assert not compiled()
+
+
+def test_both_programs_are_lowered_for_cpu_and_cuda(folder):
+    for name in ("plain.jax", "sampled.jax"):
+        program = jax_export.deserialize(bytearray((folder / name).read_bytes()))
+        assert program.platforms == ("cpu", "cuda")
 
 
 def test_predicting_files_gives_the_rows_of_the_runs(runs, folder, images, tmp_path, capsys):

@@ -88,6 +88,7 @@ pre { overflow-x: auto; padding: .75rem; border: 1px solid var(--line); border-r
 @media print { :root { color-scheme: light; --ink: #000; --quiet: #333; --paper: #fff;
     --card: #fff; --line: #999; --shade: #bbb; --warn: #000 }
   main { max-width: none; padding: 0 } .scroll { overflow: visible }
+  pre { white-space: pre-wrap; overflow-wrap: anywhere }
   figure, .tile, tr, .lead { break-inside: avoid } h2, h3 { break-after: avoid }
   details::details-content { content-visibility: visible; block-size: auto } }
 """

@@ -6,11 +6,8 @@ import html
 import json
 from typing import Any
 
-_STYLE = (
-    ":root { color-scheme: light dark } body { margin: 0 auto; padding: 1rem; max-width: 60rem; "
-    "font: 1rem/1.5 system-ui, sans-serif } pre { overflow-x: auto; padding: .75rem; "
-    "border: 1px solid #8886; border-radius: .5rem; font-size: .85rem }"
-)
+from thinned.core.pages import STYLE
+
 _EXAMPLES = """\
 curl -F image=@7.png http://127.0.0.1:8000/predict
 curl -H 'Content-Type: application/json' -d "{\\"images\\": [\\"$(base64 -w0 7.png)\\"]}" \\
@@ -104,7 +101,7 @@ def docs_of(described: dict[str, Any]) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<link rel="icon" href="data:,"><title>thinned: the service</title>'
-        f"<style>{_STYLE}</style></head><body><main><h1>The service</h1>"
+        f"<style>{STYLE}</style></head><body><main><h1>The service</h1>"
         f'<pre tabindex="0">{html.escape(_EXAMPLES)}</pre>{rows}<h2>OpenAPI</h2>'
         f'<p>For tools: <a href="openapi.json">openapi.json</a></p>'
         f'<pre tabindex="0">{whole}</pre></main></body></html>\n'

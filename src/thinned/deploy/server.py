@@ -27,6 +27,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from thinned.core.errors import RequestError
+from thinned.core.pages import STYLE
 from thinned.data.decode import LARGEST_PIXELS, Unreadable, decode, or_reason, read_header
 from thinned.deploy.artifact import Artifact, predicted
 from thinned.deploy.batching import Batcher, Full
@@ -326,7 +327,12 @@ class Service:
         return HTMLResponse(docs_of(openapi_of(self.bounds.images)), headers=_HEADERS)
 
 
-_PAGE = importlib.resources.files("thinned.deploy").joinpath("page.html").read_text("utf-8")
+_PAGE = (
+    importlib.resources.files("thinned.deploy")
+    .joinpath("page.html")
+    .read_text("utf-8")
+    .replace("/* the style of every page of ours comes here */", STYLE)
+)
 
 
 class _Held:

@@ -19,6 +19,8 @@ _SPLITS = {"train": ("C0", "o"), "validation": ("C2", "s"), "test": ("C1", "^")}
 """Colour and marker of each split."""
 _UNITS = {"loss": "loss (nats)", "accuracy": "right (%)"}
 _LINES = ("-", "--", ":", "-.")
+_HATCHES = ("", "////", "....")
+"""By which histograms are told apart in black and white."""
 _MATRIX = 100
 """Classes of a confusion matrix on the page: those that are mistaken most."""
 _DRAWN = 50
@@ -217,10 +219,13 @@ def entropies(found: Appraisal, other: np.ndarray | None, plots: Plots, name: st
         groups = {"right": entropy[right], "wrong": entropy[~right]}
         if other is not None:
             groups["other images"] = other
-        for label, values in groups.items():
+        for (label, values), hatch in zip(groups.items(), _HATCHES, strict=False):
             if len(values):
                 weights = np.full(len(values), 1 / len(values))
-                axes.hist(values, bins, weights=weights, alpha=0.6, label=label)
+                axes.hist(
+                    values, bins, weights=weights, alpha=0.6, label=label, hatch=hatch,
+                    edgecolor=INK, linewidth=0,
+                )  # fmt: skip
         axes.set(xlabel="predictive entropy (nats)", ylabel="part of the answers")
         axes.legend(frameon=False)
 

@@ -62,7 +62,7 @@ def calibration(found: Appraisal, warmer: Appraisal | None = None, temperature: 
         return f"It is well calibrated: ECE {_ece(found)} points, no more than chance makes."
     confidence = found.probabilities.max(1)
     gap = float(confidence.mean() - found.right.mean())
-    (size,) = points([abs(gap)], found.bins.error)
+    (size,) = points([abs(gap)], found.bins.error / 10)
     if abs(gap) < found.bins.error / 2:
         said = "It is too sure of some answers and not sure enough of others"
     elif gap > 0:
