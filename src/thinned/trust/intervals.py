@@ -95,8 +95,15 @@ def accuracy_interval(right: np.ndarray, others: Sequence[np.ndarray] = ()) -> t
     own = float(right.mean())
     low, high = scores.accuracy_interval(int(right.sum()), len(right))
     draws = pseudo_values(own, [float(each.mean()) for each in others])
-    low, high = crossed(own, (own - low) / _Z, (high - own) / _Z, draws)
+    low, high = _widened(low, own, high, draws)
     return max(low, 0.0), min(high, 1.0)
+
+
+def _widened(low: float, middle: float, high: float, draws: Sequence[float]) -> tuple[float, float]:
+    """An interval over images, for masks that are drawn, too; just the same without them."""
+    if len(draws) < 2:
+        return low, high
+    return crossed(middle, (middle - low) / _Z, (high - middle) / _Z, draws)
 
 
 def over_images(
@@ -125,14 +132,15 @@ def over_images(
     for repeat in range(repeats):
         rows = random.integers(0, count, count)
         found[repeat] = score(*(array[rows] for array in arrays))
-    low, high = _widened(found, pseudo_values(own, [score(*each) for each in others]))
+    draws = pseudo_values(own, [score(*each) for each in others])
+    low, high = _widened(*_ends(found), draws)
     return (max(2 * own - high, 0.0), max(2 * own - low, 0.0)) if above_zero else (low, high)
 
 
-def _widened(found: np.ndarray, draws: Sequence[float]) -> tuple[float, float]:
-    """The interval of scores of drawn images f64 [repeat], for masks that are drawn, too."""
-    low, middle, high = map(float, np.quantile(found, [_LEVELS[0], 0.5, _LEVELS[1]]))
-    return crossed(middle, (middle - low) / _Z, (high - middle) / _Z, draws)
+def _ends(found: np.ndarray) -> tuple[float, float, float]:
+    """The interval of scores of drawn images f64 [repeat], around their median."""
+    low, middle, high = np.quantile(found, [_LEVELS[0], 0.5, _LEVELS[1]])
+    return float(low), float(middle), float(high)
 
 
 _Pair = tuple[np.ndarray, np.ndarray]
@@ -155,7 +163,7 @@ def auroc_interval(
     area = scores.auroc(inside, outside)
     low, high = _by_delong(area, inside, outside)
     draws = pseudo_values(area, [scores.auroc(*each) for each in others])
-    low, high = crossed(area, (area - low) / _Z, (high - area) / _Z, draws)
+    low, high = _widened(low, area, high, draws)
     return max(low, 0.0), min(high, 1.0)
 
 
@@ -198,5 +206,6 @@ def fpr_interval(
     below = np.searchsorted(np.sort(outside), thresholds, side="right") / len(outside)
     found = random.binomial(len(outside), below) / len(outside)
     own = scores.fpr_at_95(inside, outside)
-    low, high = _widened(found, pseudo_values(own, [scores.fpr_at_95(*each) for each in others]))
+    draws = pseudo_values(own, [scores.fpr_at_95(*each) for each in others])
+    low, high = _widened(*_ends(found), draws)
     return max(low, 0.0), min(high, 1.0)
