@@ -64,6 +64,7 @@ th:first-child, td:first-child { text-align: left }
 .matrix table { font-size: .8rem; border-collapse: separate; border-spacing: 1px }
 .matrix th, .matrix td { border: 0; padding: .15rem .3rem }
 .matrix td { text-align: center; min-width: 1.6rem }
+.few table { font-size: 1rem } .few td { min-width: 4rem; padding: .6rem }
 .matrix th[scope=row] { position: sticky; left: 0; background: var(--card); white-space: nowrap }
 .matrix thead th { vertical-align: bottom } .matrix thead th span { writing-mode: vertical-rl;
   transform: rotate(180deg); white-space: nowrap }

@@ -23,6 +23,8 @@ _HATCHES = ("", "////", "....")
 """By which histograms are told apart in black and white."""
 _MATRIX = 100
 """Classes of a confusion matrix on the page: those that are mistaken most."""
+_FEW = 5
+"""Classes up to which its cells are large."""
 _DRAWN = 50
 """Classes up to which it is drawn in a file."""
 _PAIRS = 5
@@ -106,7 +108,8 @@ def confusion(found: Appraisal, plots: Plots, name: str) -> str:
         np.add.at(mistakes, pairs[:, side], pairs[:, 2])
     shown = np.argsort(-mistakes, kind="stable")[:_MATRIX].tolist()
     few = "" if len(shown) == len(names) else f"; the {_MATRIX} of {len(names):,} with most of them"
-    matrix = scrolled(_matrix(found, shown, images), "Confusion matrix", "matrix")
+    kind = "matrix few" if len(shown) <= _FEW else "matrix"
+    matrix = scrolled(_matrix(found, shown, images), "Confusion matrix", kind)
     return (
         f'<p class="quiet">A row for each class, those with most mistakes first{few}; a column for '
         "each answer. The stronger the shade, the more of a class is mistaken so.</p>"

@@ -396,7 +396,7 @@ def _data(data: Dataset) -> Iterator[str]:
     yield from _repeats(data)
     if data.left_out:
         yield _said(f"{len(data.left_out):,} files cannot be read and were left out.")
-    yield "".join(map(_said, data.notes))
+    yield "".join(_said(f"{note[:1].upper()}{note[1:]}.") for note in data.notes)
 
 
 def _repeats(data: Dataset) -> Iterator[str]:

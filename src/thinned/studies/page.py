@@ -196,7 +196,8 @@ def _arms(study: Study, rows: Sequence[Row], plots: Plots) -> str:
             told = name if len(name) <= _NAME else f"{name[:_NAME]} ..."
             axes.text(0, place + 0.22, plain(told), transform=across, fontsize=10)
             axes.text(1, place - 0.34, _gain(found), transform=across, fontsize=10, ha="right")
-        axes.axvline(0, linewidth=1, color="C7")
+            # Not a line through all rows, which would cross their names.
+            axes.vlines(0, place - 0.14, place + 0.18, linewidth=1, color="C7")
         axes.spines["left"].set_visible(False)
         axes.set(yticks=[], ylim=(-0.5, len(compared) - 0.3), xlim=(low, high))
         axes.set(xlabel="points of test accuracy over the baseline")
