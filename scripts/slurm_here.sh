@@ -33,7 +33,7 @@ if [ ! -S /run/munge/munge.socket.2 ]; then
     mkdir -p /run/munge && chown munge: /run/munge
     runuser -u munge -- /usr/sbin/munged
 fi
-trap 'kill $(cat "$folder/slurmd.pid" "$folder/slurmctld.pid" 2>/dev/null) 2>/dev/null || true' EXIT
+trap 'scancel --user=root; sleep 5; kill $(cat "$folder/slurmd.pid" "$folder/slurmctld.pid" 2>/dev/null) 2>/dev/null || true' EXIT
 /usr/sbin/slurmctld
 /usr/sbin/slurmd -N "$host"
 "$@"
