@@ -338,7 +338,7 @@ def sampled_in_parts(
     Of the latter no deviation is known (NaN). Arguments and errors as for `sample_predictions`.
 
     Args:
-        parts: 1 for none of these; else at least 2, and at most `samples`.
+        parts: 1 for none of these; else at least 2, and at most one for each sample.
     """
     if samples < 1:
         raise RequestError(f"samples is {samples}: must be at least 1")
