@@ -320,7 +320,7 @@ def sample_predictions(
         samples: thinned networks, at least 1.
 
     Raises:
-        RequestError: `samples` is below 1, or nothing in the network is random.
+        RequestError: fewer than one sample, or nothing in the network is random.
     """
     return sampled_in_parts(apply_fn, variables, images, key, samples, 1)[0]
 
