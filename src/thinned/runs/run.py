@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections.abc import Callable
@@ -66,6 +67,13 @@ class Run:
         if not os.path.isfile(folder / "config.json"):
             raise RequestError(f"{folder} is no run folder: it has no config.json")
         return cls(folder, validate(load(folder / "config.json")))
+
+    def passing(self) -> Run:
+        """The same run, which keeps nothing; what was read of it already is not read again."""
+        other = copy.copy(self)
+        # The dataclass is frozen; its fields lie beside what `cached_property` found.
+        vars(other)["keeps"] = False
+        return other
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
