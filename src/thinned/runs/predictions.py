@@ -213,7 +213,8 @@ class Witness:
 
     Attributes:
         runs: one, or several as an ensemble, that held out the same images.
-        samples, calibrated: see `predictions_of`.
+        samples: see `predictions_of`.
+        calibrated: see `predictions_of`.
     """
 
     runs: Sequence[Run]

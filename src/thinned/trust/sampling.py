@@ -61,7 +61,9 @@ class Told(NamedTuple):
     Attributes:
         predicted: i64 [image], the most probable class.
         confidence: f64 [image], its probability.
-        entropy, mutual_information, energy: f64 [image], see `Predictions`.
+        entropy: f64 [image], see `Predictions`.
+        mutual_information: f64 [image], see `Predictions`.
+        energy: f64 [image], see `Predictions`.
         samples: thinned networks behind each row.
     """
 
@@ -320,7 +322,7 @@ def sample_predictions(
         samples: thinned networks, at least 1.
 
     Raises:
-        RequestError: fewer than one sample, or nothing in the network is random.
+        RequestError: `samples` is below 1, or nothing in the network is random.
     """
     return sampled_in_parts(apply_fn, variables, images, key, samples, 1)[0]
 
@@ -338,7 +340,7 @@ def sampled_in_parts(
     Of the latter no deviation is known (NaN). Arguments and errors as for `sample_predictions`.
 
     Args:
-        parts: 1 for none of these; else at least 2, and at most one for each sample.
+        parts: 1 for none of these; else at least 2, and at most `samples`.
     """
     if samples < 1:
         raise RequestError(f"samples is {samples}: must be at least 1")
