@@ -1,36 +1,40 @@
 """Train the same on every layout, and say whether the bits are the same.
 
-    python scripts/layout_matrix.py cells.tsv [--count N] [--only WORD ...]
+    python scripts/layout_matrix.py cells.tsv [--only WORD ...]
     python scripts/layout_matrix.py cells.tsv --table
 
 A cell is a run: a network, a kind of dropout, a generator, varied images or not, a moving average
 or not, on 1, 2, 4 or 8 devices made of a CPU, of one process or two, on one core or two. There are
-far too many for an evening, so they come in an order in which every pair of values is seen soon.
-The file gets a line for each with a hash of all that its checkpoint and its records hold; what is
-in it already is not run again. `--table` writes it out as Markdown. Exits with 1 where hashes
-differ.
+all networks, kinds and generators on all layouts; varied images and averages take turns. The
+processes of a layout train all of its runs, one after the other. The file gets a line for each with
+a hash of all that its checkpoint and its records hold; what is in it already is not run again.
+`--table` writes it out as Markdown. Exits with 1 where hashes differ.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
+import json
 import os
-import random
 import sys
 import tempfile
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from thinned import Config
 from thinned.core.config import to_json, with_values
 from thinned.core.errors import ThinnedError
 from thinned.data.sources.mnist import EmbeddedMnist
-from thinned.runs.run import Run
-from thinned.runs.verify import Shape, finish, hashed, start
+from thinned.engine.processes import joined
+from thinned.runs.train import train
+from thinned.runs.verify import Shape, finish, hashed, start_with
 
 KINDS = ("element", "channel", "block", "path", "gaussian", "alpha", "concrete", "connect")
 # Without maps there is nothing to drop parts of, without branches no paths.
@@ -65,10 +69,6 @@ class Cell(NamedTuple):
     def layout(self) -> tuple[int, ...]:
         return self[5:]
 
-    @property
-    def pairs(self) -> frozenset[tuple[object, ...]]:
-        return frozenset(itertools.combinations(enumerate(self), 2))
-
     def config(self, data: Path) -> Config:
         """Of a run of this cell, which learns from that file."""
         values = {
@@ -85,32 +85,15 @@ class Cell(NamedTuple):
 
 
 def cells() -> list[Cell]:
-    """All of them; those that together have every pair of values first, next to their reference."""
-    left = [
-        Cell(network, kind, *rest, *layout)
-        for network, kinds in HAS.items()
-        for kind, *rest in itertools.product(
-            kinds, ("fast", "threefry"), ("plain", "varied"), ("last", "averaged")
-        )
+    """All of them, layout by layout; first those that the others are compared with."""
+    turns = [("plain", "last"), ("varied", "averaged"), ("plain", "averaged"), ("varied", "last")]
+    drops = [(network, kind) for network, kinds in HAS.items() for kind in kinds]
+    return [
+        Cell(network, kind, bits, *turns[(index + other) % len(turns)], *layout)
         for layout in LAYOUTS
+        for index, (network, kind) in enumerate(drops)
+        for other, bits in enumerate(("fast", "threefry"))
     ]
-    random.Random(0).shuffle(left)
-    missing = set[object]().union(*(cell.pairs for cell in left))
-    found: dict[Cell, None] = {}
-
-    def gain(cell: Cell) -> float:
-        # One whose reference has still to be run costs two.
-        return len(cell.pairs & missing) / (2 - (first_of(cell) in found))
-
-    while missing:
-        best = max(left, key=gain)
-        for cell in (first_of(best), best):
-            found.setdefault(cell)
-            missing -= cell.pairs
-    for cell in left:
-        found.setdefault(first_of(cell))
-        found.setdefault(cell)
-    return list(found)
 
 
 def first_of(cell: Cell) -> Cell:
@@ -131,17 +114,42 @@ def digits(folder: Path) -> Path:
     return path
 
 
-def hash_of(cell: Cell, folder: Path) -> str:
-    (folder / "config.json").write_text(to_json(cell.config(digits(folder))), encoding="utf-8")
+def run_all(wanted: list[Cell], file: Path) -> None:
+    """Train cells of one layout, in processes of their own.
+
+    Raises:
+        ThinnedError: one of them failed.
+    """
+    devices, processes, cores = wanted[0].layout
+    shape = Shape(processes, devices // processes)
     usual = os.sched_getaffinity(0)
-    shape = Shape(cell.processes, cell.devices // cell.processes)
-    os.sched_setaffinity(0, sorted(usual)[: cell.cores])
-    try:
-        processes = start(folder, "run", shape)
-    finally:
-        os.sched_setaffinity(0, usual)
-    finish(processes)
-    return hashed(Run.open(folder / "run"))
+    with tempfile.TemporaryDirectory(prefix="thinned-matrix-") as base:
+        folder = Path(base)
+        data = digits(folder)
+        for cell in wanted:
+            config = to_json(cell.config(data))
+            (folder / f"{'-'.join(map(str, cell))}.json").write_text(config, encoding="utf-8")
+        os.sched_setaffinity(0, sorted(usual)[-cores:])
+        try:
+            command = [sys.executable, __file__, str(file), "--work", base]
+            started = start_with(command, shape)
+        finally:
+            os.sched_setaffinity(0, usual)
+        finish(started)
+
+
+def work(folder: Path, file: Path, place: str | None, processes: int, process: int) -> None:
+    """Be one of the processes of a layout."""
+    together = joined(place, processes, process) if place else contextlib.nullcontext()
+    with together:
+        for path in sorted(folder.glob("*-*.json")):
+            values = json.loads(path.read_text(encoding="utf-8"))
+            config = with_values(Config(), values, path.name)
+            run = train(replace(config, devices="all"), name=path.stem, runs=folder / "runs")
+            if process == 0:
+                with file.open("a") as out:
+                    print(*path.stem.split("-"), hashed(run), sep="\t", file=out)
+            jax.clear_caches()
 
 
 def known(path: Path) -> dict[Cell, str]:
@@ -176,26 +184,27 @@ def _mark(said: str | None, one: str | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("file", type=Path)
-    parser.add_argument("--count", type=int, help="stop after so many cells")
     parser.add_argument("--only", nargs="*", default=[], help="cells with all of these values")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--coordinator", help=argparse.SUPPRESS)
+    parser.add_argument("--processes", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--process", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    found = known(given.file)
+    if given.work:
+        return work(given.work, given.file, given.coordinator, given.processes, given.process)
     if given.table:
-        print("\n".join(told(found)))
+        print("\n".join(told(known(given.file))))
     else:
-        wanted = [cell for cell in cells() if {*given.only} <= {*map(str, cell)}]
-        left = [cell for cell in wanted if cell not in found][: given.count]
-        for cell in left:
-            with tempfile.TemporaryDirectory(prefix="thinned-matrix-") as base:
-                try:
-                    found[cell] = hash_of(cell, Path(base))
-                except ThinnedError as error:
-                    # Not in the file, so that it is tried again.
-                    print(f"{' '.join(map(str, cell))}: {error}", flush=True)
-                    continue
-            with given.file.open("a") as out:
-                print(*cell, found[cell], sep="\t", file=out)
+        held = known(given.file)
+        left = [cell for cell in cells() if {*given.only} <= {*map(str, cell)} and cell not in held]
+        for _, same in itertools.groupby(left, lambda cell: cell.layout):
+            try:
+                run_all([*same], given.file)
+            except ThinnedError as error:
+                # What is not in the file is tried again by the same command.
+                print(error, flush=True)
+    found = known(given.file)
     wrong = [cell for cell, said in found.items() if said != found.get(first_of(cell), said)]
     for cell in wrong:
         print(f"DIFFERS: {' '.join(map(str, cell))}")

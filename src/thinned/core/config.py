@@ -450,8 +450,7 @@ class Config:
         Literal["auto", "no", "exact", "fast"],
         Option(
             "How they share it: exact ends with the same bits on any number of devices and "
-            "processes, fast differs by rounding; auto is exact for more than one, or fast "
-            "where --dropout.kind is concrete."
+            "processes, fast differs by rounding; auto is exact for more than one."
         ),
     ] = "auto"
     shard_parameters: Annotated[

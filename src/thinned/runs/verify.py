@@ -134,7 +134,11 @@ def start(folder: Path, name: str, shape: Shape | None = None) -> list[subproces
     command += ["-c", str(folder / "config.json"), "--runs", str(folder), "--name", name]
     if shape is None:
         return [subprocess.Popen(command, stderr=subprocess.PIPE, text=True)]
-    command += ["--devices", "all"]
+    return start_with([*command, "--devices", "all"], shape)
+
+
+def start_with(command: Sequence[str], shape: Shape) -> list[subprocess.Popen[str]]:
+    """Begin the processes of that layout, each by this command, told where they meet."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     flags = environment.get("XLA_FLAGS", "")
     count = f"--xla_force_host_platform_device_count={shape.devices}"
