@@ -160,11 +160,15 @@ def auroc_interval(
         outside: f64 [image], of others.
         others: the same two without each part of the samples, for masks that are drawn anew, too.
     """
-    area = scores.auroc(inside, outside)
-    low, high = _by_delong(area, inside, outside)
-    draws = pseudo_values(area, [scores.auroc(*each) for each in others])
-    low, high = _widened(low, area, high, draws)
-    return max(low, 0.0), min(high, 1.0)
+    own = scores.auroc(inside, outside)
+    areas = np.asarray([own, *_by_delong(own, inside, outside)])
+    without = np.asarray([scores.auroc(*each) for each in others])
+    # An area is skewed over masks as over images. One of 0 or 1 has no logit.
+    straight = min([*areas, *without]) > 0 and max([*areas, *without]) < 1
+    there, back = (logit, expit) if straight else (np.asarray, np.asarray)
+    middle, low, high = map(float, there(areas))
+    low, high = _widened(low, middle, high, pseudo_values(middle, list(there(without))))
+    return max(float(back(low)), 0.0), min(float(back(high)), 1.0)
 
 
 def _by_delong(area: float, inside: np.ndarray, outside: np.ndarray) -> tuple[float, float]:
