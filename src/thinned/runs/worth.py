@@ -107,8 +107,8 @@ def compare(
     """A plain pass against samples and an ensemble, as they are and each with its temperature.
 
     Args:
-        runs: the first is the one in question; several make an ensemble, too, beside as many
-            samples of the first as take the same time.
+        runs: the first is the one in question; several make an ensemble, too. Beside it, and
+            beside Laplace's approximation, stand as many samples of the first as take as long.
         data: other data whose test images to use; the runs' own when absent.
         counts: of samples.
         draws: how often the masks of each of these are drawn, at least 2.
@@ -124,14 +124,16 @@ def compare(
         return ways[way.name][0].seconds
 
     look(_Way("plain pass", one, 0))
+    times = [look(_sampled(one, count)) for count in counts]
+    others: dict[str, _Way] = {}
     try:
-        look(_Way("Laplace, last layer", one, 0, _posterior(runs[0])))
+        others["Laplace"] = _Way("Laplace, last layer", one, 0, _posterior(runs[0]))
     except RequestError as error:
         notes.append(f"no Laplace: {error}")
-    times = [look(_sampled(one, count)) for count in counts]
     if len(runs) > 1:
-        taken = look(_Way(f"ensemble of {len(runs)}", runs, 0))
-        look(_sampled(one, _affordable(counts, times, taken), ", as long"))
+        others["the ensemble"] = _Way(f"ensemble of {len(runs)}", runs, 0)
+    for name, way in others.items():
+        look(_sampled(one, _affordable(counts, times, look(way)), f", as long as {name}"))
     plain, even = ways["plain pass"]
     as_they_are = tuple(_compared(name, seen, plain, plain) for name, (seen, _) in ways.items())
     own = tuple(
