@@ -145,7 +145,8 @@ def main(folder):
     # What is said in pixels of the image becomes so of 32; what is said of 244 in proportion.
     shrunk = [("244", repr(244 / 7)), ("224", "32"), ("mapsize=256", "mapsize=32")]
     large = functions(folder / "make_imagenet_c.py", names_for(blur), *shrunk)
-    for name in CIFAR_10_C.kinds:
+    # Frost is made of photographs, which are not here when tests run.
+    for name in set(CIFAR_10_C.kinds) - {"frost"}:
         for title, defined in (("CIFAR-10-C", small), ("ImageNet-C", large)):
             found[f"{title}/{name}"] = np.stack(
                 [damaged(defined, name, colour, severity) for severity in range(1, 6)]

@@ -1,9 +1,11 @@
 """Damage to images: as its authors' programs do it, and knowing nothing of other images."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 
 from thinned.core.types import Split
@@ -18,6 +20,70 @@ KINDS = [f"{name}/{kind}" for name, each in SETS.items() for kind in each.kinds]
 # OpenCV knows 32 places between two pixels; a blur of next to nothing leaves values just below a
 # level or just above it.
 FARTHEST = {"elastic_transform": 12, "glass_blur": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ice(tmp_path_factory):
+    """A package with what passes for photographs of ice; the first has a layer of opacity."""
+    base, random = tmp_path_factory.mktemp("packages"), np.random.default_rng(3)
+    folder = base / "imagecorruptions" / "frost"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text("raise RuntimeError('run')")
+    modes = {"frost1.png": "RGBA", "frost2.png": "RGB", "frost3.png": "RGB"}
+    modes |= {"frost4.jpg": "RGB", "frost5.jpg": "RGB"}
+    for name, mode in modes.items():
+        levels = random.integers(0, 256, (210, 190, len(mode))).astype(np.uint8)
+        Image.fromarray(levels).save(folder / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(base))
+        yield [np.asarray(Image.open(folder / name))[..., :3] for name in modes]
+
+
+@pytest.mark.parametrize(("title", "nth"), [("CIFAR-10-C", 5), ("ImageNet-C", 1)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_frost_is_a_part_of_a_photograph_laid_over(ice, title, nth, channels):
+    kind, side = SETS[title].kinds["frost"], 30
+    images = np.random.default_rng(0).random((3, side, side, channels)).astype(np.float32)
+    for kept, cover, *_ in kind.levels:
+        found = kind.way(
+            images, [np.random.default_rng(each) for each in range(3)], kept, cover, nth
+        )
+        for index, image in enumerate(images):
+            # Line by line what make_cifar_c.py and make_imagenet_c.py do.
+            random = np.random.default_rng(index)
+            picture = ice[random.integers(5)]
+            # Bilinear sampling at a fifth: the middle one of five.
+            picture = picture[nth // 2 :: nth, nth // 2 :: nth]
+            assert picture.shape[:2] == (210 // nth, 190 // nth)
+            top = random.integers(0, picture.shape[0] - side)
+            left = random.integers(0, picture.shape[1] - side)
+            part = picture[top : top + side, left : left + side] / 255
+            part = part if channels == 3 else part @ [[0.299], [0.587], [0.114]]
+            np.testing.assert_allclose(found[index], kept * image + cover * part, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(230, 64, 3), (64, 400, 3), (210, 190, 1)])
+def test_photographs_of_ice_are_enlarged_for_larger_images(shape):
+    black = Split(np.zeros((2, *shape), np.uint8), np.zeros(2, np.int32))
+    found = damage.corrupted(black, IMAGENET_C.kinds["frost"], 5).images
+    assert found.std() > 10
+    assert not np.array_equal(*found)
+
+
+@pytest.mark.parametrize("missing", ["package", "picture"])
+def test_without_photographs_there_is_no_frost(missing, ice, tmp_path, monkeypatch):
+    assert list(damage.corruptions_for((32, 32, 3)).kinds) == list(CIFAR_10_C.kinds)
+    monkeypatch.setattr(damage.weather, "find_spec", lambda name: None)
+    if missing == "picture":
+        (tmp_path / "frost").mkdir()
+        spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+        monkeypatch.setattr(damage.weather, "find_spec", lambda name: spec)
+    for shape, whole in (((32, 32, 3), CIFAR_10_C), ((65, 32, 1), IMAGENET_C)):
+        found = damage.corruptions_for(shape)
+        assert set(whole.kinds) - set(found.kinds) == {"frost"}
+        assert len(found.kinds) == 14
+        assert damage.lacks_frost(found)
+    assert not damage.lacks_frost(damage.corruptions_for((28, 28, 1)))
 
 
 def kind_of(path):
@@ -37,7 +103,12 @@ def distance(whole, kind, severity):
     return np.abs(found - whole.images.astype(float)).mean()
 
 
-@pytest.mark.parametrize("path", [each for each in KINDS if each != "MNIST-C/glass_blur"])
+def test_all_but_what_has_tests_of_its_own_are_in_the_reference():
+    apart = {"MNIST-C/glass_blur", "CIFAR-10-C/frost", "ImageNet-C/frost"}
+    assert set(KINDS) - set(REFERENCE) == apart
+
+
+@pytest.mark.parametrize("path", [each for each in KINDS if each in REFERENCE])
 def test_damage_is_what_its_authors_programs_make(path):
     image = REFERENCE["grey" if path.startswith("MNIST-C") else "colour"]
     images = np.atleast_3d(image)[None].astype(np.float32) / 255
@@ -156,4 +227,4 @@ def test_the_set_is_that_for_images_of_this_shape():
     assert damage.corruptions_for((9, 32, 32, 3)) is CIFAR_10_C
     assert damage.corruptions_for((224, 224, 3)) is IMAGENET_C
     assert damage.corruptions_for((9, 60, 65, 1)) is IMAGENET_C
-    assert [len(SETS[name].kinds) for name in SETS] == [14, 14, 15]
+    assert [len(SETS[name].kinds) for name in SETS] == [15, 15, 15]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from thinned.core.types import Split
-from thinned.data.damage import corrupted, corruptions_for
+from thinned.data.damage import corrupted, corruptions_for, lacks_frost
 from thinned.runs.ood import measures_of
 from thinned.runs.predictions import (
     Witness,
@@ -142,6 +142,8 @@ def _damaged(
         ("         to", "high"),
     ):
         say(_row(title, {score: over[score][end] for score in _OF_KINDS}))
+    if lacks_frost(chosen):
+        say("without frost, whose photographs come by pip install --no-deps imagecorruptions")
     return {"set": chosen.name, "rows": rows, "kinds": kinds, "over_kinds": over}
 
 

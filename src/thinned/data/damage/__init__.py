@@ -1,13 +1,13 @@
 """Damaged test images, by published definitions.
 
 CIFAR-10-C and ImageNet-C (Hendrycks & Dietterich 2019, section 3 and their code), MNIST-C (Mu &
-Gilmer 2019, table 1 and their code). Frost is left out: its definition is six photographs.
+Gilmer 2019, table 1 and their code). Frost is photographs, and there where `imagecorruptions` is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ _SMALL = 64
 
 _BLOCK = 2**21
 """Values that are damaged at a time."""
+
+_FROST = "frost"
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,10 @@ CIFAR_10_C = Corruptions(
                 (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
             ),
         ),
+        _FROST: Kind(
+            weather.frost,
+            ((1, 0.2, 5), (1, 0.3, 5), (0.9, 0.4, 5), (0.85, 0.4, 5), (0.75, 0.45, 5)),
+        ),
         "fog": Kind(weather.fog, ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))),
         "brightness": _each(pixels.brightness, 0.05, 0.1, 0.15, 0.2, 0.3),
         "contrast": _each(pixels.contrast, 0.75, 0.5, 0.4, 0.3, 0.15),
@@ -128,6 +134,7 @@ IMAGENET_C = Corruptions(
                 (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
             ),
         ),
+        _FROST: Kind(weather.frost, ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))),
         "fog": Kind(weather.fog, ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4))),
         "brightness": _each(pixels.brightness, 0.1, 0.2, 0.3, 0.4, 0.5),
         "contrast": _each(pixels.contrast, 0.4, 0.3, 0.2, 0.1, 0.05),
@@ -173,12 +180,21 @@ MNIST_C = Corruptions(
 def corruptions_for(shape: tuple[int, ...]) -> Corruptions:
     """The set for images of a shape, (..., height, width, channel).
 
-    ImageNet-C with sides above 64 pixels; else MNIST-C of one channel, CIFAR-10-C of more.
+    ImageNet-C with sides above 64 pixels; else MNIST-C of one channel, CIFAR-10-C of more. Without
+    frost where its photographs are not here.
     """
     height, width, channels = shape[-3:]
-    if max(height, width) > _SMALL:
-        return IMAGENET_C
-    return MNIST_C if channels == 1 else CIFAR_10_C
+    small = MNIST_C if channels == 1 else CIFAR_10_C
+    chosen = small if max(height, width) <= _SMALL else IMAGENET_C
+    if weather.has_frost():
+        return chosen
+    kinds = {name: kind for name, kind in chosen.kinds.items() if name != _FROST}
+    return replace(chosen, kinds=kinds)
+
+
+def lacks_frost(chosen: Corruptions) -> bool:
+    """Whether a set was published with frost, and is without it here."""
+    return chosen.name != MNIST_C.name and _FROST not in chosen.kinds
 
 
 def corrupted(split: Split, kind: Kind, severity: int, seed: int = 0) -> Split:

@@ -1,8 +1,13 @@
-"""Fog, snow and mud, as Hendrycks & Dietterich (2019) define them."""
+"""Fog, frost, snow and mud, as Hendrycks & Dietterich (2019) define them."""
 
 from __future__ import annotations
 
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
+from PIL import Image
 
 from thinned.data.damage.common import Randoms, grey, smoothed, swept, whole_levels, zoomed
 
@@ -48,6 +53,64 @@ def plasma(size: int, decay: float, random: np.random.Generator) -> np.ndarray:
         step, wibble = half, wibble / decay
     heights -= heights.min()
     return heights / heights.max()
+
+
+_PICTURES = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
+"""There is a sixth, which the authors' program never draws."""
+
+
+def frost(
+    images: np.ndarray, randoms: Randoms, kept: float, cover: float, nth: int = 1
+) -> np.ndarray:
+    """Lays a part of a photograph of ice over each image.
+
+    Args:
+        images: f32 [image, height, width, channel].
+        randoms: a generator for each.
+        kept: the part of an image that is seen.
+        cover: the part of the photograph.
+        nth: of its rows and columns every so manieth is taken.
+    """
+    folder, sides = _frost_folder(), images.shape[1:3]
+    assert folder is not None  # Else nobody is offered this kind.
+    ice: list[np.ndarray] = []
+    for random in randoms:
+        picture = _picture(folder / _PICTURES[random.integers(len(_PICTURES))], nth, *sides)
+        rows, columns = (
+            slice(start := random.integers(0, length - side), start + side)
+            for length, side in zip(picture.shape, sides, strict=False)
+        )
+        ice.append(picture[rows, columns])
+    levels = np.stack(ice).astype(np.float32)
+    return kept * images + cover * (levels if images.shape[-1] == 3 else grey(levels)) / 255
+
+
+def has_frost() -> bool:
+    """Whether the photographs are here: they are no part of this package."""
+    return _frost_folder() is not None
+
+
+def _frost_folder() -> Path | None:
+    """Where the package imagecorruptions keeps them; nothing else of it is read, or run."""
+    found = find_spec("imagecorruptions")
+    folders = (found and found.submodule_search_locations) or ()
+    wanted = (Path(folder) / "frost" for folder in folders)
+    return next(
+        (each for each in wanted if all((each / name).is_file() for name in _PICTURES)), None
+    )
+
+
+@lru_cache(32)
+def _picture(path: Path, nth: int, height: int, width: int) -> np.ndarray:
+    """Levels u8 [row, column, 3], more rows and columns than those of an image."""
+    with Image.open(path) as opened:
+        whole = np.asarray(opened.convert("RGB"))[nth // 2 :: nth, nth // 2 :: nth]
+    scale = max(height / whole.shape[0], width / whole.shape[1])
+    if scale < 1:
+        return whole
+    # As imagecorruptions has it, for images that are larger than the authors'.
+    size = (int(np.ceil(1.1 * scale * whole.shape[1])), int(np.ceil(1.1 * scale * whole.shape[0])))
+    return np.asarray(Image.fromarray(whole).resize(size, Image.Resampling.BICUBIC))
 
 
 def snow(
