@@ -70,7 +70,7 @@ def test_chance_makes_the_error_that_calibrated_answers_have():
 
 def test_mistakes_are_named_by_the_most_frequent():
     told = verdicts.mistakes(appraised(0.9, parts_right(0.9)))
-    assert told == "dog is mistaken for cat in 100% of its images (100 of 100)."
+    assert told == "dog is mistaken for cat in 100\N{NO-BREAK SPACE}% of its images (100 of 100)."
     assert verdicts.mistakes(appraised(0.9, parts_right(1.0))).startswith("No class")
 
 

@@ -91,9 +91,15 @@ pre { overflow-x: auto; padding: .75rem; border: 1px solid var(--line); border-r
   main { max-width: none; padding: 0 } .scroll { overflow: visible }
   pre { white-space: pre-wrap; overflow-wrap: anywhere }
   figure, .tile, tr, .lead { break-inside: avoid } h2, h3 { break-after: avoid }
+  .many { display: none }
   details::details-content { content-visibility: visible; block-size: auto } }
 """
 """Of every page of ours: light and dark, from a phone to a wide screen, and in print."""
+
+
+def percent(part: float, digits: int = 0) -> str:
+    """A part of one in per cent, which no line's end tears from its sign; "-" for NaN."""
+    return "-" if math.isnan(part) else f"{100 * part:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def write_page(out: Path, title: str, parts: Sequence[str]) -> None:

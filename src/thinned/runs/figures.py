@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from thinned.core.pages import INK, PRINTED, Plots, plain, scrolled
+from thinned.core.pages import INK, PRINTED, Plots, percent, plain, scrolled
 from thinned.runs.run import Run
 from thinned.runs.verdicts import confusions
 from thinned.trust.appraisal import Appraisal
@@ -27,7 +27,10 @@ _FEW = 5
 """Classes up to which its cells are large."""
 _DRAWN = 50
 """Classes up to which it is drawn in a file."""
-_PAIRS = 5
+_ON_PAPER = 20
+"""Classes up to which it is printed: more columns are cut off by the edge of the paper."""
+_PAIRS = 5, 20
+"""Of classes that are listed beside it, and where there are too many for paper."""
 _DARKEST = 60
 """Per cent of the shade's colour in the darkest cell: text stays readable on it."""
 
@@ -82,10 +85,12 @@ def _points(run: Run, split: str, quantity: str) -> dict[int, float]:
 
 
 def _ending(run: Run, quantity: str) -> str:
-    form = "{:.2f} %" if quantity == "accuracy" else "{:.3f}"
+    def told_as(value: float) -> str:
+        return percent(value / 100, 2) if quantity == "accuracy" else f"{value:.3f}"
+
     ends = {split: list(_points(run, split, quantity).values())[-1:] for split in _SPLITS}
     told = "at the end " + ", ".join(
-        f"{split} {form.format(value)}" for split, values in ends.items() for value in values
+        f"{split} {told_as(value)}" for split, values in ends.items() for value in values
     )
     return told if run.best is None else f"kept is {run.best}; {told}"
 
@@ -100,19 +105,22 @@ def confusion(found: Appraisal, plots: Plots, name: str) -> str:
     names = found.classes
     images = np.bincount(found.labels, minlength=len(names))
     pairs = confusions(found)
+    many = len(names) > _ON_PAPER
     listed = "".join(
-        f"<li>{html.escape(_taken(names, images, *pair))}</li>" for pair in pairs[:_PAIRS].tolist()
+        f"<li>{html.escape(_taken(names, images, *pair))}</li>"
+        for pair in pairs[: _PAIRS[many]].tolist()
     )
     mistakes = np.zeros(len(names), np.int64)
     for side in (0, 1):
         np.add.at(mistakes, pairs[:, side], pairs[:, 2])
     shown = np.argsort(-mistakes, kind="stable")[:_MATRIX].tolist()
     few = "" if len(shown) == len(names) else f"; the {_MATRIX} of {len(names):,} with most of them"
-    kind = "matrix few" if len(shown) <= _FEW else "matrix"
+    kind = "matrix few" if len(names) <= _FEW else f"matrix{' many' * many}"
+    paper = " It is too wide for paper, on which the list stands alone." if many else ""
     matrix = scrolled(_matrix(found, shown, images), "Confusion matrix", kind)
     return (
         f'<p class="quiet">A row for each class, those with most mistakes first{few}; a column for '
-        "each answer. The stronger the shade, the more of a class is mistaken so.</p>"
+        f"each answer. The stronger the shade, the more of a class is mistaken so.{paper}</p>"
         f'<div class="flow">{matrix}<ol>{listed}</ol></div>'
     )
 
@@ -120,7 +128,7 @@ def confusion(found: Appraisal, plots: Plots, name: str) -> str:
 def _taken(names: Sequence[str], images: np.ndarray, true: int, said: int, count: int) -> str:
     how = "is right" if true == said else f"is taken for {names[said]}"
     part = count / max(images[true], 1)
-    return f"{names[true]} {how}: {count:,} of {images[true]:,} ({part:.0%})"
+    return f"{names[true]} {how}: {count:,} of {images[true]:,} ({percent(part)})"
 
 
 def _matrix(found: Appraisal, shown: Sequence[int], images: np.ndarray) -> str:
@@ -143,7 +151,7 @@ def _matrix(found: Appraisal, shown: Sequence[int], images: np.ndarray) -> str:
         return f'<td style="--part:{shade:.0f}%" title="{told}">{count}</td>'
 
     rows = "".join(
-        f'<tr><th scope="row">{html.escape(names[true])}</th><td>{_percent(recall[true])}</td>'
+        f'<tr><th scope="row">{html.escape(names[true])}</th><td>{percent(recall[true])}</td>'
         + "".join(cell(true, said) for said in shown)
         + "</tr>"
         for true in shown
@@ -152,10 +160,6 @@ def _matrix(found: Appraisal, shown: Sequence[int], images: np.ndarray) -> str:
         f'<table><thead><tr><td></td><th scope="col"><span>right</span></th>{heads}</tr></thead>'
         f"<tbody>{rows}</tbody></table>"
     )
-
-
-def _percent(part: float) -> str:
-    return "-" if np.isnan(part) else f"{part:.0%}"
 
 
 def _paint_confusion(axes: Any, found: Appraisal) -> None:
@@ -191,7 +195,7 @@ def reliability(found: Appraisal, plots: Plots, name: str) -> str:
     sure = int(bins.count[-1])
     caption = (
         f"Accuracy by confidence, and how many answers have it: {sure:,} of {bins.count.sum():,} "
-        f"are at {bins.edges[-2]:.0%} or more; ECE {bins.error:.3g}"
+        f"are at {percent(bins.edges[-2])} or more; ECE {bins.error:.3g}"
     )
     return plots.draw(f"{name}-reliability", caption, paint, (4.6, 3.8))
 
@@ -207,8 +211,8 @@ def selective(found: Appraisal, plots: Plots, name: str) -> str:
         axes.set(xlabel="part that is answered", ylabel="error among the answers", xlim=(0, 1))
 
     caption = (
-        f"The error among the surest part of the answers: of the surest 90 %, "
-        f"{curve.accuracy_at(0.9):.2%} are right; AURC {curve.area:.3g}"
+        f"The error among the surest part of the answers: of the surest {percent(0.9)}, "
+        f"{percent(curve.accuracy_at(0.9), 2)} are right; AURC {curve.area:.3g}"
     )
     return plots.draw(f"{name}-selective", caption, paint)
 

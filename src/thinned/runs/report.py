@@ -20,7 +20,18 @@ from PIL import Image
 from thinned.core.config import to_json
 from thinned.core.disk import read_regular
 from thinned.core.errors import RequestError
-from thinned.core.pages import Plots, card, cards, folded, lead, points, table, text, write_page
+from thinned.core.pages import (
+    Plots,
+    card,
+    cards,
+    folded,
+    lead,
+    percent,
+    points,
+    table,
+    text,
+    write_page,
+)
 from thinned.core.types import Dataset
 from thinned.data.inspect import Place, duplicates, namer
 from thinned.data.sources.load import open_source
@@ -254,7 +265,7 @@ def _named(found: Appraisal) -> Iterator[tuple[str, str]]:
     yield f"accuracy, % ({how})", f"{told[0]} ({told[1]} to {told[2]})"
     for coverage in COVERAGES:
         (part,) = points([score[f"accuracy_at_{coverage:g}"]], (high - low) / 2)
-        yield f"accuracy on the surest {coverage:.0%}, %", part
+        yield f"accuracy on the surest {percent(coverage)}, %", part
     if "top5" in score:
         (part,) = points([score["top5"]], (high - low) / 2)
         yield "accuracy, the label among the top 5, %", part
@@ -348,7 +359,7 @@ def _tile(image: np.ndarray, row: int, name: str, found: Appraisal, held: np.nda
     likely = np.argsort(-p, kind="stable")[:_TOP].tolist()
     bars = "".join(
         f'<p class="bar" style="--part:{p[each]:.0%}"><span>{html.escape(names[each])}</span>'
-        f"<span>{p[each]:.0%}</span></p>"
+        f"<span>{percent(p[each])}</span></p>"
         for each in dict.fromkeys([*likely, label])
     )
     photo = ' class="photo"' if min(image.shape[:2]) > _EXACT else ""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from thinned.core.pages import points
+from thinned.core.pages import percent, points
 from thinned.dropout.audit.findings import Audit
 from thinned.trust.appraisal import Appraisal
 
@@ -97,8 +97,8 @@ def mistakes(found: Appraisal) -> str:
     true, predicted, count = pairs[0]
     images = int(np.sum(found.labels == true))
     return (
-        f"{found.classes[true]} is mistaken for {found.classes[predicted]} in {count / images:.0%} "
-        f"of its images ({count:,} of {images:,})."
+        f"{found.classes[true]} is mistaken for {found.classes[predicted]} in "
+        f"{percent(count / images)} of its images ({count:,} of {images:,})."
     )
 
 
