@@ -69,9 +69,9 @@ def evaluate_runs(
         enough = enough_samples(runs, test.images)
         samples = enough.samples
         say(str(enough))
-    made = None
+    how, made = Witness(runs, samples, calibrated), None
     if coverage is not None:
-        made = sets_for(Witness(runs, samples, calibrated), coverage, sets, per_class)
+        made = sets_for(how, coverage, sets, per_class)
     appraisal = appraise(runs, test, samples, calibrated)
     say(str(appraisal))
     if samples and not appraisal.predictions.others:
@@ -87,34 +87,35 @@ def evaluate_runs(
         values["sets"] = scored.as_values()
         say(f"\n{scored}")
     if other is not None:
-        outside = predictions_of(runs, other.images, samples, calibrated, vary=True)
-        told = told_apart(
-            measures_of(runs, test.images, appraisal.predictions),
-            measures_of(runs, other.images, outside),
-            other_measures(appraisal.predictions, outside),
-        )
-        values["ood"] = {"data": ood, "images": len(other), "measures": told}
         say(f"\n{len(other):,} other images ({ood}), told apart by")
-        for name, score in told.items():
-            shown = (
-                f"{told_as} {score[key]:.4f} "
-                f"({score[f'{key}_low']:.4f} to {score[f'{key}_high']:.4f})"
-                for key, told_as in (("auroc", "AUROC"), ("fpr95", "FPR95"))
-            )
-            say(f"{name:<22}{', '.join(shown)}")
+        told = _told_apart(how, test, other, appraisal, say)
+        values["ood"] = {"data": ood, "images": len(other), "measures": told}
     if corrupt:
         # Seventy copies of the images, for which nobody asks again: they would fill the disk.
         passing = [run.passing() for run in runs]
         values["damage"] = _damaged(
-            test,
-            say,
-            lambda split: Appraisal(
-                predictions_of(passing, split.images, samples, calibrated),
-                split.labels,
-                appraisal.classes,
-            ),
+            test, say, lambda split: appraise(passing, split, samples, calibrated, vary=False)
         )
     return values
+
+
+def _told_apart(
+    how: Witness, test: Split, other: Split, found: Appraisal, say: Callable[[str], None]
+) -> dict[str, dict[str, float]]:
+    """How well other images are told from test images, by each measure."""
+    outside = predictions_of(how.runs, other.images, how.samples, how.calibrated, vary=True)
+    told = told_apart(
+        measures_of(how.runs, test.images, found.predictions),
+        measures_of(how.runs, other.images, outside),
+        other_measures(found.predictions, outside),
+    )
+    for name, score in told.items():
+        shown = (
+            f"{told_as} {score[key]:.4f} ({score[f'{key}_low']:.4f} to {score[f'{key}_high']:.4f})"
+            for key, told_as in (("auroc", "AUROC"), ("fpr95", "FPR95"))
+        )
+        say(f"{name:<22}{', '.join(shown)}")
+    return told
 
 
 def _damaged(

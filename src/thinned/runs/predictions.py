@@ -294,10 +294,14 @@ def too_few(
 
 
 def appraise(
-    runs: Sequence[Run], test: Split, samples: int = 0, calibrated: bool = False
+    runs: Sequence[Run],
+    test: Split,
+    samples: int = 0,
+    calibrated: bool = False,
+    vary: bool = True,
 ) -> Appraisal:
     """Score runs, as an ensemble where they are several, on labelled images."""
-    predictions = predictions_of(runs, test.images, samples, calibrated, vary=True)
+    predictions = predictions_of(runs, test.images, samples, calibrated, vary=vary)
     return Appraisal(predictions, test.labels, runs[0].facts.classes)
 
 
