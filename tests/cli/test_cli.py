@@ -137,7 +137,9 @@ def test_evaluation_tells_loss_accuracy_and_every_class(capsys, trained, tiny_da
         (["evaluate", "/nowhere"], "/nowhere is no run folder"),
         (["evaluate"], "no run is given"),
         (["verify-resume", "--kills", "0"], "--kills is 0"),
-        (["trian"], "trian"),
+        (["trian", "--epochs", "3"], "no command 'trian'; did you mean thinned train?"),
+        (["resume", "runs/x"], "did you mean thinned train --resume FOLDER?"),
+        (["frobnicate"], "no command 'frobnicate'; see thinned --help"),
         ([], "train, evaluate"),
     ],
 )
