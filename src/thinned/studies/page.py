@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import textwrap
@@ -28,6 +29,8 @@ from thinned.studies.study import Study, curves_of
 _NAME = 50
 """Letters of an arm's name in a figure."""
 LABELS = {"accuracy": "test accuracy", "nll": "NLL (nats)", "ece": "ECE"}
+_MARKERS = "os^DvPX*<>"
+"""By which arms are told apart in black and white."""
 _MANY = 10
 _SAME = 1e-6
 _DECADES = 100
@@ -248,9 +251,9 @@ def _cost(study: Study, rows: Sequence[Row], plots: Plots) -> str:
         return ""
 
     def paint(axes: Any) -> None:
-        for row in timed:
+        for row, marker in zip(timed, itertools.cycle(_MARKERS)):
             right = 100 * row.mean("accuracy")
-            axes.plot(cost[row.arm.name], right, "o", label=plain(row.arm.name))
+            axes.plot(cost[row.arm.name], right, marker, label=plain(row.arm.name))
         axes.set(xlabel="time of training, over the baseline's", ylabel="right in test (%)")
         if len(timed) <= _MANY:
             _legend(axes)
@@ -286,9 +289,9 @@ def _curves(folder: Path, study: Study, rows: Sequence[Row], plots: Plots) -> st
 
 def _curve(curves: Mapping[str, Mapping[int, float]], split: str, more: bool, plots: Plots) -> str:
     def paint(axes: Any) -> None:
-        for name, curve in curves.items():
+        for (name, curve), marker in zip(curves.items(), itertools.cycle(_MARKERS)):
             right = [100 * value for value in curve.values()]
-            axes.plot(list(curve), right, marker=".", label=plain(name))
+            axes.plot(list(curve), right, marker=marker, markersize=5, label=plain(name))
         axes.set(xlabel="epoch", ylabel=f"right in {split} (%)")
         axes.xaxis.get_major_locator().set_params(integer=True)
         _legend(axes)
