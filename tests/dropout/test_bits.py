@@ -1,5 +1,6 @@
 """The bits: equal to JAX's own, right at every size and rate, and unrelated between keys."""
 
+import math
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from thinned.core.errors import RequestError
 from thinned.dropout.bits import (
+    GENERATORS,
     _mix,
     _threefry2x32,
     keep_mask,
@@ -20,6 +22,7 @@ from thinned.dropout.bits import (
     random_bits,
     realised_keep,
 )
+from thinned.dropout.functional import dropout
 
 pytestmark = pytest.mark.optimised
 
@@ -220,3 +223,22 @@ def test_a_sharded_mask_is_the_same_mask():
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", SHARDED], env=environment, check=True)
+
+
+@pytest.mark.parametrize("bits", GENERATORS)
+def test_a_compiled_step_keeps_no_masks_for_its_backward_pass(bits):
+    shape, key = (128, 256), jax.random.key(0)
+
+    def memory(apply):
+        def loss(x, weights):
+            for layer in range(4):
+                x = apply(jnp.tanh(x @ weights), jax.random.fold_in(key, layer))
+            return x.sum()
+
+        arguments = jnp.ones(shape), jnp.ones((shape[1], shape[1]))
+        compiled = jax.jit(jax.grad(loss, (0, 1))).lower(*arguments).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    own = memory(lambda x, key: dropout(x, 0.5, key, bits=bits))
+    # A mask is drawn and used at once; four of them would stay.
+    assert own - memory(lambda x, key: 2 * x) < 4 * math.prod(shape)

@@ -38,9 +38,10 @@ SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 def _redrawn(body: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """A function of (x, rate, key, static) whose backward pass holds on to the key, not the mask.
 
-    One program where it is called eagerly, and no trace of that where it is traced.
+    One program where it is called eagerly, and no trace of that where it is traced. XLA must not
+    find that both directions draw the same: it would draw once, and keep a word for each element.
     """
-    again = jax.checkpoint(body, prevent_cse=False, static_argnums=3)
+    again = jax.checkpoint(body, prevent_cse=True, static_argnums=3)
     return jax.jit(again, static_argnums=3, inline=True)
 
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,7 +51,7 @@ def verify_resume(config: Config, kills: int) -> bool:
         started = time.monotonic()
         finish(start(folder, "whole"))
         duration = time.monotonic() - started
-        train_with_kills(folder, kills, duration)
+        train_with_kills(folder, kills, {None: duration})
         return _equal(Run.open(folder / "whole"), Run.open(folder / "killed"))
 
 
@@ -110,17 +110,18 @@ def verify_layout(config: Config, shapes: Sequence[Shape], kills: int) -> bool:
     with tempfile.TemporaryDirectory(prefix="thinned-verify-") as base:
         folder = Path(base)
         (folder / "config.json").write_text(to_json(config), encoding="utf-8")
-        started = time.monotonic()
+        durations: dict[Shape | None, float] = {}
         for index, shape in enumerate(shapes):
+            started = time.monotonic()
             finish(start(folder, str(index), shape))
+            durations[shape] = time.monotonic() - started
             print(f"trained on {shape}", flush=True)
-        duration = (time.monotonic() - started) / len(shapes)
-        found = train_with_kills(folder, kills, duration, shapes) if kills else []
+        found = train_with_kills(folder, kills, durations) if kills else []
         first, *others = (Run.open(folder / str(index)) for index in range(len(shapes)))
         named = [*zip(map(str, shapes[1:]), others, strict=True)]
         if kills:
             # It may have come to its end before the moment that was drawn.
-            name = f"a run that was killed {len(found)} times and moved"
+            name = f"a run that was killed {len(found)} of {kills} times and moved"
             named.append((name, Run.open(folder / "killed")))
         verdicts = {name: differing(first, run) for name, run in named}
         for name, wrong in verdicts.items():
@@ -169,19 +170,25 @@ def finish(processes: Sequence[subprocess.Popen[str]]) -> None:
 
 
 def train_with_kills(
-    folder: Path, kills: int, duration: float, shapes: Sequence[Shape | None] = (None,)
+    folder: Path, kills: int, durations: Mapping[Shape | None, float]
 ) -> list[str]:
     """Train the run ``killed``, one process of which is killed so often; layouts take turns.
+
+    Args:
+        folder: of the run.
+        kills: how often.
+        durations: of a run that nobody kills, in seconds, on each of the layouts.
 
     Returns:
         Where each kill found the run; fewer than `kills` where it came to its end before.
     """
     found: list[str] = []
-    turns = itertools.cycle(shapes)
+    turns = itertools.cycle(durations)
     while len(found) < kills:
-        processes = start(folder, "killed", next(turns))
+        shape = next(turns)
+        processes = start(folder, "killed", shape)
         try:
-            processes[0].communicate(timeout=duration * random.uniform(0.2, 0.8))
+            processes[0].communicate(timeout=durations[shape] * random.uniform(0.2, 0.8))
         except subprocess.TimeoutExpired:
             random.choice(processes).send_signal(signal.SIGKILL)
             for process in processes:
