@@ -35,13 +35,17 @@ Rate = Any
 SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 
 
-def _redrawn(body: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+def _redrawn(body: Callable[..., jax.Array], apart: bool = False) -> Callable[..., jax.Array]:
     """A function of (x, rate, key, static) whose backward pass holds on to the key, not the mask.
 
-    One program where it is called eagerly, and no trace of that where it is traced. XLA must not
-    find that both directions draw the same: it would draw once, and keep a word for each element.
+    One program where it is called eagerly, and no trace of that where it is traced.
+
+    Args:
+        body: that function.
+        apart: whether XLA must not find that both directions draw the same, and draw once and keep
+            a word for each element; noise that costs a logarithm it had better keep.
     """
-    again = jax.checkpoint(body, prevent_cse=True, static_argnums=3)
+    again = jax.checkpoint(body, prevent_cse=apart, static_argnums=3)
     return jax.jit(again, static_argnums=3, inline=True)
 
 
@@ -508,7 +512,7 @@ def _scaled(x: jax.Array, scale: jax.Array, shift: jax.Array | float = 0.0) -> j
     return (wide if isinstance(shift, float) else wide + shift).astype(x.dtype)
 
 
-@_redrawn
+@partial(_redrawn, apart=True)
 def _elements(x: jax.Array, rate: jax.Array, key: Key, how: tuple[Any, ...]) -> jax.Array:
     shape, scaled, bits, plain = how
     chance = _chance(rate, plain)
