@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import errno
+import gc
 import io
 import os
 import re
@@ -59,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # jax 0.10.1 takes two tuning hints of a cached program for features that the machine lacks, and
     # says so in a thousand letters for each program: of XLA's own words only the fatal are let out.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Tracing makes very many objects that stay: visiting them as often as Python would takes some
+    # hundredths of a short command.
+    gc.set_threshold(50_000, 20, 20)
     if not _prepare_streams():
         return 1
     try:
