@@ -329,6 +329,8 @@ def test_without_images_that_were_held_out_there_is_no_temperature(runs):
 def test_samples_take_as_long_as_a_line_through_their_times_says():
     times = [1 + 0.1 * count for count in (1, 10, 30, 100)]
     assert worth._affordable((1, 10, 30, 100), times, 3.05) == 20
+    # Through one count, timed twice, goes no line.
+    assert worth._affordable((2, 2), (1.0, 2.0), 8.0) == 8
     assert worth._affordable((1, 10, 30, 100), times, 0.5) == 1
 
 

@@ -227,8 +227,8 @@ def _sampled(runs: Sequence[Run], count: int, why: str = "") -> _Way:
 
 def _affordable(counts: Sequence[int], times: Sequence[float], wanted: float) -> int:
     """Samples that take a wanted time, read off a straight line through what others took."""
-    if len(counts) < 2:
-        return max(1, round(counts[0] * wanted / times[0]))
+    if len({*counts}) < 2:
+        return max(1, round(counts[-1] * wanted / times[-1]))
     slope, start = np.polyfit(counts, times, 1)
     return int(np.clip((wanted - start) / slope, 1, 1000)) if slope > 0 else max(counts)
 
