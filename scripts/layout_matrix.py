@@ -167,18 +167,18 @@ def told(found: dict[Cell, str]) -> list[str]:
     for cell, said in found.items():
         by_case[cell.case][cell.layout] = said
     names = [f"{devices}d {processes}p {cores}c" for devices, processes, cores in LAYOUTS]
-    lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    lines = [f"| run | hash | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
     for case, hashes in sorted(by_case.items()):
-        one = hashes.get(LAYOUTS[0])
+        one = hashes.get(LAYOUTS[0], "")
         marks = [_mark(hashes.get(layout), one) for layout in LAYOUTS]
-        lines.append(f"| {' '.join(case)} | {' | '.join(marks)} |")
+        lines.append(f"| {' '.join(case)} | {one[:6]} | {' | '.join(marks)} |")
     return lines
 
 
-def _mark(said: str | None, one: str | None) -> str:
+def _mark(said: str | None, one: str) -> str:
     if said is None:
         return ""
-    return said[:6] if said == one else f"**{said[:6]}**"
+    return "=" if said == one else f"**{said[:6]}**"
 
 
 def main() -> None:
