@@ -34,8 +34,8 @@ hypothesis.settings.register_profile("thinned", deadline=None, derandomize=True,
 hypothesis.settings.load_profile("thinned")
 
 
-# A collection visits all that JAX holds of its programs: as often as Python would, they took a
-# tenth of the time. What is there before the first test stays for good.
+# A collection visits all that JAX holds of its programs: as often as Python would, that takes some
+# hundredths of the time. What is there before the first test stays for good.
 gc.set_threshold(50_000, 20, 20)
 
 
