@@ -42,6 +42,16 @@ LIMIT_S = 900.0
 """No process may take longer: then it hangs."""
 
 
+def wait_for(step: float, run: Path, process: subprocess.Popen[str]) -> None:
+    """Until a run has a checkpoint of that step or a later one, or the process has ended."""
+    saves, late = run / "checkpoints", time.monotonic() + LIMIT_S
+    # Orbax writes into a folder of another name, which it renames at the end.
+    while not any(each.name.isdecimal() and int(each.name) >= step for each in saves.glob("*")):
+        if process.poll() is not None or time.monotonic() > late:
+            return
+        time.sleep(0.01)
+
+
 class Subject:
     """One network, its config as a file, and the uninterrupted run that others must equal."""
 
@@ -76,20 +86,11 @@ class Subject:
         if process.returncode:
             raise ThinnedError(f"training failed: {errors.strip()}")
 
-    def wait_for(self, step: float, run: str, process: subprocess.Popen[str]) -> None:
-        """Until a run has a checkpoint of that step or a later one, or the process has ended."""
-        saves, late = self.folder / run / "checkpoints", time.monotonic() + LIMIT_S
-        # Orbax writes into a folder of another name, which it renames at the end.
-        while not any(each.name.isdecimal() and int(each.name) >= step for each in saves.glob("*")):
-            if process.poll() is not None or time.monotonic() > late:
-                return
-            time.sleep(0.01)
-
     def killed(self, run: str, after: float, step: float | None) -> bool:
         """Whether a run was killed so many seconds after its start, or a save; else it ended."""
         process = self.start(run)
         if step is not None:
-            self.wait_for(step, run, process)
+            wait_for(step, self.folder / run, process)
         try:
             process.communicate(timeout=after)
         except subprocess.TimeoutExpired:

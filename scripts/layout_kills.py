@@ -14,18 +14,18 @@ import argparse
 import itertools
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from kill_campaign import SHORTLY_S, wait_for
 from layout_matrix import digits
 
 from thinned import Config
 from thinned.core.config import to_json, with_values
 from thinned.runs.run import Run
-from thinned.runs.verify import Shape, finish, hashed, start
+from thinned.runs.verify import Shape, finish, hashed, kill_one, start
 
 SMALL = {
     "model": "mlp",
@@ -38,32 +38,13 @@ TOGETHER = Shape(2, 1)
 AFTER = [Shape(1, 1), Shape(1, 2), Shape(1, 4), Shape(2, 2)]
 
 
-STEPS = 8 * 8
-SHORTLY_S = 0.3
-LIMIT_S = 150.0
-
-
-def saved(run: Path) -> int:
-    """The step of the newest checkpoint, 0 for none."""
-    steps = [int(each.name) for each in (run / "checkpoints").glob("*") if each.name.isdecimal()]
-    return max(steps, default=0)
-
-
-def killed(folder: Path, name: str) -> bool:
-    """Whether one of the two processes of a run was killed; else it had ended."""
-    processes, step = start(folder, name, TOGETHER), random.randrange(1, STEPS)
-    chosen, late = random.choice(processes), time.monotonic() + LIMIT_S
-    while saved(folder / name) < step and chosen.poll() is None and time.monotonic() < late:
-        time.sleep(0.005)
+def killed(folder: Path, name: str, step: int) -> bool:
+    """Whether one of two processes was killed after that step was saved; else the run had ended."""
+    processes = start(folder, name, TOGETHER)
+    wait_for(step, folder / name, processes[0])
     time.sleep(SHORTLY_S * random.random())
-    chosen.send_signal(signal.SIGKILL)
-    for process in processes:
-        try:
-            process.communicate(timeout=LIMIT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-    return chosen.returncode == -signal.SIGKILL
+    kill_one(processes)
+    return any(process.returncode == -signal.SIGKILL for process in processes)
 
 
 def main() -> None:
@@ -77,15 +58,16 @@ def main() -> None:
         config = with_values(Config(), {**SMALL, "data": {"path": str(digits(folder))}}, "script")
         (folder / "config.json").write_text(to_json(config), encoding="utf-8")
         finish(start(folder, "whole", TOGETHER))
-        whole = hashed(Run.open(folder / "whole"))
+        uninterrupted = Run.open(folder / "whole")
+        whole, steps = hashed(uninterrupted), uninterrupted.checkpoints.steps()[-1]
         held = held or [f"never killed\t{TOGETHER}\t{whole}"]
         for number in itertools.count():
             if len(held) > given.kills:
                 break
             name, after = f"killed-{number}", random.choice(AFTER)
-            if not killed(folder, name):
+            if not killed(folder, name, random.randrange(1, steps)):
                 continue
-            where = f"step {saved(folder / name)}"
+            where = f"step {Run.open(folder / name).checkpoints.steps()[-1]}"
             finish(start(folder, name, after))
             held.append(f"{where}\t{after}\t{hashed(Run.open(folder / name))}")
             given.file.write_text("\n".join(held) + "\n")

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import json
 import os
 import sys
 import tempfile
@@ -29,7 +28,7 @@ import jax
 import numpy as np
 
 from thinned import Config
-from thinned.core.config import to_json, with_values
+from thinned.core.config import load, to_json, with_values
 from thinned.core.errors import ThinnedError
 from thinned.data.sources.mnist import EmbeddedMnist
 from thinned.engine.processes import joined
@@ -143,9 +142,8 @@ def work(folder: Path, file: Path, place: str | None, processes: int, process: i
     together = joined(place, processes, process) if place else contextlib.nullcontext()
     with together:
         for path in sorted(folder.glob("*-*.json")):
-            values = json.loads(path.read_text(encoding="utf-8"))
-            config = with_values(Config(), values, path.name)
-            run = train(replace(config, devices="all"), name=path.stem, runs=folder / "runs")
+            config = replace(load(path), devices="all")
+            run = train(config, name=path.stem, runs=folder / "runs")
             if process == 0:
                 with file.open("a") as out:
                     print(*path.stem.split("-"), hashed(run), sep="\t", file=out)

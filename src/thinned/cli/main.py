@@ -172,7 +172,8 @@ def parse(arguments: list[str]) -> Any:
     """
     # `--data FOLDER` is what everyone types first.
     words = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in arguments]
-    _refuse_unknown(words[:1])
+    if words:
+        _refuse_unknown(words[0])
     asked = [word for word in words if word not in ("-h", "--help")]
     nameless = Config(recipe="")
     fresh = [kind(config=nameless) for kind in COMMANDS.values() if _takes_config(kind)]
@@ -190,17 +191,14 @@ def parse(arguments: list[str]) -> Any:
     return _following(_read(words, fresh), base) if fresh or asked != words else command
 
 
-def _refuse_unknown(first: list[str]) -> None:
+def _refuse_unknown(word: str) -> None:
     """Refuse a first word that is no command: the parser would speak of an unknown option."""
-    for word in first:
-        if word in COMMANDS or word.startswith("-"):
-            continue
-        if word == "resume":
-            meant = ["train --resume FOLDER"]
-        else:
-            meant = difflib.get_close_matches(word, COMMANDS, n=1)
-        hint = f"did you mean thinned {meant[0]}?" if meant else "see thinned --help"
-        raise RequestError(f"there is no command {word!r}; {hint}")
+    if word in COMMANDS or word.startswith("-"):
+        return
+    close = difflib.get_close_matches(word, COMMANDS, n=1)
+    meant = ["train --resume FOLDER"] if word == "resume" else close
+    hint = f"did you mean thinned {meant[0]}?" if meant else "see thinned --help"
+    raise RequestError(f"there is no command {word!r}; {hint}")
 
 
 def _following(command: Any, base: Config) -> Any:

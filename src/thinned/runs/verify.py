@@ -190,9 +190,7 @@ def train_with_kills(
         try:
             processes[0].communicate(timeout=durations[shape] * random.uniform(0.2, 0.8))
         except subprocess.TimeoutExpired:
-            random.choice(processes).send_signal(signal.SIGKILL)
-            for process in processes:
-                _end(process)
+            kill_one(processes)
             found.append(_where(folder / "killed"))
             print(f"killed {len(found)} of {kills}: {found[-1]}", flush=True)
         else:
@@ -201,13 +199,18 @@ def train_with_kills(
     return found
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    """Wait for a process whose peer was killed, not for ever: it may not have met it yet."""
-    try:
-        process.communicate(timeout=_FATE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
+def kill_one(processes: Sequence[subprocess.Popen[str]]) -> None:
+    """Kill one of a run's processes with SIGKILL; wait for the others, which may not have met it.
+
+    Not for ever: those who wait for it at the start are killed, too.
+    """
+    random.choice(processes).send_signal(signal.SIGKILL)
+    for process in processes:
+        try:
+            process.communicate(timeout=_FATE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
 
 
 def _where(folder: Path) -> str:
