@@ -25,9 +25,10 @@ TRAIN = ["--model", "mlp", "--mlp.hidden", "8", "--batch-size", "16", "--epochs"
 
 
 def command(*words: str, devices: int = 1, **options):
+    own = f"--xla_force_host_platform_device_count={devices}"
     environment = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {own}",
         "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}",
     }
     return subprocess.Popen(
