@@ -40,7 +40,7 @@ gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Modules whose programs are optimised, first: between these and others, programs are let go."""
+    """Modules with optimised programs first: between them and others all programs are let go."""
     items.sort(key=lambda item: item.get_closest_marker("optimised") is None)
 
 

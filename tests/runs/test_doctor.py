@@ -1,6 +1,7 @@
 """`thinned doctor`: the audit of runs and configs, and its exit code."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -38,12 +39,15 @@ def test_a_run_passes_with_its_own_keys_and_rates(tiny_data, tmp_path, kind):
 
 
 def test_the_printed_tutorial_fails_with_exit_code_1(tiny_data, tmp_path, capsys):
+    flags = os.environ.get("XLA_FLAGS")
     config = write(tmp_path / "c.json", tiny_data, recipe="tutorial-as-printed")
     assert main(["doctor", str(config), "--draws", "8"]) == 1
     shown = capsys.readouterr()
     assert "FAIL  masks change from step to step: Dropout_0" in shown.out
     assert shown.err.strip() == f"thinned: {config} fails its audit"
     assert main(["doctor", str(write(tmp_path / "good.json", tiny_data)), "--draws", "8"]) == 0
+    # The devices that a CPU passed for are nothing to processes begun later.
+    assert os.environ.get("XLA_FLAGS") == flags
 
 
 def test_a_schedule_that_never_turns_dropout_on_is_caught(tiny_data, tmp_path):

@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import blobs, write_idx
@@ -64,6 +65,16 @@ def test_a_run_is_a_folder_that_says_everything(finished):
     assert (last["split"], last["epoch"], last["step"]) == ("test", 6, 6 * (200 // 16))
     assert last["count"] == 77
     assert last["accuracy"] > 0.9
+
+
+def test_another_run_of_the_same_shapes_compiles_nothing(finished, tiny_data, tmp_path, caplog):
+    with jax.log_compiles():
+        run = thinned.train(
+            small_for(tiny_data, epochs=3, seed=5, learning_rate=0.02),
+            runs=tmp_path,
+        )
+        run.evaluate()
+    assert not [message for message in caplog.messages if message.startswith("Compiling")]
 
 
 def test_a_warm_up_longer_than_the_run_goes_on_as_if_never_stopped(tiny_data, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -39,10 +38,12 @@ class Doctor:
             return
         if self.target is None:
             raise RequestError("give a run folder or a file of options, or --stack")
-        _show_devices(4)
+        from thinned.engine.devices import xla_flags
         from thinned.runs import doctor
 
-        audit = doctor.diagnose(self.target, self.draws)
+        # A CPU passes for several devices; has no effect once JAX has started.
+        with xla_flags(xla_force_host_platform_device_count=4):
+            audit = doctor.diagnose(self.target, self.draws)
         print(audit, flush=True)
         if not audit.passed:
             raise ThinnedError(f"{self.target} fails its audit")
@@ -103,11 +104,3 @@ class VerifyLayout:
             raise RequestError(f"--kills is {self.kills}: must be at least 0")
         if not verify_layout(self.config, [Shape.of(each) for each in self.layouts], self.kills):
             raise ThinnedError("the bits depend on the devices")
-
-
-def _show_devices(count: int) -> None:
-    """Let a CPU pass for several devices; has no effect once JAX has started."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    if "host_platform_device_count" not in flags:
-        option = f"--xla_force_host_platform_device_count={count}"
-        os.environ["XLA_FLAGS"] = f"{flags} {option}".strip()

@@ -95,8 +95,12 @@ def key_for(
     Raises:
         RequestError: as `stream_root`.
     """
-    root = stream_root(seed, stream, derivation)
-    index = jnp.asarray(index, jnp.uint32)
+    return keys_below(stream_root(seed, stream, derivation), jnp.asarray(index, jnp.uint32))
+
+
+@jax.jit
+def keys_below(root: Key, index: jax.Array) -> Key:
+    """The keys at the addresses u32 [...] of one stream, by its root; one program for all seeds."""
     folded = jax.vmap(jax.random.fold_in, (None, 0))(root, index.reshape(-1))
     return folded.reshape(index.shape)
 

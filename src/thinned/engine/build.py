@@ -141,7 +141,7 @@ class Built:
             )
         except _FAULTS as error:
             raise _explained(config, error) from error
-        numbers = numbers_at(config, self.plan.steps_per_epoch)(jnp.int32(0))
+        numbers = numbers_at(config, self.plan.steps_per_epoch)(np.int32(0))
         own = {name: numbers[name] for name in numbers if name not in LOSS_NUMBERS}
         state = state.replace(opt_state=with_numbers(state.opt_state, own))
         if config.optim.ema is not None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from thinned.core.disk import cache_folder
@@ -29,11 +29,29 @@ def use_compilation_cache() -> None:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+@contextmanager
+def xla_flags(**wanted: int) -> Generator[None]:
+    """XLA starts with these flags, unless it was given its own; it looks at them once.
+
+    Processes that are begun later do not see them.
+    """
+    given = os.environ.get("XLA_FLAGS")
+    own = [f"--{name}={value}" for name, value in wanted.items() if name not in (given or "")]
+    os.environ["XLA_FLAGS"] = " ".join([given or "", *own]).strip()
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ["XLA_FLAGS"]
+        else:
+            os.environ["XLA_FLAGS"] = given
+
+
 def on_device(split: Split) -> Batch:
     """A split on the device; the images stay u8."""
     images = split.images
     held = images if isinstance(images, np.ndarray) else images[np.arange(len(images))]
-    return Batch(jnp.asarray(held), jnp.asarray(split.labels))
+    return Batch(*jax.device_put((held, split.labels)))
 
 
 class OutOfMemory(ThinnedError):

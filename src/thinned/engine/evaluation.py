@@ -91,9 +91,9 @@ def evaluate(
     for rows, mask in padded_batches(size, min(batch_size, size)):
         part, places = data, rows
         if isinstance(data, Split):
-            part = Batch(jnp.asarray(data.images[rows]), jnp.asarray(data.labels[rows]))
+            part = Batch(*jax.device_put((data.images[rows], data.labels[rows])))
             places = np.arange(len(rows), dtype=np.int32)
-        places, kept = jnp.asarray(places), jnp.asarray(mask)
+        places, kept = jax.device_put((places, mask))
         sums, predicted, classes = eval_step(apply_fn, variables, part, places, kept)
         totals = totals.add(sums)
         found.append(np.asarray(predicted)[mask])

@@ -7,7 +7,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from thinned.core.config import Config
@@ -126,8 +125,8 @@ class Streamed:
         rows = np.full(full, -1)
         rows[: order.size] = order.reshape(-1)
         places = np.arange(CHUNK_STEPS * self._batch, dtype=np.int32) % full
-        chunk = chunk._replace(order=jnp.asarray(places.reshape(CHUNK_STEPS, self._batch)))
-        return jax.tree.map(jnp.asarray, self._taken(rows)), chunk, count
+        chunk = chunk._replace(order=jax.device_put(places.reshape(CHUNK_STEPS, self._batch)))
+        return jax.device_put(self._taken(rows)), chunk, count
 
     def _part(self, order: np.ndarray, places: np.ndarray) -> Batch:
         """The images at some places of each step, [step, place, ...]."""

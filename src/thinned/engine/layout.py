@@ -43,7 +43,7 @@ class Layout:
 
     def everywhere(self, tree: Any) -> Any:
         """Arrays of the host on every device."""
-        return jax.tree.map(jnp.asarray, tree)
+        return jax.device_put(tree)
 
     def placed(self, state: TrainState) -> TrainState:
         """A state, equal in all processes, where the steps want it."""

@@ -13,7 +13,6 @@ from types import FrameType
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from thinned.core.config import Config
@@ -297,7 +296,7 @@ def arrays_of(state: TrainState) -> dict[str, Any]:
 
 def with_arrays(state: TrainState, restored: Restored) -> TrainState:
     """The state with the arrays of a checkpoint, on one device."""
-    arrays = jax.tree.map(jnp.asarray, restored.arrays)
+    arrays = jax.device_put(restored.arrays)
     return state.replace(**arrays)
 
 

@@ -154,29 +154,48 @@ def with_numbers(opt_state: Any, numbers: Any) -> Any:
     return opt_state._replace(hyperparams={**opt_state.hyperparams, **own})
 
 
-def numbers_at(config: Config, steps_per_epoch: int) -> Callable[[Any], dict[str, jax.Array]]:
-    """The numbers of optimizer and loss as a function of steps i32 [n] (from 0), each f32 [n]."""
+def numbers_at(config: Config, steps_per_epoch: int) -> Callable[[Any], dict[str, Any]]:
+    """The numbers of optimizer and loss as a function of steps, integers [...] from 0; f32 [...].
+
+    What is the same at every step is not computed: most runs then have nothing to compile here.
+    """
     optim = config.optim
     total = steps_per_epoch * config.epochs
-    # Not all of Optax's schedules take arrays of steps.
-    rate = jnp.vectorize(_learning_rate(optim, config.learning_rate, steps_per_epoch, total))
     fixed: dict[str, float] = {}
+    courses: dict[str, Callable[[Any], Any]] = {}
+    if optim.schedule == "constant" and not optim.warmup_epochs:
+        fixed["learning_rate"] = config.learning_rate
+    else:
+        rate = _learning_rate(optim, config.learning_rate, steps_per_epoch, total)
+        # Not all of Optax's schedules take arrays of steps.
+        courses["learning_rate"] = jnp.vectorize(rate)
     if optim.name == "adamw" or optim.weight_decay is not None:
         fixed["weight_decay"] = 0.01 if optim.weight_decay is None else optim.weight_decay
     for name in ("clip", "max_norm", *LOSS_NUMBERS):
         if (value := getattr(optim, name)) is not None:
             fixed[name] = value
-
-    def numbers(steps: Any) -> dict[str, jax.Array]:
-        steps = jnp.asarray(steps, jnp.int32)
-        found = {name: jnp.full(steps.shape, value, jnp.float32) for name, value in fixed.items()}
-        found["learning_rate"] = jnp.broadcast_to(rate(steps), steps.shape).astype(jnp.float32)
-        if optim.name == "sgd":
-            start = optim.momentum if optim.momentum_start is None else optim.momentum_start
+    if optim.name == "sgd":
+        if optim.momentum_start is None:
+            fixed["momentum"] = optim.momentum
+        else:
             grown = max(round((optim.momentum_epochs or 0) * steps_per_epoch), 1)
-            course = optax.linear_schedule(start, optim.momentum, grown)
-            found["momentum"] = jnp.broadcast_to(course(steps), steps.shape).astype(jnp.float32)
-        return found
+            courses["momentum"] = optax.linear_schedule(optim.momentum_start, optim.momentum, grown)
+
+    @jax.jit
+    def moving(steps: jax.Array) -> dict[str, jax.Array]:
+        steps = steps.astype(jnp.int32)
+        return {
+            name: jnp.broadcast_to(course(steps), steps.shape).astype(jnp.float32)
+            for name, course in courses.items()
+        }
+
+    def numbers(steps: Any) -> dict[str, Any]:
+        with np.errstate(over="ignore"):
+            # Infinity, where f32 has no such number; a step then says what became of it.
+            found = {
+                name: np.full(np.shape(steps), held, np.float32) for name, held in fixed.items()
+            }
+        return {**found, **moving(steps)} if courses else found
 
     return numbers
 

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinned.core.config import Config
-from thinned.core.rng import key_for, permutation, stream_root
+from thinned.core.rng import key_for, keys_below, permutation, stream_root
 from thinned.core.types import Key
 from thinned.dropout.bits import random_bits
-from thinned.dropout.schedules import Schedule, over_depth, schedule
+from thinned.dropout.schedules import over_depth, schedule
 from thinned.dropout.sites import INPUT, rates_collection
 from thinned.engine.optim import numbers_at
 from thinned.engine.step import Chunk
@@ -74,23 +74,18 @@ class Plan:
         order = np.zeros((CHUNK_STEPS, self.config.batch_size), np.int32)
         order[:count] = rows
         steps = step + np.arange(CHUNK_STEPS, dtype=np.uint32)
-        factors = self._schedule(jnp.asarray(steps))
-        rates = {site: jnp.float32(rate) * factors for site, rate in self.full_rates.items()}
-        varied = None
-        if self.augments:
-            varied = _step_keys(self.config.seed, jnp.asarray(steps), "named", "augment")
         chunk = Chunk(
-            jnp.asarray(order),
+            jax.device_put(order),
             self._keys(steps),
-            rates_collection(rates),
-            varied,
-            self._numbers(jnp.asarray(steps)),
+            rates_collection(self.rates_at(steps)),
+            keys_below(self._augment_root, steps) if self.augments else None,
+            jax.device_put(self._numbers(steps)),
         )
         return chunk, count
 
     @cached_property
-    def _numbers(self) -> Callable[[Any], dict[str, jax.Array]]:
-        return jax.jit(numbers_at(self.config, self.steps_per_epoch))
+    def _numbers(self) -> Callable[[np.ndarray], dict[str, Any]]:
+        return numbers_at(self.config, self.steps_per_epoch)
 
     @cached_property
     def full_rates(self) -> dict[str, float]:
@@ -105,8 +100,11 @@ class Plan:
         return over_depth(rates, tuple(rates)) if dropout.depth == "linear" else rates
 
     @cached_property
-    def _schedule(self) -> Schedule:
+    def _schedule(self) -> Callable[[np.ndarray], Any]:
         dropout = self.config.dropout
+        if dropout.schedule == "constant":
+            # Nothing to compile, as every run would have to.
+            return lambda steps: np.ones(steps.shape, np.float32)
         steps = max(round((dropout.schedule_epochs or 0) * self.steps_per_epoch), 1)
         start, end = dropout.schedule_from, dropout.schedule_to
         return jax.jit(schedule(dropout.schedule, steps, start, end))
@@ -116,15 +114,14 @@ class Plan:
         return {}
 
     def rates_at(self, steps: np.ndarray) -> dict[str, np.ndarray]:
-        """The rate of each site at steps i64 [n], each f32 [n]."""
-        factors = np.asarray(self._schedule(jnp.asarray(steps)))
+        """The rate of each site at steps [n], integers from 0; each f32 [n]."""
+        factors = np.asarray(self._schedule(steps))
         return {site: np.float32(rate) * factors for site, rate in self.full_rates.items()}
 
     @cached_property
     def peak_rates(self) -> dict[str, float]:
         """The largest rate that each site has at any step of the run."""
-        factors = self._schedule(jnp.arange(max(self.total_steps, 1)))
-        peak = float(jnp.max(factors))
+        peak = float(np.max(self._schedule(np.arange(max(self.total_steps, 1)))))
         return {site: rate * peak for site, rate in self.full_rates.items()}
 
     def dropout_key(self, step: int) -> Key:
@@ -132,14 +129,21 @@ class Plan:
         return self._keys(np.asarray([step], np.uint32))[0]
 
     def _keys(self, steps: np.ndarray) -> Key:
-        seed, randomness = self.config.seed, self.config.randomness
-        if randomness.dropout == "frozen":
-            root = stream_root(seed, "dropout", randomness.derivation)
+        root = self._root
+        if self.config.randomness.dropout == "frozen":
             return jax.random.wrap_key_data(
                 jnp.broadcast_to(jax.random.key_data(root), (len(steps), 2)),
                 impl="threefry2x32",
             )
-        return _step_keys(seed, jnp.asarray(steps), randomness.derivation, "dropout")
+        return keys_below(root, steps)
+
+    @cached_property
+    def _root(self) -> Key:
+        return stream_root(self.config.seed, "dropout", self.config.randomness.derivation)
+
+    @cached_property
+    def _augment_root(self) -> Key:
+        return stream_root(self.config.seed, "augment")
 
     def _order(self, epoch: int) -> np.ndarray:
         """Rows of the training set for each step of an epoch, i32 [step, batch]."""
@@ -156,12 +160,6 @@ class Plan:
                 self._orders[epoch] = _balanced(words, self.labels, self.steps_per_epoch, batch)
             return self._orders[epoch]
         return _batches(words, self.train_size, self.config.batch_size)
-
-
-_step_keys = jax.jit(
-    lambda seed, steps, derivation, stream: key_for(seed, stream, steps, derivation),
-    static_argnames=("seed", "derivation", "stream"),
-)
 
 
 @lru_cache(maxsize=2)

@@ -16,11 +16,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from thinned.core.errors import RequestError, ThinnedError
+from thinned.engine.devices import xla_flags
 
 START_S = 600
 """How long processes wait for one another at the start: a cold node may have to load its image."""
 
-_COLLECTIVES_S = 3600
+_PATIENCE = {
+    "xla_cpu_collective_timeout_seconds": 3600,
+    "xla_cpu_collective_call_terminate_timeout_seconds": 3600,
+}
 """How long CPUs wait for one another in mid-run: process 0 may save, another one read a cold disk.
 
 Gloo's own 30 seconds are less than that takes. A process that has died is noticed at once."""
@@ -64,7 +68,6 @@ def joined(
     if coordinator is not None:
         _refuse_unfit(coordinator, processes or 0, process or 0)
     own = "deactivate" if coordinator is not None else None
-    _have_patience()
     over = _watched(debug)
     try:
         with _direct():
@@ -81,7 +84,7 @@ def joined(
         reason = " ".join(str(error).split())[:160]
         raise ThinnedError(f"the processes of this run did not meet: {reason}") from error
     try:
-        with peers_told():
+        with xla_flags(**_PATIENCE), peers_told():
             yield
         over()
     except BaseException as error:
@@ -122,14 +125,6 @@ def _watched(debug: bool) -> Callable[[], None]:
         listener.communicate(b".")
 
     return over
-
-
-def _have_patience() -> None:
-    flags = os.environ.get("XLA_FLAGS", "")
-    for name in ("collective_timeout", "collective_call_terminate_timeout"):
-        if f"xla_cpu_{name}" not in flags:
-            flags += f" --xla_cpu_{name}_seconds={_COLLECTIVES_S}"
-    os.environ["XLA_FLAGS"] = flags.strip()
 
 
 def _refuse_unfit(coordinator: str, processes: int, process: int) -> None:

@@ -209,7 +209,7 @@ def shared_out(
     batches = list(padded_batches(len(images), batch_size))
     if len(devices) == 1:
         for rows, mask in batches:
-            yield jax.device_get(work(*fixed, *arrays, jnp.asarray(images[rows]))), mask
+            yield jax.device_get(work(*fixed, *arrays, jax.device_put(images[rows]))), mask
         return
     mesh = Mesh(np.asarray(devices), ("batch",))
     held = jax.device_put(arrays, NamedSharding(mesh, P()))
