@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ from jax.tree import leaves
 from thinned.cli.main import main
 from thinned.core.config import recipe, to_json, with_values
 from thinned.core.errors import RequestError
-from thinned.engine.loop import Pace
+from thinned.engine.loop import Pace, Stopped
 from thinned.engine.step import train_steps
 from thinned.runs import train as runs
 from thinned.studies.arms import Arm, grid, varied
@@ -390,25 +391,38 @@ def test_other_images_under_the_same_name_are_refused(base, tmp_path):
     assert all(len(row.outcomes) == 2 for row in run_study(more, folder))
 
 
-def test_processes_share_the_runs_and_change_nothing(done, base, tmp_path):
+def test_processes_share_the_runs_even_after_a_signal_and_change_nothing(done, tmp_path):
     wanted, _, rows, _ = done
     lines: list[str] = []
+
+    def stopping(line):
+        lines.append(line)
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Stopped) as stopped:
+        run_study(wanted, tmp_path / "s", stopping, processes=2)
+    assert stopped.value.exit_code == 143
+    before = len(lines)
+    assert 1 <= before < 6
+    assert multiprocessing.active_children() == []
     shared = run_study(wanted, tmp_path / "s", lines.append, processes=2)
-    # One count for all of them.
+    # One count for all of them; none is run twice.
     assert [line.split("/6 ")[0] for line in lines] == list("123456")
-    assert "left" in lines[0]
+    assert len({line.split(" ", 1)[1].split(":")[0] for line in lines}) == 6
+    assert "left" in lines[before]
     assert "left" not in lines[-1]
     for one, two in zip(rows, shared, strict=True):
         # Another number of threads may round otherwise.
         np.testing.assert_allclose(one.values("nll"), two.values("nll"), rtol=1e-4)
 
 
+# Of these, a single process is stopped as a run is, several as above; what is said then is below.
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("more", "number"),
     [
-        # A single process is stopped as a run is, which has a test of its own.
-        pytest.param([], signal.SIGINT, marks=pytest.mark.long),
-        pytest.param(["--processes", "2"], signal.SIGINT, marks=pytest.mark.long),
+        ([], signal.SIGINT),
+        (["--processes", "2"], signal.SIGINT),
         (["--processes", "2"], signal.SIGTERM),
     ],
 )
