@@ -164,7 +164,7 @@ def parse(arguments: list[str]) -> Any:
     """The command that `arguments` ask for, options filled from recipe, file, then flags.
 
     They are read twice, by the one parser that knows which word is whose value: first for recipe,
-    file or run, then over the defaults that those give.
+    file or run, then over the defaults that those give, unless these are the usual ones.
 
     Raises:
         RequestError: options that do not exist, or whose values cannot be.
@@ -184,6 +184,8 @@ def parse(arguments: list[str]) -> Any:
         if asked == words:
             raise
         return _read(words, [])
+    if asked == words and dataclasses.replace(base, recipe="") == nameless:
+        return _following(command, base)
     if isinstance(command, Data):
         fresh = [Data(action=Show(config=base))] if _takes_config(command.action) else []
     else:
