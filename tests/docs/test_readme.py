@@ -14,7 +14,7 @@ from PIL import Image
 
 import thinned
 from thinned.cli.main import COMMANDS, main, parse
-from thinned.core.config import Config, DataConfig, load
+from thinned.core.config import Config, DataConfig, MlpConfig, load
 from thinned.data.sources import mnist
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -145,13 +145,14 @@ PROGRAMS = [
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_every_program_of_the_pages_runs(program, tmp_path, monkeypatch):
-    # The three lines that train do so on a hundred images here.
-    program = program.replace(
+    # What trains does so with few weights here, and on a hundred images.
+    few = 'model="mlp", mlp=MlpConfig((8,)), epochs=1'
+    program = program.replace('model="mlp", epochs=1', few).replace(
         "thinned.Config(epochs=1)",
-        "thinned.Config(epochs=1, data=thinned.DataConfig(limit=100))",
+        f"thinned.Config({few}, data=thinned.DataConfig(limit=100))",
     )
     monkeypatch.chdir(tmp_path)
-    exec(compile(program, "page", "exec"), {"__name__": "__main__"})
+    exec(compile(program, "page", "exec"), {"__name__": "__main__", "MlpConfig": MlpConfig})
 
 
 def test_every_page_that_a_page_links_to_exists():

@@ -54,13 +54,15 @@ def test_parameters_lie_under_their_stages(name):
     assert has_branches(name)
 
 
+DISTINCT = ("element", "channel", "path", "connect")
+"""Kinds with places of their own; the others lie where one of these does."""
 KINDS = ("element", "channel", "block", "path", "gaussian", "alpha", "concrete", "connect")
 
 
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        (name, kind)
+        pytest.param(name, kind, marks=() if kind in DISTINCT else pytest.mark.long)
         for name in FAMILIES
         for kind in (KINDS if "resnet" in name else ("channel", "path"))
     ],

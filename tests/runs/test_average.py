@@ -102,9 +102,8 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     ("model", "augment"),
     [
-        (OWN, "none"),
-        ("resnet", "digits"),
-        pytest.param("resnet", "none", marks=pytest.mark.long),
+        (OWN, "digits"),
+        *(pytest.param("resnet", way, marks=pytest.mark.long) for way in ("none", "digits")),
     ],
 )
 def test_a_network_killed_in_mid_epoch_ends_with_the_same_bits(
