@@ -31,7 +31,7 @@ def test_shifts_and_mirrors_are_those_of_numpy():
 @given(st.floats(-180, 180))
 def test_turning_is_that_of_scipy(degrees):
     square = np.asarray(IMAGES[0])[:10]
-    found = rotated(jnp.asarray(square), jnp.float32(degrees))
+    found = jax.jit(rotated)(square, jnp.float32(degrees))
     middle = np.full(2, 4.5)
     angle = np.deg2rad(degrees)
     turn = np.asarray([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -105,7 +105,7 @@ def test_mirrors_come_as_often_as_asked_for():
 def test_targets_are_mixed_as_the_images_are(options):
     """Images of one value each: their mean tells the share of each of the two."""
     flat = jnp.broadcast_to(jnp.linspace(0, 1, 6)[:, None, None, None], IMAGES.shape)
-    varied = Augment(classes=6, **options)(flat, jnp.arange(6), KEY)
+    varied = jax.jit(Augment(classes=6, **options).__call__)(flat, jnp.arange(6), KEY)
     np.testing.assert_allclose(varied.targets.sum(1), 1, rtol=1e-5)
     expected = varied.targets @ jnp.linspace(0, 1, 6)
     np.testing.assert_allclose(varied.images.mean((1, 2, 3)), expected, atol=1e-5)
@@ -113,7 +113,7 @@ def test_targets_are_mixed_as_the_images_are(options):
 
 
 def test_cutout_greys_a_square():
-    varied = Augment(cutout=0.5)(IMAGES, LABELS, KEY).images
+    varied = jax.jit(Augment(cutout=0.5).__call__)(IMAGES, LABELS, KEY).images
     changed = np.any(varied != IMAGES, axis=-1).mean((1, 2))
     assert np.all(changed <= 0.31)
     assert np.all(changed > 0)

@@ -1,4 +1,4 @@
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,14 +13,19 @@ from thinned.engine.metrics import BatchSums, Totals, batch_sums
 def case(count, classes, seed):
     random = np.random.default_rng(seed)
     logits = random.normal(0, 3, (count, classes)).astype(np.float32)
-    return jnp.asarray(logits), jnp.asarray(random.integers(0, classes, count), jnp.int32)
+    return logits, random.integers(0, classes, count).astype(np.int32)
+
+
+@jax.jit
+def sums_of(logits, labels):
+    return batch_sums(cross_entropy(logits, labels), logits, labels)
 
 
 # Few shapes: every new one is a new compilation.
 @given(st.sampled_from([1, 2, 57]), st.sampled_from([2, 7]), st.integers(0, 999))
 def test_loss_and_accuracy_are_those_of_scikit_learn(count, classes, seed):
     logits, labels = case(count, classes, seed)
-    totals = Totals().add(batch_sums(cross_entropy(logits, labels), logits, labels))
+    totals = Totals().add(sums_of(logits, labels))
     wide = np.asarray(logits, np.float64)
     probabilities = np.exp(wide - np.logaddexp.reduce(wide, axis=1, keepdims=True))
     expected = reference.log_loss(labels, probabilities, labels=range(classes))
@@ -33,10 +38,10 @@ def test_loss_and_accuracy_are_those_of_scikit_learn(count, classes, seed):
 def test_padding_counts_for_nothing(sizes, seed):
     count, padding = sizes
     logits, labels = case(count + padding, 4, seed)
-    mask = jnp.arange(count + padding) < count
-    losses = jnp.where(mask, cross_entropy(logits, labels), jnp.nan)
-    padded = batch_sums(losses, logits, labels, mask)
-    alone = batch_sums(losses[:count], logits[:count], labels[:count])
+    mask = np.arange(count + padding) < count
+    losses = np.where(mask, cross_entropy(logits, labels), np.nan).astype(np.float32)
+    padded = jax.jit(batch_sums)(losses, logits, labels, mask)
+    alone = sums_of(logits[:count], labels[:count])
     assert int(padded.count) == int(alone.count) == count
     assert int(padded.correct) == int(alone.correct)
     assert float(padded.loss) == pytest.approx(float(alone.loss), rel=1e-5)

@@ -137,12 +137,12 @@ def moved_by(numbers) -> dict:
     state = state.replace(average=state.params)
     given = {"learning_rate": 1.0, "momentum": 0.0, **numbers}
     given = {name: jnp.float32(value) for name, value in given.items()}
-    new, _ = train_step(state, batch(), {}, jax.random.key(7), given)
+    new, _ = jax.jit(train_step)(state, batch(), {}, jax.random.key(7), given)
     return jax.tree.map(lambda one, two: one - two, state.params, new.params)
 
 
 def gradient_of(loss) -> dict:
-    variables = Tiny().init(jax.random.key(0), batch().images)
+    variables = jax.jit(Tiny().init)(jax.random.key(0), batch().images)
 
     def total(params):
         def logits(images):
@@ -151,7 +151,7 @@ def gradient_of(loss) -> dict:
 
         return loss(params, logits)
 
-    return jax.grad(total)(variables["params"])
+    return jax.jit(jax.grad(total))(variables["params"])
 
 
 def kernels(params):
