@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import uniform_values
+from conftest import normal_values, uniform_values
 from flax import linen as nn
 
 from thinned.core.errors import RequestError
@@ -88,9 +88,10 @@ def test_regularisers_are_sown_only_where_they_are_collected():
 def test_inference_of_dropconnect_averages_the_activation(rate):
     """Against 200,000 masks of NumPy's, for a wide layer whose outputs are nearly normal."""
     layer = L.DropConnectDense(4, rate, activation=nn.relu, bits="fast")
-    x = jax.random.normal(jax.random.key(3), (64,))
-    variables = layer.init(jax.random.key(4), x, deterministic=True)
-    found = layer.apply(variables, x, deterministic=True)
+    x = normal_values(3, 64)
+    params = {"kernel": normal_values(4, 64, 4) / 8, "bias": jnp.zeros(4)}
+    variables, apply = {"params": params}, jax.jit(layer.apply, static_argnames="deterministic")
+    found = apply(variables, x, deterministic=True)
     random = np.random.default_rng(0)
     weights = np.asarray(x)[:, None] * np.asarray(variables["params"]["kernel"]) / (1 - rate)
     bias = np.asarray(variables["params"]["bias"])
@@ -105,9 +106,9 @@ def test_inference_of_dropconnect_averages_the_activation(rate):
     assert np.all(np.abs(mean - found) < bound)
     # The layer's own masks are those; tests/dropout/test_kinds.py has the moments of 100,000.
     many = jnp.broadcast_to(x, (10_000, 64))
-    own = layer.apply(variables, many, deterministic=False, rngs={"dropout": KEY})
+    own = apply(variables, many, deterministic=False, rngs={"dropout": KEY})
     assert np.all(np.abs(np.asarray(own, np.float64).mean(0) - mean) < 4.1 * spread / 100)
-    weight_scaling = nn.relu(nn.Dense(4).apply(variables, x))
+    weight_scaling = jax.jit(lambda: nn.relu(nn.Dense(4).apply(variables, x)))()
     assert np.max(np.abs(weight_scaling - found)) > 0.02
 
 

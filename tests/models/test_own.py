@@ -260,6 +260,7 @@ def test_the_state_of_an_equinox_network_is_carried():
         (part["one"]["weight"], part["one"]["bias"], part["two"]["weight"], part["two"]["bias"]),
     )
 
+    @eqx.filter_jit
     def run(whole, held, inference):
         whole = eqx.nn.inference_mode(eqx.tree_at(lambda net: net.drop.rate, whole, 0.0), inference)
         call = jax.vmap(partial(whole, key=KEY), (0, None), (0, None), axis_name="images")

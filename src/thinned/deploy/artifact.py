@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from thinned.core.disk import read_regular
@@ -165,7 +164,7 @@ def _opened(folder: Path, about: Mapping[str, Any]) -> Artifact:
     names = [WEIGHTS, PLAIN, *([SAMPLED] if samples else [])]
     content = {name: _checked(folder / name, about["sha256"][name]) for name in names}
     programs = Programs(
-        {name: jnp.asarray(array) for name, array in load(content[WEIGHTS]).items()},
+        jax.device_put(load(content[WEIGHTS])),
         _called(content[PLAIN]),
         _called(content[SAMPLED]) if samples else None,
         np.asarray(about["keys"], np.uint32),
