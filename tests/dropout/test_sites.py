@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import normal_values, uniform_values
+from conftest import uniform_values
 from flax import linen as nn
 
 from thinned.core.errors import RequestError
@@ -88,9 +88,11 @@ def test_regularisers_are_sown_only_where_they_are_collected():
 def test_inference_of_dropconnect_averages_the_activation(rate):
     """Against 200,000 masks of NumPy's, for a wide layer whose outputs are nearly normal."""
     layer = L.DropConnectDense(4, rate, activation=nn.relu, bits="fast")
-    x = normal_values(3, 64)
-    params = {"kernel": normal_values(4, 64, 4) / 8, "bias": jnp.zeros(4)}
-    variables, apply = {"params": params}, jax.jit(layer.apply, static_argnames="deterministic")
+    x = jax.random.normal(jax.random.key(3), (64,))
+    init, apply = (
+        jax.jit(function, static_argnames="deterministic") for function in (layer.init, layer.apply)
+    )
+    variables = init(jax.random.key(4), x, deterministic=True)
     found = apply(variables, x, deterministic=True)
     random = np.random.default_rng(0)
     weights = np.asarray(x)[:, None] * np.asarray(variables["params"]["kernel"]) / (1 - rate)
