@@ -31,8 +31,8 @@ def refused(capsys, *words: object, code: int = 2) -> str:
     return errors
 
 
-# One batch size, one program: most of a test's time would be compilation.
-SAME = ("--batch-size", "16")
+# One network, one batch size, one program: most of a test's time would be compilation.
+SAME = ("--model", "mlp", "--mlp.hidden", "16", "--batch-size", "16")
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def test_a_full_disk_stops_with_one_line_and_the_run_goes_on_later(tiny_data, tm
         "--runs",
         str(tmp_path),
     ]
-    words += ["--name", "r", "--model", "mlp", "--mlp.hidden", "200"]
+    words += ["--name", "r", "--mlp.hidden", "200"]
     code = f"""if True:
         import resource, signal, sys; from thinned.cli.main import main
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -326,7 +326,6 @@ def test_the_progress_bar_shows_speed_and_time_left(tiny_data, tmp_path):
 
     main_end, other_end = pty.openpty()
     words = ["-m", "thinned", "train", *SAME, "--data.path", str(tiny_data), "--epochs", "5"]
-    words += ["--model", "mlp", "--mlp.hidden", "8"]
     process = subprocess.Popen(
         [sys.executable, *words, "--runs", str(tmp_path)],
         stdout=other_end,

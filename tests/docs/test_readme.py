@@ -88,7 +88,8 @@ def small(command: str) -> list[str]:
     return words
 
 
-def test_the_readmes_commands_run_in_their_order(workplace, monkeypatch, capsys):
+@pytest.fixture
+def place(workplace, monkeypatch) -> Path:
     whole = mnist.EmbeddedMnist().load()
     train, test = (part.take(np.arange(n)) for part, n in ((whole.train, 700), (whole.test, 50)))
     few = dataclasses.replace(whole, train=train, test=test)
@@ -96,6 +97,10 @@ def test_the_readmes_commands_run_in_their_order(workplace, monkeypatch, capsys)
     monkeypatch.chdir(workplace)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("XDG_CACHE_HOME", str(workplace / "cache"))
+    return workplace
+
+
+def test_the_readmes_commands_run_in_their_order(place, capsys):
     given = commands()
     assert len(given) >= 5
     for command in given:
@@ -103,8 +108,18 @@ def test_the_readmes_commands_run_in_their_order(workplace, monkeypatch, capsys)
             # Those are drawn, by the same budget, in tests/studies/test_reproduce.py.
             parse(shlex.split(command)[1:])
             continue
+        if command.startswith("thinned verify-resume"):
+            # Three processes: with the tutorial, below.
+            continue
         assert main(small(command)) == 0, capsys.readouterr().err
     assert thinned.Run.open("runs/first").config.epochs == 6
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("place")
+def test_a_kill_changes_nothing_as_the_page_says(capsys):
+    (command,) = (each for each in commands() if each.startswith("thinned verify-resume"))
+    assert main(small(command)) == 0, capsys.readouterr().err
 
 
 def test_commands_in_the_text_of_pages_are_right():
