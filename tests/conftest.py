@@ -40,8 +40,14 @@ gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Modules with optimised programs first: between them and others all programs are let go."""
-    items.sort(key=lambda item: item.get_closest_marker("optimised") is None)
+    """Modules with optimised programs first: between them and others all programs are let go.
+
+    The small ones of `core` last, so that the workers end together.
+    """
+    core = ROOT / "tests" / "core"
+    items.sort(
+        key=lambda item: (item.get_closest_marker("optimised") is None, core in item.path.parents)
+    )
 
 
 def pytest_collection_finish() -> None:

@@ -1,8 +1,5 @@
 """The audit of any program: every planted fault is found, and nothing where all is well."""
 
-import os
-import subprocess
-import sys
 import warnings
 from functools import cache
 
@@ -11,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import planted
 import pytest
-from conftest import ROOT, normal_values
+from conftest import normal_values
 from flax import linen as nn
 from jax.sharding import Mesh, PartitionSpec
 
@@ -236,33 +233,3 @@ def test_a_program_computes_what_its_function_does():
     assert not seen
     for one, two in zip(outputs, jax.tree.leaves(looped(KEY, X)), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
-
-
-DEVICES = """
-import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import Mesh, PartitionSpec as P
-from thinned import audit_function
-
-mesh = Mesh(np.asarray(jax.devices()), ("b",))
-for own in (True, False):
-    def local(key, x):
-        key = jax.random.fold_in(key, jax.lax.axis_index("b")) if own else key
-        return jnp.where(jax.random.bernoulli(key, 0.5, x.shape), x / 0.5, 0)
-
-    network = jax.shard_map(local, mesh=mesh, in_specs=(P(), P("b")), out_specs=P("b"))
-    keys = lambda step: jax.random.fold_in(jax.random.key(0), step)
-    found = audit_function(network, keys, jnp.ones((4, 8)), draws=8)
-    print([check.question for check in found.failures()])
-"""
-
-
-def test_one_mask_on_all_devices_is_found():
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run(
-        [sys.executable, "-c", DEVICES],
-        env={**os.environ, **flags, "PYTHONPATH": str(ROOT / "src")},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert result.stdout.splitlines() == ["[]", "['devices have masks of their own']"]

@@ -1,9 +1,6 @@
 """The bits: equal to JAX's own, right at every size and rate, and unrelated between keys."""
 
 import math
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -201,28 +198,6 @@ def test_what_is_no_key_is_refused(key):
 def test_an_unknown_generator_is_refused():
     with pytest.raises(RequestError, match="choose from threefry, fast"):
         random_bits(jax.random.key(0), (3,), "mersenne")
-
-
-SHARDED = """
-import jax, numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
-from thinned.dropout.bits import keep_mask
-mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
-assert mesh.size == 4
-for bits in ("threefry", "fast"):
-    for spec in (PartitionSpec("data"), PartitionSpec(None, "data")):
-        draw = lambda key: keep_mask(key, (16, 12), 0.3, bits)
-        sharded = jax.jit(draw, out_shardings=NamedSharding(mesh, spec))
-        compiled = sharded.lower(jax.random.key(0)).compile().as_text()
-        assert "all-gather" not in compiled and "all-reduce" not in compiled
-        assert (np.asarray(sharded(jax.random.key(0))) == np.asarray(draw(jax.random.key(0)))).all()
-"""
-
-
-def test_a_sharded_mask_is_the_same_mask():
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-c", SHARDED], env=environment, check=True)
 
 
 @pytest.mark.parametrize("bits", GENERATORS)

@@ -1,10 +1,6 @@
 """Laws that every kind of dropout obeys, and what each kind alone promises."""
 
-import os
-import subprocess
-import sys
 from functools import cache, partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -274,39 +270,6 @@ def test_normal_numbers_are_those_of_jax_and_uniform_ones_lie_inside():
         u = np.asarray(uniform(key, (1_000_000,), bits), np.float64)
         assert 0 < u.min() < u.max() < 1
         assert abs(u.mean() - 0.5) < 4 / np.sqrt(12e6)
-
-
-SHARDED = """
-import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import NamedSharding, PartitionSpec as P
-from test_kinds import KINDS, inputs
-x, rate, key = inputs(), jnp.float32(0.4), jax.random.key(1)
-spread = jax.device_put(x, NamedSharding(jax.make_mesh((4,), ("batch",)), P("batch")))
-assert len(spread.devices()) == 4
-# Those left out draw as element, channel and connect do.
-kinds = sorted(KINDS.keys() - {"shared", "path", "connect-batch"})
-for kind, bits in (("element", "threefry"), *((kind, "fast") for kind in kinds)):
-    def both(value):
-        y, back = jax.vjp(lambda v: KINDS[kind](v, rate, key, bits=bits), value)
-        return y, back(jnp.ones_like(y))[0]
-    one, many = jax.jit(both)(x), jax.jit(both)(spread)
-    for single, sharded in zip(one, many):
-        np.testing.assert_allclose(single, sharded, rtol=1e-4, atol=1e-4, err_msg=kind)
-print("equal")
-"""
-
-
-def test_masks_forward_and_backward_are_the_same_on_one_device_and_on_four():
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
-    found = subprocess.run(
-        [sys.executable, "-c", SHARDED],
-        env=dict(os.environ, XLA_FLAGS=flags, PYTHONPATH=os.pathsep.join(sys.path)),
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert found.stdout.strip() == "equal", found.stderr[-2000:]
 
 
 # DropBlock against a reference by loops.

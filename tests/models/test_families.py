@@ -22,7 +22,7 @@ FAMILIES = [name for name in SMALL if name != "resnet-50"]
         # of a family wait for the night.
         ("efficientnet-lite0", 4_652_008),
         pytest.param("efficientnet-lite1", 5_416_680, marks=pytest.mark.long),
-        ("efficientnet-lite2", 6_092_072),
+        pytest.param("efficientnet-lite2", 6_092_072, marks=pytest.mark.long),
         ("mobilenet-v2", 3_504_872),
         ("resnet-18", 11_689_512),
         pytest.param("resnet-34", 21_797_672, marks=pytest.mark.long),

@@ -41,12 +41,13 @@ def command(*words: str, devices: int = 1, **options):
     )
 
 
-QUICK = ["element", "alpha, streamed, adamw, clipped"]
+QUICK = ["alpha, streamed, adamw, clipped", "predictions"]
 
 
 @pytest.fixture(scope="module", params=["quick", pytest.param("slow", marks=pytest.mark.long)])
 def cases(request):
-    names = [name for name in layout_cases.CASES if (name in QUICK) == (request.param == "quick")]
+    every = (*layout_cases.CASES, "predictions")
+    names = [name for name in every if (name in QUICK) == (request.param == "quick")]
     process = command("layout_cases", *names, devices=8)
     said, errors = process.communicate()
     assert process.returncode == 0, errors

@@ -363,10 +363,11 @@ def told_how_to_go_on(folder: Path, errors: str) -> None:
     assert run.metrics[-1]["step"] <= step
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [pytest.param(signal.SIGINT, 130, marks=pytest.mark.long), (signal.SIGTERM, 143)],
-)
+BOTH = pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+
+
+@pytest.mark.long
+@BOTH
 def test_a_signal_saves_and_says_how_to_go_on(tiny_data, tmp_path, number, code):
     process = start(tmp_path, small_for(tiny_data, epochs=30_000))
     process.stdout.readline()
@@ -377,7 +378,8 @@ def test_a_signal_saves_and_says_how_to_go_on(tiny_data, tmp_path, number, code)
     told_how_to_go_on(tmp_path / "killed", errors)
 
 
-def test_so_does_the_signal_of_a_keyboard(tiny_data, tmp_path, monkeypatch, capsys):
+@BOTH
+def test_so_does_a_signal_in_this_process(tiny_data, tmp_path, monkeypatch, capsys, number, code):
     """In this process, as soon as something is recorded."""
     append = MetricsLog.append
 
@@ -385,12 +387,12 @@ def test_so_does_the_signal_of_a_keyboard(tiny_data, tmp_path, monkeypatch, caps
         append(log, records)
         # Once: a second signal stops at once.
         monkeypatch.setattr(MetricsLog, "append", append)
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
 
     monkeypatch.setattr(MetricsLog, "append", interrupted)
     (tmp_path / "config.json").write_text(to_json(small_for(tiny_data, epochs=30_000)))
     words = ["train", "-c", str(tmp_path / "config.json"), "--runs", str(tmp_path), "--name", "x"]
-    assert main(words) == 130
+    assert main(words) == code
     told_how_to_go_on(tmp_path / "x", capsys.readouterr().err)
 
 

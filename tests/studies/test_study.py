@@ -407,7 +407,8 @@ def test_processes_share_the_runs_even_after_a_signal_and_change_nothing(done, t
     before = len(lines)
     assert 1 <= before < 6
     assert multiprocessing.active_children() == []
-    shared = run_study(wanted, tmp_path / "s", lines.append, processes=2)
+    # Going on takes any number of them.
+    shared = run_study(wanted, tmp_path / "s", lines.append)
     # One count for all of them; none is run twice.
     assert [line.split("/6 ")[0] for line in lines] == list("123456")
     assert len({line.split(" ", 1)[1].split(":")[0] for line in lines}) == 6
