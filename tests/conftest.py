@@ -16,6 +16,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # is half as long. Modules marked `optimised` and the nightly run have programs as users have them.
 QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 QUICK_ANYWAY = os.environ.get(QUICK)
+# Of the hundred frames that lead to an operation here, one is written down with it.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "1")
 if QUICK_ANYWAY is None and version("jax").startswith("0.10."):
     # Half of what is left, and two thirds of that. Later versions do not know the first, and end
     # the process.
@@ -102,8 +104,8 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_idx(tmp_path_factory.mktemp("tiny"), blobs(200, 0), blobs(77, 1))
 
 
-LIMIT_KIB = 2 << 20
-"""Of memory that a process of tests may hold before its compiled programs are let go."""
+LIMIT_KIB = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 6 >> 10
+"""Of memory that a process of tests may hold before its compiled programs are let go: a sixth."""
 
 
 def memory_kib() -> int:

@@ -243,7 +243,14 @@ def test_a_full_disk_stops_with_one_line_and_the_run_goes_on_later(tiny_data, tm
         (["--recipe", "tutorial"], ("step", 32, 0.001)),
     ],
 )
-@pytest.mark.parametrize("command", ["train", "study", "find-lr", "verify-resume"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train",
+        "study",
+        *(pytest.param(c, marks=pytest.mark.long) for c in ("find-lr", "verify-resume")),
+    ],
+)
 def test_recipe_lies_under_the_file_and_the_file_under_the_flags(
     tmp_path, command, words, expected
 ):

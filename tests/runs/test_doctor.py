@@ -21,7 +21,10 @@ def write(path, data, **options):
     return path
 
 
-@pytest.mark.parametrize("kind", ["element", "concrete", "connect"])
+# What it says of learned rates is in tests/dropout/test_audit.py, too.
+@pytest.mark.parametrize(
+    "kind", ["element", "connect", pytest.param("concrete", marks=pytest.mark.long)]
+)
 def test_a_run_passes_with_its_own_keys_and_rates(tiny_data, tmp_path, kind):
     dropout = DropoutConfig(kind=kind, rate=0.4)
     config = Config(data=DataConfig(path=tiny_data), epochs=1, batch_size=20, dropout=dropout)
