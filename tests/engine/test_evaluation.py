@@ -79,6 +79,13 @@ def test_a_rate_beside_the_batch_overrides_the_modules_own():
     assert float(own.loss) != float(off.loss)
 
 
+def test_keys_that_are_first_asked_for_in_a_trace_are_keys_afterwards():
+    one, two = (Plan(Config(), 700, SITES) for _ in range(2))
+    jax.make_jaxpr(lambda x: x + jax.random.uniform(one.dropout_key(3)))(1.0)
+    words = [jax.random.key_data(plan.dropout_key(3)).tolist() for plan in (one, two)]
+    assert words[0] == words[1]
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 76, 77, 1000])
 def test_evaluation_counts_every_example_once_whatever_the_batch(batch_size):
     state = create_state(MLP(hidden=(16,)), jnp.ones((1, 28, 28, 1)), key_for(0, "params"), adam())

@@ -184,6 +184,7 @@ def parse(arguments: list[str]) -> Any:
         if asked == words:
             raise
         return _read(words, [])
+    # Without --help, which shows defaults: over the usual ones the words say the same.
     if asked == words and dataclasses.replace(base, recipe="") == nameless:
         return _following(command, base)
     if isinstance(command, Data):

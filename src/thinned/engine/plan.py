@@ -137,13 +137,16 @@ class Plan:
             )
         return keys_below(root, steps)
 
+    # What is kept must be a key, not a value of whatever is being traced.
     @cached_property
     def _root(self) -> Key:
-        return stream_root(self.config.seed, "dropout", self.config.randomness.derivation)
+        with jax.ensure_compile_time_eval():
+            return stream_root(self.config.seed, "dropout", self.config.randomness.derivation)
 
     @cached_property
     def _augment_root(self) -> Key:
-        return stream_root(self.config.seed, "augment")
+        with jax.ensure_compile_time_eval():
+            return stream_root(self.config.seed, "augment")
 
     def _order(self, epoch: int) -> np.ndarray:
         """Rows of the training set for each step of an epoch, i32 [step, batch]."""
