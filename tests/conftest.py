@@ -104,8 +104,9 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_idx(tmp_path_factory.mktemp("tiny"), blobs(200, 0), blobs(77, 1))
 
 
-LIMIT_KIB = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 6 >> 10
-"""Of memory that a process of tests may hold before its compiled programs are let go: a sixth."""
+MEMORY_KIB = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 1024
+LIMIT_KIB = max(2 << 20, MEMORY_KIB // 6)
+"""Of memory that a process of tests may hold before its compiled programs are let go."""
 
 
 def memory_kib() -> int:
