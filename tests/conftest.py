@@ -98,6 +98,18 @@ def normal_values(seed: int, *shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
 
 
+def with_devices(count: int) -> dict[str, str]:
+    """The environment of a process in which a CPU passes for so many, and tests can be imported."""
+    own = f"--xla_force_host_platform_device_count={count}"
+    places = (ROOT / place for place in ("src", "tests", "tests/dropout"))
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {own}",
+        "PYTHONPATH": os.pathsep.join(map(str, places)),
+    }
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of IDX files: 200 training and 77 test images, 8 x 8, 3 classes."""

@@ -35,13 +35,12 @@ def bits_are_drawn_where_they_are_used() -> None:
 
 
 def kinds_do_the_same() -> None:
-    """Forward and backward; those left out draw as element, channel and connect do."""
+    """Forward and backward."""
     x, rate, key = inputs(), jnp.float32(0.4), jax.random.key(1)
     mesh = jax.make_mesh((DEVICES,), ("batch",))
     spread = jax.device_put(x, NamedSharding(mesh, PartitionSpec("batch")))
     assert len(spread.devices()) == DEVICES
-    kinds = sorted(KINDS.keys() - {"shared", "path", "connect-batch"})
-    for kind, bits in (("element", "threefry"), *((kind, "fast") for kind in kinds)):
+    for kind, bits in (("element", "threefry"), *((kind, "fast") for kind in KINDS)):
 
         def both(value, kind=kind, bits=bits):
             y, back = jax.vjp(lambda v: KINDS[kind](v, rate, key, bits=bits), value)

@@ -1,27 +1,20 @@
 """Masks on several devices are those on one, and an audit sees where they are not."""
 
 import json
-import os
 import subprocess
 import sys
 
 import device_cases
 import pytest
-from conftest import ROOT
+from conftest import with_devices
 
-PLACES = ("src", "tests", "tests/dropout")
+pytestmark = pytest.mark.optimised
 
 
 @pytest.fixture(scope="module")
 def wrong():
-    count = f"--xla_force_host_platform_device_count={device_cases.DEVICES}"
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {count}",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join(str(ROOT / place) for place in PLACES),
-    }
     command = [sys.executable, "-m", "device_cases"]
+    environment = with_devices(device_cases.DEVICES)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)

@@ -59,10 +59,17 @@ WRAPS = {
     "remat": ((jnp.float32, "fast"), (jnp.float16, "fast")),
     "scan": ((jnp.float32, "fast"), (jnp.bfloat16, "fast"), (jnp.float32, "threefry")),
     "vmap": ((jnp.float32, "fast"), (jnp.float16, "fast"), (jnp.bfloat16, "threefry")),
+    "jit": ((jnp.float32, "fast"), (jnp.bfloat16, "fast")),
 }
-# Every kind in every way, with these in turn; all of them together at night.
+# Every kind in every way, with these in turn; all of them together at night. So is a program in a
+# program, for remat, scan and vmap are in one as it is.
 WRAPPED = [
-    pytest.param(kind, wrap, *way, marks=() if (i + j) % len(ways) == k else pytest.mark.long)
+    pytest.param(
+        kind,
+        wrap,
+        *way,
+        marks=() if (i + j) % len(ways) == k and wrap != "jit" else pytest.mark.long,
+    )
     for i, kind in enumerate(KINDS)
     for j, (wrap, ways) in enumerate(WRAPS.items())
     for k, way in enumerate(ways)
@@ -170,6 +177,7 @@ def test_forward_and_backward_gates_are_equal_and_dtypes_kept(kind, wrap, dtype,
 
     run = {
         "plain": single,
+        "jit": jax.jit(single),
         "remat": jax.checkpoint(single),
         "scan": lambda value, own: jax.lax.scan(
             lambda carry, row: (carry, single(row, own)), 0, value[None]

@@ -33,9 +33,10 @@ def test_logits_are_pytorchs_and_any_stage_goes_on_from_what_enters_it(name):
     one_by_one = traced_in_parts(model, range(1, last + 1)).trace(found.variables, images)
     found_logits = one_by_one.lower().compile()(found.variables, images)
     np.testing.assert_allclose(found_logits, expected, rtol=0, atol=bound)
-    # The whole must do step by step what its stages do.
-    whole = traced_in_parts(model, ()).trace(found.variables, images)
-    assert steps_of(whole) == steps_of(one_by_one)
+    # Parts, of one stage or of more, must do step by step what the whole does.
+    for cuts in ((), (last // 2, last)):
+        other = traced_in_parts(model, cuts).trace(found.variables, images)
+        assert steps_of(other) == steps_of(one_by_one)
 
 
 def traced_in_parts(model, cuts):

@@ -103,7 +103,10 @@ class Killed(BaseException):
     ("model", "augment"),
     [
         (OWN, "digits"),
-        *(pytest.param("resnet", way, marks=pytest.mark.long) for way in ("none", "digits")),
+        *(
+            pytest.param(*way, marks=pytest.mark.long)
+            for way in ((OWN, "none"), ("resnet", "none"), ("resnet", "digits"))
+        ),
     ],
 )
 def test_a_network_killed_in_mid_epoch_ends_with_the_same_bits(

@@ -1,5 +1,4 @@
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -7,7 +6,7 @@ import sys
 import layout_cases
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import with_devices
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,15 +24,9 @@ TRAIN = ["--model", "mlp", "--mlp.hidden", "8", "--batch-size", "16", "--epochs"
 
 
 def command(*words: str, devices: int = 1, **options):
-    own = f"--xla_force_host_platform_device_count={devices}"
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {own}",
-        "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}",
-    }
     return subprocess.Popen(
         [sys.executable, "-m", *words],
-        env=environment,
+        env=with_devices(devices),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -123,7 +123,7 @@ def test_operations_behind_dropout_are_affine_or_not(name):
     assert look_at(model.apply, variables, X[0]) == (True, name in AFFINE)
 
 
-@settings(max_examples=6)
+@settings(max_examples=8)
 @given(st.lists(st.sampled_from(["dense", "drop", "noise", *OPERATIONS]), max_size=5))
 def test_random_networks_are_sampled_as_one_by_one(names):
     model = Network((*names, "drop", "dense"))
